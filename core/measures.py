@@ -1,0 +1,57 @@
+"""What the importance stage measured: importances, gradient statistics, priors. Arrays only."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+GRADIENTS_OF_WEIGHTS = "weights"
+GRADIENTS_OF_INPUTS = "inputs of o_proj/down_proj"
+NO_GRADIENTS = "none"
+
+
+@dataclass(frozen=True)
+class GradientStatistics:
+    """Raw gradient scale of each layer, before any transform. All arrays float64 of shape (L,).
+
+    mean: mean over windows of the mean |g| over the layer's prunable tensors. norm: mean over windows of the L2
+    norm of the same gradients. min, max: smallest and largest mean |g| over windows.
+    source: which gradients these are (``weights`` or ``inputs of o_proj/down_proj``).
+    """
+
+    mean: np.ndarray
+    norm: np.ndarray
+    min: np.ndarray
+    max: np.ndarray
+    source: str
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Raw criterion values: ``values`` float64 (G,), higher = keep, in the order of the GroupTable.
+
+    gradients is None where the criterion saw none. windows_used counts the windows behind the values,
+    windows_skipped those that yielded NaN or Inf. second_order_share is set by ``taylor_2nd`` only.
+    """
+
+    values: np.ndarray
+    criterion: str
+    gradients: GradientStatistics | None
+    windows_used: int = 0
+    windows_skipped: int = 0
+    second_order_share: float | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Measured importance of whole blocks and layers: what removing each alone costs.
+
+    block: float64 (L, 2), columns attention and mlp. layer: float64 (L,). method: ``loss`` (nats per token) or
+    ``similarity`` (1 - cosine). dense_nll: nats per token of the dense model, None for ``similarity``.
+    """
+
+    block: np.ndarray
+    layer: np.ndarray
+    method: str
+    num_windows: int
+    dense_nll: float | None = None

@@ -1,0 +1,92 @@
+"""The pruning plan: the whole decision, as data. It can be printed, saved, compared and replayed."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from core.groups import ATTENTION, KINDS, MLP, Architecture, GroupTable
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """Which groups stay. Surgery follows it and holds no opinions.
+
+    architecture: of the model the plan was made for; a plan fits no other.
+    keep: bool array of shape (G,) in GroupTable order, True = retained. All False in a removed layer.
+    removed_layers: indices of decoder layers removed whole, ascending.
+    requested_ratio, ratio_of: what was asked (``total`` or ``prunable`` parameters).
+    budget_params: the largest number of parameters the request allowed to remove.
+    removed_params: parameters really removed (a removed layer counts its norms too).
+    gap_reason: why budget_params - removed_params is not 0 (empty when it is).
+    """
+
+    architecture: Architecture
+    keep: np.ndarray
+    removed_layers: tuple[int, ...]
+    requested_ratio: float
+    ratio_of: str
+    budget_params: int
+    removed_params: int
+    gap_reason: str
+
+    @property
+    def groups(self) -> GroupTable:
+        return self.architecture.groups
+
+    @property
+    def budget_gap_params(self) -> int:
+        return self.budget_params - self.removed_params
+
+    @property
+    def achieved_of_total(self) -> float:
+        return self.removed_params / self.architecture.total_params
+
+    @property
+    def achieved_of_prunable(self) -> float:
+        return self.removed_params / self.architecture.prunable_params
+
+    @property
+    def remaining_layers(self) -> list[int]:
+        """Original indices of the layers that stay, in order; their position is their new index."""
+        return [layer for layer in range(self.architecture.num_layers) if layer not in self.removed_layers]
+
+    def kept(self, layer: int, kind: int) -> np.ndarray:
+        """Ascending int64 indices of the groups that stay in a block."""
+        return np.flatnonzero(self.keep[self.groups.rows(layer, kind)])
+
+    @property
+    def pruned_architecture(self) -> Architecture:
+        """Widths and counts after surgery, in the new numbering of layers."""
+        layers = []
+        for index in self.remaining_layers:
+            shape = self.architecture.layers[index]
+            kv_heads = len(self.kept(index, ATTENTION))
+            layers.append(
+                replace(
+                    shape,
+                    num_heads=kv_heads * (shape.num_heads // shape.num_kv_heads),
+                    num_kv_heads=kv_heads,
+                    intermediate_size=len(self.kept(index, MLP)),
+                )
+            )
+        return replace(
+            self.architecture,
+            total_params=self.architecture.total_params - self.removed_params,
+            layers=tuple(layers),
+        )
+
+    def layer_rates(self) -> np.ndarray:
+        """float64 (L,): removed / original prunable parameters of each layer (1.0 where it is removed whole)."""
+        groups = self.groups
+        original = np.bincount(groups.layer, weights=groups.cost, minlength=groups.num_layers)
+        removed = np.bincount(groups.layer, weights=groups.cost * ~self.keep, minlength=groups.num_layers)
+        return removed / np.maximum(original, 1)
+
+    def block_rates(self) -> np.ndarray:
+        """float64 (L, 2): removed fraction of each block's groups, columns attention and mlp."""
+        groups = self.groups
+        total = np.bincount(groups.block, minlength=2 * groups.num_layers)
+        removed = np.bincount(groups.block, weights=~self.keep, minlength=2 * groups.num_layers)
+        return (removed / np.maximum(total, 1)).reshape(-1, len(KINDS))
