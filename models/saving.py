@@ -1,0 +1,81 @@
+"""Save a pruned model as a folder that ``from_pretrained(..., trust_remote_code=True)`` loads."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core.families import Family
+from models.shipped import render
+
+
+def save_checkpoint(model: Any, family: Family, tokenizer: Any, folder: Path, dtype: torch.dtype) -> Path:
+    """Write safetensors in ``dtype``, config, generation config, tokenizer and the two shipped Python files.
+
+    Everything is written beside ``folder`` and renamed into place, replacing an earlier one only when complete.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        with _stored_as(model, dtype):
+            model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        for name, text in render(family).items():
+            (temporary / name).write_text(text, encoding="utf-8")
+        _complete_config(temporary / "config.json", model)
+        temporary.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+@contextmanager
+def _stored_as(model: Any, dtype: torch.dtype) -> Iterator[None]:
+    """Parameters (not buffers: rotary tables stay float32) in ``dtype`` while saving; the same ones come back."""
+    original = {parameter: parameter.data for parameter in model.parameters()}
+    try:
+        for parameter, data in original.items():
+            parameter.data = data.to(dtype)
+        yield
+    finally:
+        for parameter, data in original.items():
+            parameter.data = data
+
+
+def _complete_config(path: Path, model: Any) -> None:
+    """Add what other readers look for: every layer's widths, and the rope settings under their older names."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    layers = range(model.config.num_hidden_layers)
+    config["per_layer_config"] = {str(layer): model.config.layer_widths(layer) for layer in layers}
+    rope = config.get("rope_parameters")
+    if isinstance(rope, dict):
+        config |= _older_rope_keys(rope)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _older_rope_keys(rope: dict[str, Any]) -> dict[str, Any]:
+    """rope_theta, rope_scaling (and gemma3's rope_local_base_freq): releases before 5.0 ignore rope_parameters."""
+    if "rope_theta" in rope:
+        scaling = {key: value for key, value in rope.items() if key not in ("rope_theta", "partial_rotary_factor")}
+        keys = {"rope_theta": rope["rope_theta"]}
+        if "partial_rotary_factor" in rope:
+            keys["partial_rotary_factor"] = rope["partial_rotary_factor"]
+        return keys | ({"rope_scaling": scaling} if scaling.get("rope_type", "default") != "default" else {})
+    keys = {}
+    if "full_attention" in rope:
+        keys |= _older_rope_keys(rope["full_attention"])
+    if "sliding_attention" in rope:
+        keys["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+    return keys
