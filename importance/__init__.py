@@ -1,0 +1,1 @@
+"""What each group is worth: criteria and priors measured on the model, then scores made from them."""

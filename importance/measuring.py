@@ -1,0 +1,148 @@
+"""What every measurement shares: leave the model as found, the loss, group sums, guarding against NaN."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from torch.utils.hooks import RemovableHandle
+
+from core.errors import NumericalError
+from core.families import Family, Member, rows_per_group
+from core.groups import Architecture, LayerShape
+
+RARE = 0.05  # share of windows that may yield NaN or Inf before a run stops
+CHECKPOINT_ABOVE_BYTES = 2 << 30
+
+
+@contextmanager
+def left_as_found(model: Any) -> Iterator[list[RemovableHandle]]:
+    """Measure inside; hooks put into the yielded list, modes, requires_grad and gradients are restored on exit.
+
+    Inside, the model is in eval mode, every parameter is frozen and has no gradient. Also after an exception.
+    """
+    training = {module: module.training for module in model.modules()}
+    parameters = {parameter: (parameter.requires_grad, parameter.grad) for parameter in model.parameters()}
+    handles: list[RemovableHandle] = []
+    try:
+        model.eval()
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        yield handles
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in training.items():
+            module.training = mode
+        for parameter, (requires_grad, gradient) in parameters.items():
+            parameter.grad = None
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = gradient
+
+
+def token_nll(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """float32 (B, T-1): -ln p of every token given those before it. logits (B, T, V), ids int64 (B, T)."""
+    vocabulary = logits.shape[-1]
+    losses = F.cross_entropy(logits[:, :-1].reshape(-1, vocabulary).float(), ids[:, 1:].reshape(-1), reduction="none")
+    return losses.view(ids.shape[0], -1)
+
+
+def summed_nll(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """L = sum over sequences and predicted tokens of the NLL, nats; ids int64 (B, T). The cache is not used."""
+    return token_nll(model(input_ids=ids, use_cache=False).logits, ids).sum()
+
+
+def group_sums(member: Member, shape: LayerShape, along_axis: torch.Tensor) -> torch.Tensor:
+    """Sum (..., rows) over each group's rows -> (..., K or F), adding up the member's parts."""
+    groups = shape.widths[member.kind]
+    runs = [rows_per_group(part, shape) for part in member.parts]
+    pieces = along_axis.split([groups * run for run in runs], dim=-1)
+    total = pieces[0].unflatten(-1, (groups, runs[0])).sum(-1)
+    for piece, run in zip(pieces[1:], runs[1:], strict=True):
+        total = total + piece.unflatten(-1, (groups, run)).sum(-1)
+    return total
+
+
+class LayerGradients:
+    """Running mean, norm, min and max of each layer's raw gradients; one row a window, float64 on the CPU."""
+
+    def __init__(self, num_layers: int) -> None:
+        self.mean = np.zeros(num_layers)
+        self.norm = np.zeros(num_layers)
+        self.min = np.full(num_layers, np.inf)
+        self.max = np.full(num_layers, -np.inf)
+        self.windows = 0
+
+    def add(self, mean: np.ndarray, norm: np.ndarray) -> None:
+        """mean |g| and L2 norm, each (windows, L)."""
+        self.mean += mean.sum(0)
+        self.norm += norm.sum(0)
+        self.min = np.minimum(self.min, mean.min(0))
+        self.max = np.maximum(self.max, mean.max(0))
+        self.windows += len(mean)
+
+
+class NonFiniteGuard:
+    """Counts windows that yielded NaN or Inf; raises NumericalError once they are no longer rare."""
+
+    def __init__(self, num_windows: int) -> None:
+        self.allowed = int(RARE * num_windows)
+        self.skipped = 0
+
+    def admit(self, per_layer: np.ndarray, loss_is_finite: bool, windows: int) -> bool:
+        """True when the step may count. per_layer: (..., L), NaN or Inf where a layer's values were."""
+        bad_layers = np.flatnonzero(~np.isfinite(per_layer).reshape(-1, per_layer.shape[-1]).all(0))
+        if loss_is_finite and not len(bad_layers):
+            return True
+        self.skipped += windows
+        if self.skipped > self.allowed:
+            where = f"gradients of layers {', '.join(map(str, bad_layers[:8]))}" if len(bad_layers) else "the loss"
+            raise NumericalError(
+                f"NaN or Inf in {where} ({self.skipped} windows so far, {self.allowed} tolerated); "
+                "try --dtype float32, or check that the checkpoint is intact"
+            )
+        return False
+
+
+def wants_checkpointing(model: Any, architecture: Architecture, tokens: int) -> bool:
+    """Whether activations kept for backward would dominate memory: above 2 GiB and half the weights, or half of what
+    is free. About 10 C + 4 F values a token and layer are kept."""
+    first = next(model.parameters())
+    a_token = sum(10 * architecture.hidden_size + 4 * layer.intermediate_size for layer in architecture.layers)
+    activations = tokens * a_token * first.element_size()
+    weights = architecture.total_params * first.element_size()
+    if activations > CHECKPOINT_ABOVE_BYTES and activations > weights / 2:
+        return True
+    return first.is_cuda and activations > torch.cuda.mem_get_info(first.device)[0] / 2
+
+
+@contextmanager
+def checkpointed_layers(model: Any, family: Family, active: bool) -> Iterator[None]:
+    """Recompute each decoder layer in backward instead of keeping its activations (Chen et al. 2016).
+
+    The reentrant form runs a layer first without and then with gradients, so hooks that look at
+    ``torch.is_grad_enabled()`` see each layer once, and nothing they hold outlives the layer's own backward.
+    """
+    layers = list(model.get_submodule(family.layers)) if active else []
+
+    def first_input_requires_grad(_module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0].detach().requires_grad_(), *args[1:])
+
+    handles = [layers[0].register_forward_pre_hook(first_input_requires_grad)] if layers else []
+    try:
+        for layer in layers:
+            dense = layer.forward
+            layer.forward = lambda hidden, *args, _dense=dense, **kwargs: checkpoint(
+                partial(_dense, **kwargs), hidden, *args, use_reentrant=True
+            )
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for layer in layers:
+            layer.__dict__.pop("forward", None)

@@ -1,0 +1,165 @@
+"""Priors: what the model loses when one block, or one whole layer, is taken away.
+
+    loss        Delta = NLL(block's output replaced by zero) - NLL(dense), nats per token; the residual stream passes
+    similarity  1 - cosine between the residual stream before and after the block, mean over tokens (one pass)
+
+For ``loss`` the dense pass of each batch keeps the input of every layer. A variant that changes layer l starts from
+there, so the 3 L variants cost about half of 3 L passes.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from core.batching import TOKENS_A_BATCH
+from core.errors import NumericalError
+from core.families import Family
+from core.measures import Prior
+from core.windows import TokenWindows
+from importance.measuring import left_as_found, token_nll
+
+
+@torch.no_grad()
+def measure_prior(
+    model: Any, family: Family, windows: TokenWindows, *, method: str = "loss", batch_size: int | None = None
+) -> Prior:
+    """Measure every block and layer on all given windows (calibration, never evaluation text).
+
+    Raises NumericalError when the loss (or a cosine) is NaN or Inf.
+    """
+    size = batch_size or max(1, TOKENS_A_BATCH // windows.seq_len)
+    batches = [windows.ids[start : start + size] for start in range(0, len(windows), size)]
+    with left_as_found(model) as handles:
+        measure = _LossPrior(model, family) if method == "loss" else _SimilarityPrior(model, family, handles)
+        with tqdm(total=len(windows), desc=f"prior ({method})", unit="window", leave=False) as progress:
+            for batch in batches:
+                measure.add(torch.from_numpy(batch).to(next(model.parameters()).device))
+                progress.update(len(batch))
+    prior = measure.result(len(windows), windows.seq_len)
+    if not (np.isfinite(prior.block).all() and np.isfinite(prior.layer).all()):
+        layer = int(np.flatnonzero(~np.isfinite(prior.block).all(1) | ~np.isfinite(prior.layer))[0])
+        raise NumericalError(f"the prior of layer {layer} is NaN or Inf; try --dtype float32")
+    return prior
+
+
+class _LossPrior:
+    def __init__(self, model: Any, family: Family) -> None:
+        self.model, self.family = model, family
+        self.layers = list(model.get_submodule(family.layers))
+        self.dense = 0.0
+        self.block = np.zeros((len(self.layers), 2))
+        self.layer = np.zeros(len(self.layers))
+
+    def add(self, ids: torch.Tensor) -> None:
+        inputs, dense = self._dense_pass(ids)
+        self.dense += dense
+        for index, layer in enumerate(self.layers):
+            with _bypassed(self.layers[:index], restart=inputs[index]):
+                for kind, path in enumerate((self.family.attention, self.family.mlp)):
+                    with _silenced(layer.get_submodule(path), is_attention=kind == 0):
+                        self.block[index, kind] += self._nll(ids)
+            with _bypassed(self.layers[: index + 1], restart=inputs[index]):
+                self.layer[index] += self._nll(ids)
+
+    def _dense_pass(self, ids: torch.Tensor) -> tuple[list[torch.Tensor], float]:
+        inputs: list[torch.Tensor] = []
+        handles = [
+            layer.register_forward_pre_hook(lambda _module, args: inputs.append(args[0])) for layer in self.layers
+        ]
+        try:
+            return inputs, self._nll(ids)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _nll(self, ids: torch.Tensor) -> float:
+        return float(token_nll(self.model(input_ids=ids, use_cache=False).logits, ids).double().sum())
+
+    def result(self, num_windows: int, seq_len: int) -> Prior:
+        tokens = num_windows * (seq_len - 1)
+        return Prior(
+            block=(self.block - self.dense) / tokens,
+            layer=(self.layer - self.dense) / tokens,
+            method="loss",
+            num_windows=num_windows,
+            dense_nll=self.dense / tokens,
+        )
+
+
+class _SimilarityPrior:
+    """Hooks read the residual stream where a layer begins, between its blocks and where it ends."""
+
+    def __init__(self, model: Any, family: Family, handles: list[Any]) -> None:
+        self.model = model
+        layers = list(model.get_submodule(family.layers))
+        self.block = np.zeros((len(layers), 2))
+        self.layer = np.zeros(len(layers))
+        for index, layer in enumerate(layers):
+            stream: dict[str, torch.Tensor] = {}
+            handles += [
+                layer.register_forward_pre_hook(lambda _module, args, s=stream: s.__setitem__("before", args[0])),
+                layer.get_submodule(family.pre_mlp_norm).register_forward_pre_hook(
+                    lambda _module, args, s=stream: s.__setitem__("between", args[0])
+                ),
+                layer.register_forward_hook(
+                    lambda _module, _args, output, s=stream, i=index: self._compare(i, s, output)
+                ),
+            ]
+
+    def _compare(self, index: int, stream: dict[str, torch.Tensor], output: Any) -> None:
+        after = output[0] if isinstance(output, tuple) else output
+        self.block[index, 0] += _distance(stream["before"], stream["between"])
+        self.block[index, 1] += _distance(stream["between"], after)
+        self.layer[index] += _distance(stream["before"], after)
+        stream.clear()
+
+    def add(self, ids: torch.Tensor) -> None:
+        self.model(input_ids=ids, use_cache=False, logits_to_keep=1)
+
+    def result(self, num_windows: int, seq_len: int) -> Prior:
+        tokens = num_windows * seq_len
+        return Prior(self.block / tokens, self.layer / tokens, "similarity", num_windows)
+
+
+def _distance(before: torch.Tensor, after: torch.Tensor) -> float:
+    """Sum over tokens of 1 - cosine; float64, because the cosine of neighbouring layers is close to 1."""
+    return float((1.0 - F.cosine_similarity(before.double(), after.double(), dim=-1)).clamp_min(0.0).sum())
+
+
+@contextmanager
+def _bypassed(layers: list[nn.Module], restart: torch.Tensor) -> Iterator[None]:
+    """Layers before a variant hand their input on; the last of them hands over the cached stream instead.
+
+    The model's own forward still builds masks and positions and ends with its own norm and head, so this needs to
+    know nothing about a family. With no layer to bypass the model starts from its embeddings, which is the same.
+    """
+    try:
+        for layer in layers[:-1]:
+            layer.forward = lambda hidden, *_args, **_kwargs: hidden
+        if layers:
+            layers[-1].forward = lambda _hidden, *_args, **_kwargs: restart
+        yield
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("forward", None)
+
+
+@contextmanager
+def _silenced(block: nn.Module, is_attention: bool) -> Iterator[None]:
+    """The block computes nothing and adds zero to the residual stream."""
+
+    def nothing(hidden_states: torch.Tensor, *_args: Any, **_kwargs: Any) -> Any:
+        zeros = torch.zeros_like(hidden_states)
+        return (zeros, None) if is_attention else zeros
+
+    try:
+        block.forward = nothing
+        yield
+    finally:
+        block.__dict__.pop("forward", None)
