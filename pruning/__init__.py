@@ -1,0 +1,1 @@
+"""Deciding what leaves (planning, pure numpy) and taking it out (surgery)."""
