@@ -24,7 +24,7 @@ from importance.measuring import (
     group_sums,
     left_as_found,
     summed_nll,
-    wants_checkpointing,
+    layers_to_recompute,
 )
 
 
@@ -51,8 +51,8 @@ def fisher_importance(
         def step(batch: np.ndarray) -> None:
             collector.start(len(batch))
             ids = torch.from_numpy(batch).to(device)
-            checkpointing = wants_checkpointing(model, architecture, ids.numel())
-            with torch.enable_grad(), checkpointed_layers(model, family, checkpointing):
+            recomputed = layers_to_recompute(model, architecture, ids.numel())
+            with torch.enable_grad(), checkpointed_layers(model, family, recomputed):
                 loss = summed_nll(model, ids)
                 loss.backward()
             mean, norm = collector.layer_statistics()
@@ -104,7 +104,8 @@ class _InputGradients:
         inputs = args[0]
         # Weights are frozen, so gradients start at the first input that asks for one: nothing before it is computed.
         watched = inputs if inputs.requires_grad else inputs.detach().requires_grad_()
-        watched.register_hook(lambda gradient: self._reduce(watched.detach(), gradient, layer, member))
+        values = watched.detach()  # a hook that held ``watched`` would keep itself and the graph alive
+        watched.register_hook(lambda gradient: self._reduce(values, gradient, layer, member))
         return (watched, *args[1:])
 
     def _reduce(self, inputs: torch.Tensor, gradient: torch.Tensor, layer: int, member: Member) -> None:

@@ -16,7 +16,8 @@ from core.families import Family, Member, rows_per_group
 from core.groups import Architecture, LayerShape
 
 RARE = 0.05  # share of windows that may yield NaN or Inf before a run stops
-CHECKPOINT_ABOVE_BYTES = 2 << 30
+LEAST_KEPT_BYTES, MOST_KEPT_BYTES = 256 << 20, 512 << 20  # of activations, between forward and backward
+IGNORED = -100  # target of a position that predicts nothing
 
 
 @contextmanager
@@ -46,10 +47,14 @@ def left_as_found(model: Any) -> Iterator[list[RemovableHandle]]:
 
 
 def token_nll(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """float32 (B, T-1): -ln p of every token given those before it. logits (B, T, V), ids int64 (B, T)."""
-    vocabulary = logits.shape[-1]
-    losses = F.cross_entropy(logits[:, :-1].reshape(-1, vocabulary).float(), ids[:, 1:].reshape(-1), reduction="none")
-    return losses.view(ids.shape[0], -1)
+    """float32 (B, T): -ln p of each next token; 0 in the last column. logits (B, T, V), ids int64 (B, T).
+
+    The targets are shifted, not the logits: slicing V-wide rows would copy them in forward and again in backward.
+    """
+    targets = torch.full_like(ids, IGNORED)
+    targets[:, :-1] = ids[:, 1:]
+    losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none")
+    return losses.view(ids.shape)
 
 
 def summed_nll(model: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -109,26 +114,34 @@ class NonFiniteGuard:
         return False
 
 
-def wants_checkpointing(model: Any, architecture: Architecture, tokens: int) -> bool:
-    """Whether activations kept for backward would dominate memory: above 2 GiB and half the weights, or half of what
-    is free. About 10 C + 4 F values a token and layer are kept."""
+def layers_to_recompute(model: Any, architecture: Architecture, tokens: int) -> int:
+    """How many layers, from the first, must recompute their activations in backward so that the rest may keep theirs.
+
+    A layer keeps about 10 C + 4 F values a token. What is kept is bounded by a quarter of the weights, but by no less
+    than 256 MiB (a small model need not be slow) and no more than 512 MiB (a large one must fit).
+    """
     first = next(model.parameters())
-    a_token = sum(10 * architecture.hidden_size + 4 * layer.intermediate_size for layer in architecture.layers)
-    activations = tokens * a_token * first.element_size()
     weights = architecture.total_params * first.element_size()
-    if activations > CHECKPOINT_ABOVE_BYTES and activations > weights / 2:
-        return True
-    return first.is_cuda and activations > torch.cuda.mem_get_info(first.device)[0] / 2
+    budget = min(max(weights / 4, LEAST_KEPT_BYTES), MOST_KEPT_BYTES)
+    kept = 0
+    for layer in reversed(architecture.layers):
+        budget -= tokens * first.element_size() * (10 * architecture.hidden_size + 4 * layer.intermediate_size)
+        if budget < 0:
+            break
+        kept += 1
+    return architecture.num_layers - kept
 
 
 @contextmanager
-def checkpointed_layers(model: Any, family: Family, active: bool) -> Iterator[None]:
-    """Recompute each decoder layer in backward instead of keeping its activations (Chen et al. 2016).
+def checkpointed_layers(model: Any, family: Family, count: int) -> Iterator[None]:
+    """Recompute the first ``count`` decoder layers in backward instead of keeping their activations (Chen et al. 2016).
+
+    The first ones, because backward comes to them last, when the others have given their memory back.
 
     The reentrant form runs a layer first without and then with gradients, so hooks that look at
     ``torch.is_grad_enabled()`` see each layer once, and nothing they hold outlives the layer's own backward.
     """
-    layers = list(model.get_submodule(family.layers)) if active else []
+    layers = list(model.get_submodule(family.layers))[:count]
 
     def first_input_requires_grad(_module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (args[0].detach().requires_grad_(), *args[1:])

@@ -27,7 +27,7 @@ from importance.measuring import (
     group_sums,
     left_as_found,
     summed_nll,
-    wants_checkpointing,
+    layers_to_recompute,
 )
 
 
@@ -52,18 +52,18 @@ def taylor_importance(
         guard = NonFiniteGuard(len(windows))
         gradients = LayerGradients(architecture.num_layers)
         device = next(model.parameters()).device
-        checkpointing = wants_checkpointing(model, architecture, windows.seq_len)
+        recomputed = layers_to_recompute(model, architecture, windows.seq_len)
         for row in tqdm(windows.ids, desc=f"importance ({reducer.name})", unit="window", leave=False):
             ids = torch.from_numpy(row[None]).to(device)
             try:
-                loss = _backward(model, family, ids, checkpointing)
+                loss = _backward(model, family, ids, recomputed)
             except torch.OutOfMemoryError:
-                if checkpointing:
+                if recomputed == architecture.num_layers:
                     raise
-                checkpointing = True
+                recomputed = architecture.num_layers
                 reducer.forget_window()
                 torch.cuda.empty_cache()
-                loss = _backward(model, family, ids, checkpointing)
+                loss = _backward(model, family, ids, recomputed)
             mean, norm = reducer.layer_statistics()
             if guard.admit(mean, bool(torch.isfinite(loss)), windows=1):
                 reducer.keep_window()
@@ -74,8 +74,8 @@ def taylor_importance(
         return reducer.result(gradients, guard)
 
 
-def _backward(model: Any, family: Family, ids: torch.Tensor, checkpointing: bool) -> torch.Tensor:
-    with torch.enable_grad(), checkpointed_layers(model, family, checkpointing):
+def _backward(model: Any, family: Family, ids: torch.Tensor, recomputed: int) -> torch.Tensor:
+    with torch.enable_grad(), checkpointed_layers(model, family, recomputed):
         loss = summed_nll(model, ids)
         loss.backward()
     return loss.detach()

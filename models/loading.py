@@ -1,7 +1,6 @@
 """Load a causal LM safely: everything that needs no weights is checked first, weights come from safetensors only."""
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +65,7 @@ def check_model(base_model: str, trust_remote_code: bool = False) -> ModelSource
     family = family_of(config.model_type)
     if getattr(config, "quantization_config", None):
         raise ModelError(f"{base_model} is quantised; prune the unquantised checkpoint, then quantise the result")
-    tokenizer = _load_tokenizer(path, trust_remote_code)
+    tokenizer = _load_tokenizer(path, config, trust_remote_code)
     source_class = shipped_classes(family).causal_lm if is_pruned_type(config.model_type) else None
     with torch.device("meta"):
         empty = source_class(config) if source_class else AutoModelForCausalLM.from_config(config)
@@ -206,9 +205,9 @@ def _stored_model_type(path: str) -> str | None:
     return json.loads(config.read_text(encoding="utf-8"))["model_type"] if config.is_file() else None
 
 
-def _load_tokenizer(path: str, trust_remote_code: bool) -> Any:
+def _load_tokenizer(path: str, config: Any, trust_remote_code: bool) -> Any:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, config=config, trust_remote_code=trust_remote_code)
         usable = len(tokenizer("a b")["input_ids"]) > 0
     except Exception as error:  # as above
         raise ModelError(
@@ -216,7 +215,6 @@ def _load_tokenizer(path: str, trust_remote_code: bool) -> Any:
         ) from error
     if not usable:
         raise ModelError(f"the tokenizer of {path} turns text into nothing; copy its tokenizer files into the folder")
-    tokenizer.model_max_length = min(tokenizer.model_max_length, math.floor(1e30))
     return tokenizer
 
 

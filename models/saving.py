@@ -1,6 +1,7 @@
 """Save a pruned model as a folder that ``from_pretrained(..., trust_remote_code=True)`` loads."""
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ def save_checkpoint(model: Any, family: Family, tokenizer: Any, folder: Path, dt
         for name, text in render(family).items():
             (temporary / name).write_text(text, encoding="utf-8")
         _complete_config(temporary / "config.json", model)
-        temporary.chmod(0o755)
+        _open_to_readers(temporary)
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)
@@ -37,8 +38,13 @@ def save_checkpoint(model: Any, family: Family, tokenizer: Any, folder: Path, dt
     return folder
 
 
-def folder_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+def _open_to_readers(folder: Path) -> None:
+    """mkdtemp and safetensors leave modes that only the owner can read; a result gets what the umask grants."""
+    umask = os.umask(0)
+    os.umask(umask)
+    folder.chmod(0o777 & ~umask)
+    for path in folder.iterdir():
+        path.chmod(0o666 & ~umask)
 
 
 @contextmanager
@@ -62,7 +68,7 @@ def _complete_config(path: Path, model: Any) -> None:
     rope = config.get("rope_parameters")
     if isinstance(rope, dict):
         config |= _older_rope_keys(rope)
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(dict(sorted(config.items())), indent=2) + "\n", encoding="utf-8")
 
 
 def _older_rope_keys(rope: dict[str, Any]) -> dict[str, Any]:

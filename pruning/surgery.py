@@ -68,7 +68,7 @@ def _move_tensors(source: nn.Module, target: nn.Module, member: Member | None, p
 
 
 def _share_children(source: nn.Module, target: nn.Module, skip: str) -> None:
-    """Everything outside the decoder layers (embeddings, final norm, rotary tables, head) is untouched: hand it over."""
+    """What is outside the decoder layers (embeddings, final norm, rotary tables, head) is untouched: hand it over."""
     for name, child in source.named_children():
         if name != skip:
             setattr(target, name, child)

@@ -1,0 +1,1 @@
+"""Measured costs, each by a command that docs/benchmarks.md quotes beside its figures."""
