@@ -1,0 +1,157 @@
+"""The last words of a run: what it cost, what was found, what to try next, and where everything is."""
+
+import math
+import shlex
+import textwrap
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from core.plan import PruningPlan
+from diagnostics.diagnosis import Diagnosis
+from diagnostics.finding import Finding
+from diagnostics.next_command import next_command
+from diagnostics.reports import requested
+from diagnostics.wording import bytes_text, percent
+
+WIDTH = 100
+MISSING = "-"
+Row = tuple[str, ...]
+
+
+def closing_report(
+    diagnosis: Diagnosis,
+    plan: PruningPlan,
+    evaluation: Mapping[str, Any] | None,
+    argv: Sequence[str],
+    output: Path,
+    written: Sequence[Path],
+    program: str = "python run_global_pruning.py",
+) -> str:
+    """The text a run ends with, without a final newline.
+
+    evaluation: the content of ``evaluation_results.json``; None, or its pruned half None, where not measured.
+    argv: the options of this run. output: its folder. written: paths to name, in this order.
+    """
+    sections = [
+        table([("", "dense", "pruned", "change"), *metric_rows(plan, evaluation)]),
+        table([("pruning ratio", "requested", "achieved"), *ratio_rows(plan)]),
+        "\n".join(["Findings", *(finding_text(finding) for finding in diagnosis.findings)]),
+        next_step(diagnosis.findings, program, argv, output),
+        "\n".join(["Written", *(shlex.quote(str(path)) for path in written)]) if written else "",
+    ]
+    return "\n\n".join(section for section in sections if section)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Left column to the left, all others to the right, two spaces between."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
+    )
+
+
+def ratio_rows(plan: PruningPlan) -> list[Row]:
+    achieved = {"total": plan.achieved_of_total, "prunable": plan.achieved_of_prunable}
+    return [
+        (f"of {ratio_of} parameters", percent(requested(plan, ratio_of), 2), percent(value, 2))
+        for ratio_of, value in achieved.items()
+    ]
+
+
+def finding_text(finding: Finding) -> str:
+    """Severity, issue and numbers, wrapped under one another; then the flags, on a line of their own."""
+    indent = " " * 8
+    text = textwrap.fill(
+        f"{finding.severity:<8}{finding.issue.replace('_', ' ')}: {finding.description}",
+        WIDTH,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return f"{text}\n{indent}try {finding.flags}" if finding.flags else text
+
+
+def next_step(findings: Sequence[Finding], program: str, argv: Sequence[str], output: Path) -> str:
+    """The command for the first finding that has flags; empty where none has."""
+    for finding in findings:
+        if finding.flags is not None:
+            mild = finding.severity == "info"
+            lead = "Nothing calls for a remedy; if anything, try" if mild else "Next, try"
+            return f"{lead}\n{next_command(program, argv, finding.flags, output)}"
+    return ""
+
+
+# What it cost
+
+
+def metric_rows(plan: PruningPlan, evaluation: Mapping[str, Any] | None) -> list[Row]:
+    dense, pruned = ((evaluation or {}).get(side) or {} for side in ("dense", "pruned"))
+    total = plan.architecture.total_params
+    parameters = dense.get("parameters", total), pruned.get("parameters", total - plan.removed_params)
+    rows = [
+        _row("parameters", *parameters, _count),
+        _row("bytes", dense.get("bytes"), pruned.get("bytes"), bytes_text),
+    ]
+    for name in _keys(dense, pruned, "perplexity"):
+        before, after = (_inside(side, "perplexity", name, "perplexity") for side in (dense, pruned))
+        rows.append(_row(f"perplexity {name}", before, after, _decimal))
+    for task in _keys(dense, pruned, "tasks"):
+        rows += _task_rows(task, *(_inside(side, "tasks", task) or {} for side in (dense, pruned)))
+    for name in _keys(dense, pruned, "latency"):
+        if name.endswith("_tokens_per_s"):
+            before, after = (_inside(side, "latency", name) for side in (dense, pruned))
+            rows.append(_row(f"{name.removesuffix('_tokens_per_s')} tokens/s", before, after, _decimal))
+    return [row for row in rows if row[1:3] != (MISSING, MISSING)]
+
+
+def _task_rows(task: str, dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> list[Row]:
+    """One row a metric; fractions as percent with their standard error, the change in points."""
+    metrics = [key for key in {**dense, **pruned} if key not in ("stderr", "num_items", "alias")]
+    return [_task_row(task, metric, dense, pruned) for metric in metrics]
+
+
+def _task_row(task: str, metric: str, dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> Row:
+    before, after = dense.get(metric), pruned.get(metric)
+    known = [value for value in (before, after) if _is_number(value)]
+    label = f"{task} {metric}"
+    if not all(0 <= value <= 1 for value in known):
+        return _row(label, before, after, _decimal)
+    change = f"{100 * (known[1] - known[0]):+.1f} points" if len(known) == 2 else MISSING
+    return (label, _share(before, dense.get("stderr")), _share(after, pruned.get("stderr")), change)
+
+
+def _share(value: Any, error: Any) -> str:
+    if not _is_number(value):
+        return MISSING
+    return f"{100 * value:.1f} ± {100 * error:.1f} %" if _is_number(error) else percent(value)
+
+
+def _row(label: str, before: Any, after: Any, text: Any) -> Row:
+    first, second = (text(value) if _is_number(value) else MISSING for value in (before, after))
+    known = _is_number(before) and _is_number(after) and before != 0
+    return (label, first, second, f"{100 * (after / before - 1):+.1f} %" if known else MISSING)
+
+
+def _keys(dense: Mapping[str, Any], pruned: Mapping[str, Any], field: str) -> list[str]:
+    return list({**(dense.get(field) or {}), **(pruned.get(field) or {})})
+
+
+def _inside(side: Mapping[str, Any], *names: str) -> Any:
+    value: Any = side
+    for name in names:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _decimal(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}" if abs(value) < 1 else f"{value:.2f}"

@@ -1,0 +1,176 @@
+"""The files of ``analysis/``: diagnosis, comparison of widths and parameters, summary by layer, groups."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.files import write_atomically, write_json, write_text
+from core.groups import ATTENTION, KINDS, MLP, LayerShape
+from core.measures import Importance
+from core.plan import PruningPlan
+from diagnostics.diagnosis import Diagnosis
+from diagnostics.measured import Scores
+from diagnostics.wording import percent
+
+
+def write_reports(
+    analysis_folder: Path,
+    diagnosis: Diagnosis,
+    plan: PruningPlan,
+    importance: Importance | None,
+    scores: Scores | None,
+) -> list[Path]:
+    """Write the four files, each atomically, and return their paths."""
+    return [
+        write_json(analysis_folder / "gradient_diagnosis.json", diagnosis.to_json()),
+        write_json(analysis_folder / "pruning_comparison.json", comparison(plan)),
+        write_text(analysis_folder / "pruning_summary_by_layer.txt", summary_by_layer(diagnosis, plan)),
+        write_groups(analysis_folder / "groups.parquet", plan, importance, scores),
+    ]
+
+
+def comparison(plan: PruningPlan) -> dict[str, Any]:
+    """Parameters and widths of every original layer before and after; same keys, same order in every run."""
+    layers = plan.architecture.layers
+    pruned = [pruned_shape(plan, layer) for layer in range(len(layers))]
+    left = sum(shape.total_params for shape in pruned if shape is not None)
+    total = plan.architecture.total_params
+    return {
+        "total_params": _change(total, total - plan.removed_params),
+        "layer_params": _change(plan.architecture.layer_params, left),
+        "budget": budget(plan),
+        "layers": [_layer(i, before, after) for i, (before, after) in enumerate(zip(layers, pruned, strict=True))],
+    }
+
+
+def budget(plan: PruningPlan) -> dict[str, Any]:
+    """What was asked for and what became of it, over total and over prunable parameters."""
+    return {
+        "requested_ratio": plan.requested_ratio,
+        "ratio_of": plan.ratio_of,
+        "requested_of_total": requested(plan, "total"),
+        "requested_of_prunable": requested(plan, "prunable"),
+        "achieved_of_total": plan.achieved_of_total,
+        "achieved_of_prunable": plan.achieved_of_prunable,
+        "budget_params": plan.budget_params,
+        "removed_params": plan.removed_params,
+        "budget_gap_params": plan.budget_gap_params,
+        "gap_reason": plan.gap_reason,
+    }
+
+
+def requested(plan: PruningPlan, ratio_of: str) -> float:
+    """The ratio as asked where it was asked over ``ratio_of``, else budget / that number of parameters."""
+    if ratio_of == plan.ratio_of:
+        return plan.requested_ratio
+    whole = plan.architecture.total_params if ratio_of == "total" else plan.architecture.prunable_params
+    return plan.budget_params / whole
+
+
+def pruned_shape(plan: PruningPlan, layer: int) -> LayerShape | None:
+    """Widths of an original layer after surgery; None where it is removed whole."""
+    if layer in plan.removed_layers:
+        return None
+    shape = plan.architecture.layers[layer]
+    kv_heads = len(plan.kept(layer, ATTENTION))
+    heads = kv_heads * (shape.num_heads // shape.num_kv_heads)
+    return replace(shape, num_heads=heads, num_kv_heads=kv_heads, intermediate_size=len(plan.kept(layer, MLP)))
+
+
+def _layer(layer: int, before: LayerShape, after: LayerShape | None) -> dict[str, Any]:
+    return {
+        "layer_idx": layer,
+        "total": _change(before.total_params, after.total_params if after else 0),
+        "attention": {
+            **_change(before.attention_params, after.attention_params if after else 0),
+            "num_heads": _pair(before.num_heads, after.num_heads if after else 0),
+            "num_kv_heads": _pair(before.num_kv_heads, after.num_kv_heads if after else 0),
+        },
+        "mlp": {
+            **_change(before.mlp_params, after.mlp_params if after else 0),
+            "intermediate_size": _pair(before.intermediate_size, after.intermediate_size if after else 0),
+        },
+        "is_zero_layer": after is None,
+    }
+
+
+def _pair(original: int, pruned: int) -> dict[str, int]:
+    return {"original": original, "pruned": pruned}
+
+
+def _change(original: int, pruned: int) -> dict[str, Any]:
+    reduced = original - pruned
+    return {
+        **_pair(original, pruned),
+        "reduced": reduced,
+        "reduction_ratio": reduced / original if original else 0.0,
+    }
+
+
+def summary_by_layer(diagnosis: Diagnosis, plan: PruningPlan) -> str:
+    """A row a layer, beginning ``Layer N `` with one space: ``grep "Layer 2 "`` finds exactly that row."""
+    header = ["Layer", "rate", "attention: KV heads", "mlp: channels", "parameters", "mean score", "flag"]
+    rows = [header, *(_summary_row(diagnosis, plan, layer) for layer in range(plan.architecture.num_layers))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    lines = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
+    return "\n".join([*_summary_head(diagnosis, plan), "", *lines]) + "\n"
+
+
+def _summary_head(diagnosis: Diagnosis, plan: PruningPlan) -> list[str]:
+    return [
+        f"Removed {plan.removed_params:,} of {plan.architecture.total_params:,} parameters: "
+        f"{percent(plan.achieved_of_total, 2)} of all, "
+        f"{percent(plan.achieved_of_prunable, 2)} of the prunable ones.",
+        "rate: removed / original prunable parameters of the layer. mean score: importance per parameter.",
+        f"EXTREME: rate above {percent(diagnosis.threshold)}; {len(diagnosis.extreme_layers)} such layers.",
+    ]
+
+
+def _summary_row(diagnosis: Diagnosis, plan: PruningPlan, layer: int) -> list[str]:
+    m = diagnosis.measured
+    before, after = plan.architecture.layers[layer], pruned_shape(plan, layer)
+    mean = m.importance_mean[layer]
+    flags = {
+        "EXTREME": layer in diagnosis.extreme_layers,
+        "REMOVED": after is None,
+        "FROZEN": bool(m.frozen_layers[layer]),
+    }
+    return [
+        f"Layer {layer}",
+        percent(m.rate[layer]),
+        f"{before.num_kv_heads} → {after.num_kv_heads if after else 0}",
+        f"{before.intermediate_size:,} → {after.intermediate_size if after else 0:,}",
+        f"{before.total_params:,} → {after.total_params if after else 0:,}",
+        f"{mean:.3e}" if np.isfinite(mean) else "-",
+        " ".join(flag for flag, holds in flags.items() if holds),
+    ]
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    """First and last column to the left, numbers to the right."""
+    last = len(row) - 1
+    return [t.ljust(w) if i in (0, last) else t.rjust(w) for i, (t, w) in enumerate(zip(row, widths, strict=True))]
+
+
+def write_groups(path: Path, plan: PruningPlan, importance: Importance | None, scores: Scores | None) -> Path:
+    """Every group in the order of the table. score is what was ranked; unmeasured columns are null."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    groups = plan.groups
+    unknown = pa.nulls(len(groups), pa.float64())
+    table = pa.table(
+        {
+            "layer": pa.array(groups.layer, pa.int32()),
+            "kind": pa.DictionaryArray.from_arrays(pa.array(groups.kind), pa.array(KINDS)),
+            "index": pa.array(groups.index, pa.int32()),
+            "importance": pa.array(importance.values, pa.float64()) if importance else unknown,
+            "cost": pa.array(groups.cost, pa.int64()),
+            "score": pa.array(scores.score, pa.float64()) if scores else unknown,
+            "kept": pa.array(plan.keep, pa.bool_()),
+        }
+    )
+    return write_atomically(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))

@@ -1,0 +1,46 @@
+"""Rules on what the run could not do, or did beside ranking."""
+
+from core.groups import ATTENTION
+from diagnostics.finding import Finding
+from diagnostics.measured import Measured
+from diagnostics.remedies import ActiveRemedies
+from diagnostics.wording import name_layers
+
+BUDGET_GAP = 0.01  # of the budget
+
+
+def skipped_windows(m: Measured, active: ActiveRemedies) -> Finding | None:
+    if m.importance is None or not m.importance.windows_skipped:
+        return None
+    skipped, total = m.importance.windows_skipped, m.importance.windows_skipped + m.importance.windows_used
+    description = f"{skipped} of {total} calibration windows yielded NaN or Inf and were left out."
+    return Finding("skipped_windows", "medium", description, "In float16 or bfloat16, try --dtype float32.")
+
+
+def budget_gap(m: Measured, active: ActiveRemedies) -> Finding | None:
+    plan = m.plan
+    if plan.budget_gap_params < BUDGET_GAP * plan.budget_params or not plan.budget_gap_params:
+        return None
+    description = (
+        f"{plan.removed_params:,} of the {plan.budget_params:,} parameters of the budget were removed, "
+        f"{plan.budget_gap_params:,} fewer: {plan.gap_reason}."
+    )
+    return Finding("budget_gap", "low", description, "Compare runs at the achieved ratio, not at the requested one.")
+
+
+def single_kv_head(m: Measured, active: ActiveRemedies) -> Finding | None:
+    layers = [i for i, shape in enumerate(m.architecture.layers) if shape.widths[ATTENTION] == 1]
+    if not layers:
+        return None
+    every = len(layers) == m.architecture.num_layers
+    where = "every layer" if every else name_layers(layers)
+    description = f"A single KV head in {where}: attention cannot be narrowed there, MLP channels carry the budget."
+    return Finding("single_kv_head", "info", description, "Nothing to do.")
+
+
+def removed_layers(m: Measured, active: ActiveRemedies) -> Finding | None:
+    layers = m.plan.removed_layers
+    if not layers:
+        return None
+    description = f"{name_layers(layers).capitalize()} kept less than --epsilon and left whole, norms included."
+    return Finding("layers_removed_whole", "low", description, "A smaller --epsilon keeps thin layers in the model.")

@@ -1,0 +1,163 @@
+"""run_experiments.sh with a stand-in for the program: which commands it starts, what it compares, when it fails."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "run_experiments.sh"
+OWN_VARIABLES = ("MODEL", "RATIO", "METHOD", "DATASET", "OUTPUT", "PYTHON")
+
+PROGRAM = """#!/usr/bin/env bash
+echo "$*" >> "$CALLS"
+out=${!#}
+name=$(basename "$out")
+[ "$name" = "${FAIL:-}" ] && exit 7
+mkdir -p "$out/analysis" "$out/evaluation"
+for layer in 2 3 4 12 20; do
+    echo "Layer $layer  $layer.5 %  of $name"
+done > "$out/analysis/pruning_summary_by_layer.txt"
+cat > "$out/analysis/gradient_diagnosis.json" <<'JSON'
+{
+  "gradient_statistics": {
+    "mean_ratio": 1234.5,
+    "norm_ratio": 2.0
+  }
+}
+JSON
+cat > "$out/evaluation/evaluation_results.json" <<'JSON'
+{
+  "dense": {
+    "perplexity": {
+      "pydoc": {
+        "perplexity": 10.126,
+        "nll_nats_per_token": 2.0
+      }
+    },
+    "latency": null
+  },
+  "pruned": {
+    "perplexity": {
+      "pydoc": {
+        "perplexity": 12.5,
+        "nll_nats_per_token": 2.5
+      }
+    }
+  }
+}
+JSON
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    path = tmp_path / "fake python"
+    path.write_text(PROGRAM)
+    path.chmod(0o755)
+    return path
+
+
+def experiments(program: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run from a folder that is not the script's; calls are logged beside the program."""
+    folder = program.parent / "elsewhere"
+    folder.mkdir(exist_ok=True)
+    inherited = {key: value for key, value in os.environ.items() if key not in OWN_VARIABLES}
+    settings = {"PYTHON": str(program), "CALLS": str(program.parent / "calls")} | variables
+    return subprocess.run(
+        ["bash", str(SCRIPT), *arguments],
+        cwd=folder,
+        env=inherited | settings,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def calls(program: Path) -> list[str]:
+    return (program.parent / "calls").read_text().splitlines()
+
+
+def test_three_experiments_with_defaults_that_work_offline(program: Path) -> None:
+    result = experiments(program)
+    assert result.returncode == 0, result.stderr
+    common = (
+        f"{SCRIPT.parent}/run_global_pruning.py --base_model demo --pruning_ratio 0.2 "
+        "--importance_method taylor --dataset pydoc"
+    )
+    assert calls(program) == [
+        f"{common} --output results/experiments/baseline",
+        f"{common} --enable_grad_norm --norm_method log --output results/experiments/norm_log",
+        f"{common} --temperature 1.0 --tau 0.0 --output results/experiments/temperature_1",
+    ]
+    assert (program.parent / "elsewhere/results/experiments/baseline/analysis").is_dir()
+
+
+def test_variables_and_further_arguments_reach_every_run(program: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "my results")
+    experiments(
+        program,
+        "--num_samples",
+        "8",
+        MODEL="some/model",
+        RATIO="0.3",
+        METHOD="fisher",
+        DATASET="c4",
+        OUTPUT=out,
+    )
+    assert len(calls(program)) == 3
+    for call in calls(program):
+        assert (
+            "--base_model some/model --pruning_ratio 0.3 --importance_method fisher --dataset c4 --num_samples 8"
+            in call
+        )
+        assert f"--output {out}/" in call
+
+
+def test_comparison_shows_layers_2_to_4_ratio_and_perplexity(program: Path) -> None:
+    comparison = experiments(program).stdout.split("=== Layers 2-4")[1]
+    for name in ("baseline", "norm_log", "temperature_1"):
+        assert [line for line in comparison.splitlines() if line.endswith(f"of {name}")] == [
+            f"  Layer {layer}  {layer}.5 %  of {name}" for layer in (2, 3, 4)
+        ]
+    assert comparison.count('"mean_ratio": 1234.5') == 3
+    assert comparison.count("dense    pydoc 10.13") == 3
+    assert comparison.count("pruned   pydoc 12.50") == 3
+
+
+def test_a_failed_experiment_does_not_stop_the_others(program: Path) -> None:
+    result = experiments(program, FAIL="norm_log")
+    assert result.returncode == 1
+    assert len(calls(program)) == 3
+    assert "norm_log FAILED (exit status 7)" in result.stderr
+    assert "1 of 3 experiments failed: norm_log" in result.stderr
+    comparison = result.stdout.split("=== Layers 2-4")[1]
+    assert "norm_log: no result" in comparison
+    assert "Layer 2  2.5 %  of temperature_1" in comparison
+
+
+def test_figures_of_an_earlier_run_are_marked(program: Path) -> None:
+    experiments(program)
+    result = experiments(program, FAIL="baseline")
+    assert "baseline (failed this time; these figures are from an earlier run)" in result.stdout
+    assert result.stdout.count("earlier run") == 1
+
+
+def test_the_projects_own_environment_is_preferred(program: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "project"
+    (copy / ".venv/bin").mkdir(parents=True)
+    (copy / "run_experiments.sh").write_text(SCRIPT.read_text())
+    (copy / ".venv/bin/python").symlink_to(program)
+    environment = {key: value for key, value in os.environ.items() if key not in OWN_VARIABLES}
+    environment["CALLS"] = str(tmp_path / "calls")
+    result = subprocess.run(
+        ["bash", str(copy / "run_experiments.sh")],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert result.returncode == 0
+    assert len(calls(program)) == 3
