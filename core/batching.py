@@ -1,36 +1,68 @@
-"""Run a step over windows in batches that shrink when memory runs out. Imports torch where it is used."""
+"""Run windows in batches that shrink when memory runs out. torch is imported where it is used."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
+from core.errors import UsageError
+
+T = TypeVar("T")
 TOKENS_A_BATCH = 2048  # what "auto" starts from: enough to keep a GPU busy, little enough for a 7B on one card
 
 
 def for_each_batch(
     ids: np.ndarray, step: Callable[[np.ndarray], None], batch_size: int | None, description: str
-) -> int:
-    """Call ``step`` with consecutive rows of ``ids`` (N, T) until all have been seen; returns the last batch size.
+) -> None:
+    """Call ``step`` with consecutive rows of ``ids`` (N, T) until all have been seen.
 
     batch_size None starts at TOKENS_A_BATCH tokens and halves whenever a step runs out of memory, down to one
-    window. A step must not keep anything of a batch that it did not finish, because the batch comes again.
+    window. A step must not keep anything of a batch that it did not finish, because its windows come again.
+    Raises UsageError when memory does not suffice.
     """
-    import torch
-
     size = batch_size or max(1, TOKENS_A_BATCH // ids.shape[1])
     start = 0
     with tqdm(total=len(ids), desc=description, unit="window", leave=False) as progress:
         while start < len(ids):
-            batch = ids[start : start + size]
-            try:
-                step(batch)
-            except torch.OutOfMemoryError:
-                if batch_size is not None or size == 1:
-                    raise
-                size = max(1, size // 2)
-                torch.cuda.empty_cache()
-                continue
-            start += len(batch)
-            progress.update(len(batch))
-    return size
+            attempt = partial(_first_rows, step, ids[start:])
+            _, size = with_batch_that_fits(attempt, size, fixed=batch_size is not None)
+            done = min(size, len(ids) - start)
+            start += done
+            progress.update(done)
+
+
+def _first_rows(step: Callable[[np.ndarray], None], rows: np.ndarray, count: int) -> None:
+    step(rows[:count])
+
+
+def with_batch_that_fits(attempt: Callable[[int], T], size: int, *, fixed: bool) -> tuple[T, int]:
+    """``attempt(size)``, with ``size`` halved for as long as memory does not suffice; the value and the size used.
+
+    fixed: the user asked for exactly this size, so it is not changed behind their back.
+    Raises UsageError where ``size`` is fixed, or a single sequence does not fit.
+    """
+    import torch
+
+    while True:
+        try:
+            return attempt(size), size
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        # Outside the handler: there the traceback would still hold the tensors that filled the memory.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if fixed:
+            raise UsageError(f"--batch_size {size} does not fit in memory: name a smaller one, or leave it out")
+        if size == 1:
+            raise UsageError("one window does not fit in memory: name a shorter --seq_len or --eval_seq_len")
+        size //= 2
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an accelerator (its own exception) or the CPU allocator (a plain RuntimeError) ran out of memory."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

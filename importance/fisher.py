@@ -22,9 +22,9 @@ from importance.measuring import (
     NonFiniteGuard,
     checkpointed_layers,
     group_sums,
+    layers_to_recompute,
     left_as_found,
     summed_nll,
-    layers_to_recompute,
 )
 
 

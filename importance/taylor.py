@@ -25,9 +25,9 @@ from importance.measuring import (
     NonFiniteGuard,
     checkpointed_layers,
     group_sums,
+    layers_to_recompute,
     left_as_found,
     summed_nll,
-    layers_to_recompute,
 )
 
 
@@ -55,11 +55,14 @@ def taylor_importance(
         recomputed = layers_to_recompute(model, architecture, windows.seq_len)
         for row in tqdm(windows.ids, desc=f"importance ({reducer.name})", unit="window", leave=False):
             ids = torch.from_numpy(row[None]).to(device)
+            loss: torch.Tensor | None
             try:
                 loss = _backward(model, family, ids, recomputed)
             except torch.OutOfMemoryError:
                 if recomputed == architecture.num_layers:
                     raise
+                loss = None
+            if loss is None:  # outside the handler, which would still hold the tensors that filled the memory
                 recomputed = architecture.num_layers
                 reducer.forget_window()
                 torch.cuda.empty_cache()

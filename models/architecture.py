@@ -10,10 +10,9 @@ from core.families import IN, Family
 from core.groups import ATTENTION, Architecture, LayerShape
 
 
-def decoder_layers(model: Any, family: Family) -> nn.ModuleList:
-    layers = model.get_submodule(family.layers)
-    assert isinstance(layers, nn.ModuleList)
-    return layers
+def decoder_layers(model: Any, family: Family) -> list[Any]:
+    """The decoder layer modules in order."""
+    return list(model.get_submodule(family.layers))
 
 
 def architecture_of(model: Any, family: Family) -> Architecture:

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from core.errors import ModelError, UsageError
 from core.families import Family
 from core.groups import Architecture
+from core.hub import offline_if_unreachable
 from models.architecture import architecture_of
 from models.families import family_of
 from models.narrow import is_pruned_type
@@ -66,9 +67,11 @@ def check_model(base_model: str, trust_remote_code: bool = False) -> ModelSource
     if getattr(config, "quantization_config", None):
         raise ModelError(f"{base_model} is quantised; prune the unquantised checkpoint, then quantise the result")
     tokenizer = _load_tokenizer(path, config, trust_remote_code)
-    source_class = shipped_classes(family).causal_lm if is_pruned_type(config.model_type) else None
     with torch.device("meta"):
-        empty = source_class(config) if source_class else AutoModelForCausalLM.from_config(config)
+        if is_pruned_type(config.model_type):
+            empty = shipped_classes(family).causal_lm(config)
+        else:
+            empty = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     return ModelSource(
         path=path,
         name=Path(base_model).name or base_model,
@@ -192,7 +195,8 @@ def _load_config(path: str, trust_remote_code: bool) -> Any:
     try:
         if model_type is not None and is_pruned_type(model_type):
             return shipped_classes(family_of(model_type)).config.from_pretrained(path)
-        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        with offline_if_unreachable():
+            return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except Exception as error:  # the hub client raises a dozen types; all of them mean the same here
         if isinstance(error, ModelError):
             raise

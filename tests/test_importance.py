@@ -51,7 +51,7 @@ def groups_by_hand(model: Any, family: Family, architecture: Architecture, tenso
         run, d = shape.num_heads // shape.num_kv_heads * shape.head_dim, shape.head_dim
         h, k, f = shape.num_heads * d, shape.num_kv_heads * d, shape.intermediate_size
 
-        def tensor(path: str, index: int = index) -> torch.Tensor | None:
+        def tensor(path: str, index: int = index) -> Any:
             return tensors.get(f"model.layers.{index}.{path}")
 
         for group in range(shape.num_kv_heads):

@@ -1,0 +1,86 @@
+"""Which lm-eval tasks there are, and loading them with their data.
+
+Three sources, later ones winning: lm-eval's own tasks, the embedded ones in ``tasks/``, a folder of the user's.
+"""
+
+import difflib
+from contextlib import nullcontext
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from core.errors import DataError, UsageError
+from core.hub import offline_if_unreachable
+from evaluation.quiet import quiet
+
+EMBEDDED_TASKS = Path(__file__).with_name("tasks")
+OFFLINE_TASK = "pydoc_cloze"
+
+
+def check_tasks(names: list[str], task_path: str | Path | None) -> None:
+    """Load the named tasks and their data once, so that what is wrong with them shows before any weights load.
+
+    names: lm-eval tasks, groups or tags. task_path: a folder with more of them as YAML files, or None.
+    Raises UsageError for a folder or name that does not exist and for a task that runs generated code or needs
+    pictures, DataError where a task or its data cannot be loaded.
+    """
+    if task_path is not None and not Path(task_path).is_dir():
+        raise UsageError(f"--eval_task_path {str(task_path)!r} is not a folder")
+    with quiet():
+        manager, _ = _manager_for(names, task_path)
+        for name in names:
+            if name not in manager.all_tasks:
+                raise UsageError(_unknown(name, manager.all_tasks, task_path))
+        for name, task in load(names, task_path)["tasks"].items():
+            if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
+                raise UsageError(f"task {name!r} runs generated code or needs pictures: not supported")
+
+
+def load(names: list[str], task_path: str | Path | None) -> dict[str, Any]:
+    """lm-eval's {"tasks": {name: task}, "groups": ...}: fresh task objects, with their data.
+
+    Raises DataError where a task or its data cannot be loaded.
+    """
+    manager, local = _manager_for(names, task_path)
+    listed = ", ".join(names)
+    try:
+        with nullcontext() if local else offline_if_unreachable():
+            return manager.load(list(dict.fromkeys(names)))
+    except ConnectionError as error:
+        raise DataError(
+            f"the data of {listed} is neither cached nor within reach ({_first_line(error)}): connect to the "
+            f"network, or use the task that needs none: --eval_tasks {OFFLINE_TASK}"
+        ) from error
+    except Exception as error:  # a task is a program of its author's: it may fail in any way, and is input to us
+        raise DataError(f"{listed} cannot be loaded: {type(error).__name__}: {_first_line(error)}") from error
+
+
+def _manager_for(names: list[str], task_path: str | Path | None) -> tuple[Any, bool]:
+    """An lm-eval TaskManager that knows ``names`` if anything does, and whether it left lm-eval's own tasks out.
+
+    It does where every name is found without them: reading the thousands of task files that lm-eval ships takes
+    several seconds.
+    """
+    folders = (str(EMBEDDED_TASKS),) if task_path is None else (str(EMBEDDED_TASKS), str(task_path))
+    local = _manager(folders, False)
+    if set(names) <= set(local.all_subtasks):
+        return local, True
+    return _manager(folders, True), False
+
+
+@lru_cache(maxsize=4)
+def _manager(folders: tuple[str, ...], include_defaults: bool) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=list(folders), include_defaults=include_defaults)
+
+
+def _unknown(name: str, known: list[str], task_path: str | Path | None) -> str:
+    close = difflib.get_close_matches(name, known, n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"the task that needs no network is {OFFLINE_TASK}"
+    where = "lm-eval" if task_path is None else f"lm-eval or {str(task_path)!r}"
+    return f"unknown task {name!r}: no task, group or tag of {where} has that name; {hint}"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__

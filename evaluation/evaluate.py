@@ -1,0 +1,114 @@
+"""Everything that is measured on one model, and what changed between the dense and the pruned one."""
+
+from collections.abc import Set
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from core.files import write_json
+from core.windows import TokenWindows
+from evaluation.catalogue import OFFLINE_TASK
+from evaluation.harness import run_tasks
+from evaluation.perplexity import perplexity
+from evaluation.speed import latency, size
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MEASURES = ("ppl", "tasks", "speed")
+PROMPT_TOKENS, NEW_TOKENS, REPEATS = 512, 64, 5  # of the speed measure; fewer where the model's context is shorter
+
+
+def evaluate(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    windows_by_name: dict[str, TokenWindows],
+    *,
+    task_names: list[str],
+    task_path: str | Path | None,
+    measures: Set[str],
+    batch_size: int | None,
+    seed: int,
+    label: str,
+    stored_as: torch.dtype | None = None,
+) -> dict[str, Any]:
+    """{"parameters", "bytes", "perplexity": {dataset: ...}, "tasks": {task: ...}, "latency": {...} or None}.
+
+    measures: any of MEASURES; what is left out is empty, or None for latency. "tasks" without names runs the task
+    that needs no network. label: says on progress bars which model this is. stored_as: dtype that bytes are counted
+    in. The model is left as found.
+    """
+    result: dict[str, Any] = {**size(model, stored_as), "perplexity": {}, "tasks": {}, "latency": None}
+    if "ppl" in measures:
+        for name, windows in windows_by_name.items():
+            description = f"{label}: perplexity on {name}"
+            result["perplexity"][name] = perplexity(model, windows, batch_size=batch_size, description=description)
+    if "tasks" in measures:
+        names = task_names or [OFFLINE_TASK]
+        result["tasks"] = run_tasks(model, tokenizer, names, task_path, batch_size=batch_size, seed=seed)
+    if "speed" in measures:
+        result["latency"] = _latency(model, seed)
+    return result
+
+
+def compare(dense: dict[str, Any], pruned: dict[str, Any]) -> dict[str, Any]:
+    """What became of ``dense``: ratios are pruned / dense, differences pruned - dense; None where either is unknown.
+
+    {"parameter_ratio", "byte_ratio", "perplexity": {dataset: {"ratio", "nll_difference_nats_per_token"}},
+    "tasks": {task: {metric: difference}}, "latency": {measure: ratio} or None}.
+    """
+    speeds = ("prefill_tokens_per_s", "decode_tokens_per_s")
+    both_timed = dense["latency"] and pruned["latency"]
+    return {
+        "parameter_ratio": pruned["parameters"] / dense["parameters"],
+        "byte_ratio": pruned["bytes"] / dense["bytes"],
+        "perplexity": {
+            name: _perplexity_change(dense["perplexity"][name], after) for name, after in pruned["perplexity"].items()
+        },
+        "tasks": {
+            name: {
+                metric: _difference(value, dense["tasks"][name][metric])
+                for metric, value in after.items()
+                if metric != "num_items" and "_stderr" not in metric
+            }
+            for name, after in pruned["tasks"].items()
+        },
+        "latency": {s: pruned["latency"][s] / dense["latency"][s] for s in speeds} if both_timed else None,
+    }
+
+
+def _perplexity_change(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float | None]:
+    nll = "nll_nats_per_token"
+    return {
+        "ratio": _ratio(after["perplexity"], before["perplexity"]),
+        "nll_difference_nats_per_token": _difference(after[nll], before[nll]),
+    }
+
+
+def write_results(path: Path, dense: dict[str, Any], pruned: dict[str, Any] | None) -> Path:
+    """Write {"dense", "pruned", "change"} as JSON to ``path``; the last two are null where nothing was pruned."""
+    change = None if pruned is None else compare(dense, pruned)
+    return write_json(path, {"dense": dense, "pruned": pruned, "change": change})
+
+
+def _latency(model: "PreTrainedModel", seed: int) -> dict[str, Any]:
+    context = getattr(model.config, "max_position_embeddings", PROMPT_TOKENS + NEW_TOKENS)
+    new_tokens = min(NEW_TOKENS, context // 2)
+    prompt_tokens = min(PROMPT_TOKENS, context - new_tokens)
+    return latency(
+        model,
+        vocab_size=model.config.vocab_size,
+        seq_len=prompt_tokens,
+        new_tokens=new_tokens,
+        repeats=REPEATS,
+        seed=seed,
+    )
+
+
+def _ratio(after: float | None, before: float | None) -> float | None:
+    return after / before if after is not None and before else None
+
+
+def _difference(after: float | None, before: float | None) -> float | None:
+    return after - before if after is not None and before is not None else None

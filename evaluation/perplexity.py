@@ -1,0 +1,116 @@
+"""Perplexity on held-out windows.
+
+A window x_1 ... x_T gives T-1 predictions; its loss is NLL = Σ_{t=2..T} -ln p(x_t | x_1 ... x_{t-1}), in nats.
+Over all windows:
+
+    nll_nats_per_token = Σ NLL / (N·(T-1))        perplexity = exp(nll_nats_per_token)
+    bits_per_byte      = Σ NLL / ln 2 / text_bytes
+
+Each token's loss is computed in float32 whatever the model's dtype and summed in float64, so neither the batch size
+nor the number of windows shows in the result.
+"""
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from core.batching import with_batch_that_fits
+from core.errors import DataError
+from core.windows import TokenWindows
+from evaluation.measuring import as_found
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+BATCH_LOGITS_BYTES = 2**28  # the first batch tried is the largest whose logits take at most this much
+CHUNK_LOGITS_BYTES = 2**26  # float32 logits that exist at once on top of the batch's own
+LARGEST_NLL = math.log(np.finfo(np.float64).max)  # beyond it exp overflows
+
+
+def perplexity(
+    model: "PreTrainedModel", windows: TokenWindows, *, batch_size: int | None, description: str
+) -> dict[str, Any]:
+    """Perplexity, nats per token and bits per byte of ``model`` on ``windows``.
+
+    batch_size: windows a forward pass; None starts with what should fit and halves on out-of-memory.
+    description: what the progress bar on stderr says.
+    The three measures are None where a window yields NaN or Inf (``invalid_windows`` counts those), bits_per_byte
+    also where ``windows.text_bytes`` is None. num_tokens counts predicted tokens, N·(T-1).
+    Raises DataError without a single prediction, UsageError where memory does not suffice. The model is left as
+    found.
+    """
+    if len(windows) == 0 or windows.seq_len < 2:
+        raise DataError(
+            f"nothing to predict in {windows.dataset!r}: {len(windows)} windows of {windows.seq_len} tokens, "
+            "where at least one of two is needed"
+        )
+    nll = window_nll(model, windows.ids, batch_size=batch_size, description=description)
+    tokens = len(windows) * (windows.seq_len - 1)
+    return {
+        **_measures(nll, tokens, windows.text_bytes),
+        "num_windows": len(windows),
+        "num_tokens": tokens,
+        "seq_len": windows.seq_len,
+        "invalid_windows": int(np.count_nonzero(~np.isfinite(nll))),
+        "source": windows.source,
+    }
+
+
+def _measures(nll: np.ndarray, tokens: int, text_bytes: int | None) -> dict[str, float | None]:
+    """The three measures from the windows' losses, nll float64 (N,) in nats; all None if one of them is NaN or Inf."""
+    if not np.isfinite(nll).all():
+        return {"perplexity": None, "nll_nats_per_token": None, "bits_per_byte": None}
+    total = math.fsum(nll)
+    mean = total / tokens
+    return {
+        "perplexity": math.exp(mean) if mean < LARGEST_NLL else None,
+        "nll_nats_per_token": mean,
+        "bits_per_byte": total / math.log(2) / text_bytes if text_bytes else None,
+    }
+
+
+def window_nll(model: "PreTrainedModel", ids: np.ndarray, *, batch_size: int | None, description: str) -> np.ndarray:
+    """float64 (N,): NLL of each window of ``ids`` int64 (N, T), in nats; NaN or Inf where the model yields it."""
+    nll = np.empty(len(ids))
+    size = batch_size or first_batch_size(model, ids.shape[1])
+    done = 0
+    bar = tqdm(total=len(ids), desc=description, unit="window", mininterval=1.0, leave=False)
+    with as_found(model), bar:
+        while done < len(ids):
+            attempt = partial(_next_windows, model, ids[done:])
+            values, size = with_batch_that_fits(attempt, size, fixed=batch_size is not None)
+            nll[done : done + len(values)] = values
+            done += len(values)
+            bar.update(len(values))
+    return nll
+
+
+def first_batch_size(model: "PreTrainedModel", seq_len: int) -> int:
+    """The largest power of two whose logits, in the model's dtype, take at most BATCH_LOGITS_BYTES; at least 1."""
+    window_bytes = seq_len * model.config.vocab_size * model.dtype.itemsize
+    return 2 ** int(math.log2(max(1, BATCH_LOGITS_BYTES // window_bytes)))
+
+
+def _next_windows(model: "PreTrainedModel", ids: np.ndarray, size: int) -> np.ndarray:
+    """float64 (B,): NLL of the first ``size`` windows of ``ids``; B is smaller where fewer are left."""
+    batch = torch.from_numpy(ids[:size]).to(model.device)
+    logits = model(input_ids=batch, use_cache=False).logits
+    return np.array([_sequence_nll(*pair) for pair in zip(logits, batch, strict=True)])
+
+
+def _sequence_nll(logits: torch.Tensor, ids: torch.Tensor) -> float:
+    """NLL of one sequence: logits (T, V) of any float dtype, ids int64 (T,).
+
+    -ln p(x) = logsumexp(z) - z_x, in float32 over a few positions at a time: 2048 positions of a vocabulary of
+    256,000 would be 2 GB more than the model's own logits.
+    """
+    chunk = max(1, CHUNK_LOGITS_BYTES // (4 * logits.shape[-1]))
+    total = torch.zeros((), dtype=torch.float64, device=logits.device)
+    for z, x in zip(logits[:-1].split(chunk), ids[1:].split(chunk), strict=True):
+        z = z.float()
+        total += (z.logsumexp(-1) - z.gather(-1, x[:, None])[:, 0]).double().sum()
+    return float(total)
