@@ -1,0 +1,419 @@
+"""Every option, grouped by stage, with its unit and default; checked before anything heavy is imported."""
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from core.windows import DATASETS
+
+CRITERIA = ("taylor", "taylor_2nd", "fisher", "wanda", "magnitude")
+NORM_METHODS = ("log", "minmax", "zscore", "sqrt")
+MEASURES = ("ppl", "tasks", "speed")
+DEFAULT_TASK = "pydoc_cloze"
+
+DESCRIPTION = (
+    "Make a Hugging Face causal LM smaller by global structured pruning: rank all attention KV groups and MLP "
+    "channels together, remove the lowest for real, explain what went and why, and save a model that loads."
+)
+EPILOG = """commands that work:
+  # the embedded model and text; no network, no GPU
+  %(prog)s --base_model demo --pruning_ratio 0.2 --dataset pydoc
+
+  # look first: plan, findings and pictures, no pruned model
+  %(prog)s --base_model demo --pruning_ratio 0.5 --ratio_of prunable --dataset pydoc --dry_run --output results/look
+
+  # the remedy for layers whose gradients are on another scale, plus the block correction
+  %(prog)s --base_model demo --dataset pydoc --enable_grad_norm --norm_method log --temperature 1.0 --tau 0.0 \\
+      --output results/remedied
+
+  # replay a saved plan
+  %(prog)s --base_model demo --dataset pydoc --plan results/look/analysis/pruning_plan.json --output results/replayed
+
+  # a hub model on a GPU (network needed)
+  %(prog)s --base_model mistralai/Mistral-7B-v0.3 --pruning_ratio 0.2 --importance_method taylor --dataset c4
+
+exit codes: 0 done; 2 the input cannot work (one line says why); 3 NaN or Inf while measuring; 130 interrupted
+"""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A wrong option is one line on stderr and exit code 2; the usage is for those who ask for it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; --help lists all options\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(
+        prog="run_global_pruning.py",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _model_options(parser.add_argument_group("model"))
+    _pruning_options(parser.add_argument_group("pruning"))
+    _score_options(parser.add_argument_group("score transforms (clip, then normalise inside each layer)"))
+    _correction_options(parser.add_argument_group("correction by block (after normalising, before ranking)"))
+    _calibration_options(parser.add_argument_group("calibration"))
+    _output_options(parser.add_argument_group("output"))
+    _evaluation_options(parser.add_argument_group("evaluation"))
+    return parser
+
+
+def parse_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse and check; leaves through ``parser.error`` (exit code 2) with one line when a value cannot work."""
+    parser = build_parser()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    _refuse_blank_arguments(parser, arguments)
+    options = parser.parse_args(arguments)
+    options.given = {word.split("=")[0].lstrip("-") for word in arguments if word.startswith("--")}
+    options.argv = arguments
+    try:
+        _check_together(options)
+    except ValueError as error:
+        parser.error(str(error))
+    return options
+
+
+def idle_options(options: argparse.Namespace) -> list[str]:
+    """One sentence for each option that was given but cannot act next to the others."""
+    taylor = options.importance_method.startswith("taylor")
+    replay = options.plan is not None
+    rules = [
+        ({"norm_method"}, not options.enable_grad_norm, "needs --enable_grad_norm"),
+        (
+            {"clip_percentile_low", "clip_percentile_high"},
+            not options.enable_grad_clip,
+            "needs --enable_grad_clip",
+        ),
+        ({"tau", "prior", "prior_samples"}, options.temperature == 0, "needs --temperature above 0"),
+        ({"gradient_reduction"}, not taylor, "acts on taylor and taylor_2nd only"),
+        (
+            {"batch_size"},
+            taylor and options.temperature == 0 and not options.measures,
+            "does not act on taylor, which takes one sequence a backward pass",
+        ),
+        ({"eval_task_path"}, not options.tasks, "needs --eval_tasks or --run_evaluation tasks"),
+        (
+            {"eval_datasets", "eval_seq_len", "eval_samples"},
+            not {"ppl"} & options.measures,
+            "needs --run_evaluation ppl",
+        ),
+        (_DECIDES_THE_PLAN, replay, "does not act with --plan, which holds the decision already"),
+    ]
+    return [f"--{name} {why}" for names, idle, why in rules if idle for name in sorted(names & options.given)]
+
+
+_DECIDES_THE_PLAN = {
+    *("pruning_ratio", "ratio_of", "importance_method", "gradient_reduction", "freeze_first_n_layers"),
+    *("freeze_last_n_layers", "max_block_ratio", "min_kv_heads", "round_to", "epsilon", "enable_grad_clip"),
+    *("clip_percentile_low", "clip_percentile_high", "enable_grad_norm", "norm_method", "temperature", "tau"),
+    *("prior", "prior_samples", "num_samples", "seq_len"),
+}
+
+
+def _refuse_blank_arguments(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
+    for index, word in enumerate(arguments):
+        if word and not word.strip():
+            after = f"after '{arguments[index - 1]}'" if index else "as the first argument"
+            parser.error(
+                f"an argument made of blanks was given {after}: a space or a comment follows a backslash at the end of "
+                "a line in the shell command, which cuts the command there; end the line with the backslash itself"
+            )
+
+
+def _check_together(options: argparse.Namespace) -> None:
+    low, high = options.clip_percentile_low, options.clip_percentile_high
+    if low >= high:
+        raise ValueError(f"--clip_percentile_low {low:g} must be below --clip_percentile_high {high:g}")
+    if options.epsilon and options.max_block_ratio <= 1 - options.epsilon:
+        raise ValueError(
+            f"--epsilon {options.epsilon:g} cannot act: with --max_block_ratio {options.max_block_ratio:g} layers "
+            f"keep at least {1 - options.max_block_ratio:g} of itself; raise one of them"
+        )
+    options.measures = set() if options.run_evaluation == ["none"] else set(options.run_evaluation)
+    if options.eval_tasks:
+        options.measures.add("tasks")
+    options.tasks = options.eval_tasks or ([DEFAULT_TASK] if "tasks" in options.measures else [])
+    options.eval_datasets = options.eval_datasets or [options.dataset]
+    if options.output is None:
+        name = Path(options.base_model).name or options.base_model
+        data = options.dataset if options.dataset in DATASETS else Path(options.dataset).name.split(".")[0]
+        tau = options.tau if isinstance(options.tau, str) else f"{options.tau:g}"
+        run = f"{options.importance_method}_T{options.temperature:g}_tau{tau}_{data}"
+        options.output = Path("results") / name / run
+
+
+def _number(kind: Callable[[str], float], low: float, high: float, *, open_low: bool = False, open_high: bool = False):  # type: ignore[no-untyped-def]
+    """An argparse type: a number of ``kind`` between the bounds; the message names the value and the bounds."""
+    left, right = "(" if open_low else "[", ")" if open_high or math.isinf(high) else "]"
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        above = value > low if open_low else value >= low
+        below = value < high if open_high or math.isinf(high) else value <= high
+        if not (above and below):
+            what = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what} in {left}{low:g}, {high:g}{right}")
+        return value
+
+    return parse
+
+
+def _tau(text: str) -> float | str:
+    if text == "auto":
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if math.isnan(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number (nats per token), inf or auto")
+    return value
+
+
+def _batch_size(text: str) -> int | None:
+    return None if text == "auto" else int(_number(int, 1, math.inf)(text))
+
+
+def _one_of(*allowed: str, alone: str = "") -> Callable[[str], list[str]]:
+    def parse(text: str) -> list[str]:
+        names = [name.strip() for name in text.split(",") if name.strip()]
+        unknown = [name for name in names if name not in (*allowed, alone)]
+        if unknown or not names or (alone in names and len(names) > 1):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a comma list of {', '.join(allowed)}, or {alone} alone")
+        return names
+
+    return parse
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError(f"{text!r} names nothing; give a comma list")
+    return names
+
+
+def _model_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--base_model",
+        required=True,
+        metavar="M",
+        help="hub id, folder, or demo (the embedded model); required",
+    )
+    add(
+        "--device",
+        default="auto",
+        metavar="D",
+        help="auto, cpu, cuda or cuda:N (default auto: a GPU if there is one)",
+    )
+    add(
+        "--dtype",
+        default="auto",
+        choices=("auto", "bfloat16", "float16", "float32"),
+        help="compute in this dtype and save in it (default auto: compute in float32 on a CPU and in the checkpoint's "
+        "dtype on a GPU, save in the checkpoint's)",
+    )
+    add("--trust_remote_code", action="store_true", help="run Python that a model brings along (default off)")
+
+
+def _pruning_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    ratio = _number(float, 0, 1, open_low=True, open_high=True)
+    add(
+        "--pruning_ratio",
+        type=ratio,
+        default=0.2,
+        metavar="R",
+        help="fraction to remove, in (0, 1) (default 0.2)",
+    )
+    add(
+        "--ratio_of",
+        choices=("total", "prunable"),
+        default="total",
+        help="what the ratio counts: all parameters, or those that groups hold (default total)",
+    )
+    add("--importance_method", choices=CRITERIA, default="taylor", help="criterion (default taylor)")
+    add(
+        "--gradient_reduction",
+        choices=("sequence", "sum"),
+        default="sequence",
+        help="taylor: mean of |w g| over sequences, or |w sum g|, which keeps all gradients (default sequence)",
+    )
+    whole = _number(int, 0, math.inf)
+    add(
+        "--freeze_first_n_layers",
+        type=whole,
+        default=0,
+        metavar="N",
+        help="layers left untouched (default 0)",
+    )
+    add("--freeze_last_n_layers", type=whole, default=0, metavar="N", help="layers left untouched (default 0)")
+    add(
+        "--max_block_ratio",
+        type=_number(float, 0, 1, open_low=True),
+        default=1.0,
+        metavar="R",
+        help="largest fraction of a block's groups that may go (default 1.0: down to the floors)",
+    )
+    one = _number(int, 1, math.inf)
+    add(
+        "--min_kv_heads",
+        type=one,
+        default=1,
+        metavar="K",
+        help="KV heads every layer keeps at least (default 1)",
+    )
+    add(
+        "--round_to",
+        type=one,
+        default=1,
+        metavar="C",
+        help="keep MLP widths at multiples of C channels (default 1)",
+    )
+    add(
+        "--epsilon",
+        type=_number(float, 0, 1, open_high=True),
+        default=0.0,
+        metavar="E",
+        help="remove a layer whole when it would keep less than this fraction, then plan again (default 0: never)",
+    )
+
+
+def _score_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    percent = _number(float, 0, 100)
+    add("--enable_grad_clip", action="store_true", help="clip scores to global percentiles (default off)")
+    add("--clip_percentile_low", type=percent, default=5.0, metavar="P", help="percent (default 5.0)")
+    add("--clip_percentile_high", type=percent, default=95.0, metavar="P", help="percent (default 95.0)")
+    add("--enable_grad_norm", action="store_true", help="normalise scores inside each layer (default off)")
+    add("--norm_method", choices=NORM_METHODS, default="log", help="how (default log)")
+
+
+def _correction_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--temperature",
+        type=_number(float, 0, math.inf),
+        default=0.0,
+        metavar="T",
+        help="multiply scores by ln(1 + prior)^T; 0 switches the correction off (default 0.0)",
+    )
+    add(
+        "--tau",
+        type=_tau,
+        default=0.0,
+        metavar="X",
+        help="nats/token: layers whose prior is below X use it for both blocks; a number, inf or auto (default 0.0: "
+        "every block its own)",
+    )
+    add(
+        "--prior",
+        choices=("loss", "similarity"),
+        default="loss",
+        help="measured loss increase without the block, or 1 - cosine in one pass (default loss)",
+    )
+    add(
+        "--prior_samples",
+        type=_number(int, 1, math.inf),
+        default=32,
+        metavar="N",
+        help="calibration windows used for the prior (default 32)",
+    )
+
+
+def _calibration_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--dataset",
+        default="wikitext2",
+        metavar="DATA",
+        help="c4, wikitext2, ptb, pydoc (offline), or a .txt/.jsonl/.parquet/.json.gz file or a folder of them "
+        "(default wikitext2)",
+    )
+    add(
+        "--num_samples",
+        type=_number(int, 1, math.inf),
+        default=128,
+        metavar="N",
+        help="windows (default 128)",
+    )
+    add(
+        "--seq_len",
+        type=_number(int, 2, math.inf),
+        default=256,
+        metavar="T",
+        help="tokens a window (default 256)",
+    )
+    add(
+        "--batch_size",
+        type=_batch_size,
+        default=None,
+        metavar="B",
+        help="windows a pass, for everything but taylor*, which takes one; auto halves on out-of-memory (default auto)",
+    )
+    add(
+        "--seed",
+        type=_number(int, 0, 2**32 - 1),
+        default=0,
+        metavar="S",
+        help="of every random choice (default 0)",
+    )
+
+
+def _output_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="written to exactly this folder (default results/<model>/<method>_T<temperature>_tau<tau>_<dataset>)",
+    )
+    add("--overwrite", action="store_true", help="replace an earlier run in that folder (default off)")
+    add("--dry_run", action="store_true", help="plan and diagnose; no surgery, no model (default off)")
+    add(
+        "--plan",
+        type=Path,
+        metavar="FILE",
+        help="replay a saved pruning_plan.json instead of measuring (default none)",
+    )
+    add("--no_save_model", action="store_true", help="prune and evaluate, but save no weights (default off)")
+
+
+def _evaluation_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--run_evaluation",
+        type=_one_of(*MEASURES, alone="none"),
+        default=["ppl"],
+        metavar="LIST",
+        help="comma list of ppl, tasks, speed, or none (default ppl)",
+    )
+    add(
+        "--eval_datasets",
+        type=_names,
+        metavar="LIST",
+        help="comma list of datasets for perplexity (default: the calibration dataset's held-out split)",
+    )
+    add(
+        "--eval_seq_len",
+        type=_number(int, 2, math.inf),
+        metavar="T",
+        help="tokens a window (default 2048, or the model's context if smaller)",
+    )
+    add("--eval_samples", type=_number(int, 1, math.inf), metavar="N", help="windows a dataset (default all)")
+    add(
+        "--eval_tasks",
+        type=_names,
+        metavar="LIST",
+        help="lm-eval task names; naming them runs them (default none)",
+    )
+    add("--eval_task_path", type=Path, metavar="DIR", help="folder of local lm-eval YAML tasks (default none)")

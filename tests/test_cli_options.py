@@ -1,0 +1,264 @@
+"""Every option acts: one by one, each shows a difference that a user can see, or the reason why not."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from workspace import Workspace, call, observe, write_model
+
+from cli.options import build_parser, idle_options, parse_options
+
+OPTIONS = {
+    option: action
+    for action in build_parser()._actions
+    for option in action.option_strings
+    if option.startswith("--") and option != "--help"
+}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    return Workspace.make(tmp_path_factory.mktemp("options"))
+
+
+@pytest.fixture(scope="module")
+def base(workspace: Workspace) -> dict[str, Any]:
+    return observe(workspace.run("base"))
+
+
+# option -> (arguments for the run, arguments for the run it is compared with, what must differ)
+ACTS: dict[str, tuple[list[str], list[str], str]] = {
+    "--dtype": (["--dtype", "float32"], [], "stored"),
+    "--pruning_ratio": (["--pruning_ratio", "0.3"], [], "plan"),
+    "--ratio_of": (["--ratio_of", "total"], [], "plan"),
+    "--importance_method": (["--importance_method", "wanda"], [], "importance"),
+    "--gradient_reduction": (["--gradient_reduction", "sum"], [], "importance"),
+    "--freeze_first_n_layers": (["--freeze_first_n_layers", "1"], [], "plan"),
+    "--freeze_last_n_layers": (["--freeze_last_n_layers", "1"], [], "plan"),
+    "--max_block_ratio": (["--max_block_ratio", "0.5"], [], "plan"),
+    "--min_kv_heads": (["--min_kv_heads", "3"], [], "plan"),
+    "--round_to": (["--round_to", "8"], [], "plan"),
+    "--epsilon": (["--epsilon", "0.65"], [], "plan"),
+    "--enable_grad_clip": (["--enable_grad_clip"], [], "score"),
+    "--clip_percentile_low": (["--enable_grad_clip", "--clip_percentile_low", "40"], ["--enable_grad_clip"], "score"),
+    "--clip_percentile_high": (["--enable_grad_clip", "--clip_percentile_high", "60"], ["--enable_grad_clip"], "score"),
+    "--enable_grad_norm": (["--enable_grad_norm"], [], "plan"),
+    "--norm_method": (["--enable_grad_norm", "--norm_method", "zscore"], ["--enable_grad_norm"], "score"),
+    "--temperature": (["--temperature", "1.0"], [], "score"),
+    "--tau": (["--temperature", "1.0", "--tau", "inf"], ["--temperature", "1.0"], "score"),
+    "--prior": (["--temperature", "1.0", "--prior", "similarity"], ["--temperature", "1.0"], "score"),
+    "--prior_samples": (["--temperature", "1.0", "--prior_samples", "2"], ["--temperature", "1.0"], "score"),
+    "--num_samples": (["--num_samples", "4"], [], "importance"),
+    "--seq_len": (["--seq_len", "12"], [], "importance"),
+    "--seed": (["--seed", "1"], [], "windows"),
+    "--dry_run": (["--dry_run"], [], "files"),
+    "--no_save_model": (["--no_save_model"], [], "files"),
+    "--run_evaluation": (["--run_evaluation", "none"], [], "files"),
+    "--eval_seq_len": (["--eval_seq_len", "16"], [], "evaluation"),
+    "--eval_samples": (["--eval_samples", "2"], [], "evaluation"),
+}
+# Options whose effect is shown by a test of their own below.
+ELSEWHERE = {
+    "--base_model": "test_base_model_and_output_name_what_is_read_and_written",
+    "--output": "test_base_model_and_output_name_what_is_read_and_written",
+    "--device": "test_device",
+    "--trust_remote_code": "test_trust_remote_code_alone_runs_a_models_python",
+    "--dataset": "test_datasets",
+    "--eval_datasets": "test_datasets",
+    "--batch_size": "test_batch_size_sets_the_windows_of_a_pass_and_not_the_result",
+    "--overwrite": "test_overwrite",
+    "--plan": "test_plan_replays_a_decision",
+    "--eval_tasks": "test_tasks",
+    "--eval_task_path": "test_tasks",
+}
+
+
+def test_every_option_is_covered_here() -> None:
+    assert set(ACTS) | set(ELSEWHERE) == set(OPTIONS)
+    assert all(name in globals() for name in ELSEWHERE.values())
+
+
+@pytest.mark.parametrize("option", ACTS)
+def test_option_makes_a_visible_difference(option: str, workspace: Workspace, base: dict[str, Any]) -> None:
+    arguments, other, what = ACTS[option]
+    name = option.strip("-")
+    compared = observe(workspace.run(f"{name}-other", *other)) if other else base
+    assert observe(workspace.run(name, *arguments))[what] != compared[what]
+
+
+def test_same_options_same_seed_same_plan_bytes(workspace: Workspace, base: dict[str, Any]) -> None:
+    again = observe(workspace.run("again"))
+    assert again == base
+
+
+@pytest.mark.parametrize("criterion", ["taylor_2nd", "fisher", "magnitude"])
+def test_criteria_differ(criterion: str, workspace: Workspace, base: dict[str, Any]) -> None:
+    found = observe(workspace.run(f"criterion-{criterion}", "--importance_method", criterion))
+    assert found["importance"] != base["importance"]
+    source = json.loads((workspace.root / f"criterion-{criterion}/analysis/gradient_diagnosis.json").read_text())
+    expected = {"taylor_2nd": "weights", "fisher": "inputs of o_proj/down_proj", "magnitude": "none"}
+    assert source["gradient_source"] == expected[criterion]
+
+
+def test_base_model_and_output_name_what_is_read_and_written(workspace: Workspace, tmp_path: Path) -> None:
+    other = write_model(tmp_path / "other", "qwen3")
+    output = workspace.run("other-model", "--base_model", str(other), "--output", str(tmp_path / "out"))
+    assert output.exists() is False
+    config = json.loads((tmp_path / "out" / "model" / "config.json").read_text())
+    assert config["model_type"] == "pruned_qwen3"
+    expected = {"analysis", "evaluation", "model", "run.json", "visualization"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == expected
+
+
+def test_default_output_is_named_after_what_was_asked() -> None:
+    options = parse_options(
+        ["--base_model", "org/name-7B", "--temperature", "1", "--tau", "inf", "--dataset", "a/b.txt"]
+    )
+    assert options.output == Path("results/name-7B/taylor_T1_tauinf_b")
+    options = parse_options(["--base_model", "demo", "--dataset", "c4", "--importance_method", "fisher"])
+    assert options.output == Path("results/demo/fisher_T0_tau0_c4")
+
+
+def test_device(workspace: Workspace) -> None:
+    record = json.loads((workspace.run("device", "--dry_run", "--run_evaluation", "none") / "run.json").read_text())
+    assert record["environment"]["device"] == "cpu"
+    code, _, error = call([*workspace.base_arguments(), "--device", "cuda:77", "--output", str(workspace.root / "x")])
+    assert code == 2
+    assert "--device cuda:77" in error
+    code, _, error = call([*workspace.base_arguments(), "--device", "tpu", "--output", str(workspace.root / "x")])
+    assert code == 2
+    assert "auto, cpu, cuda, cuda:N" in error
+
+
+def test_trust_remote_code_alone_runs_a_models_python(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_model(tmp_path / "remote")
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {
+        "AutoConfig": "brought_along.BroughtConfig",
+        "AutoModelForCausalLM": "brought_along.BroughtForCausalLM",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    marker = tmp_path / "ran"
+    (folder / "brought_along.py").write_text(
+        "from pathlib import Path\nfrom transformers import LlamaConfig, LlamaForCausalLM\n"
+        f"Path({str(marker)!r}).write_text('yes')\n"
+        "class BroughtConfig(LlamaConfig):\n    pass\n"
+        "class BroughtForCausalLM(LlamaForCausalLM):\n    config_class = BroughtConfig\n"
+    )
+    arguments = ["--base_model", str(folder), "--dry_run", "--run_evaluation", "none"]
+    workspace.run("untrusted", *arguments)
+    assert not marker.exists()
+    workspace.run("trusted", *arguments, "--trust_remote_code")
+    assert marker.exists()
+
+
+def test_datasets(workspace: Workspace, base: dict[str, Any]) -> None:
+    other = str(workspace.other_text)
+    calibrated = observe(workspace.run("dataset", "--dataset", other))
+    assert calibrated["importance"] != base["importance"]
+    evaluated = observe(workspace.run("eval_datasets", "--eval_datasets", f"{workspace.text},{other}"))
+    assert evaluated["plan"] == base["plan"]
+    assert len(evaluated["evaluation"]["dense"]["perplexity"]) == 2
+    text = str(workspace.text)
+    assert evaluated["evaluation"]["dense"]["perplexity"][text] == base["evaluation"]["dense"]["perplexity"][text]
+
+
+def test_batch_size_sets_the_windows_of_a_pass_and_not_the_result(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results are defined without batches, so the difference to see is how many windows a pass takes."""
+    from importance import fisher
+
+    sizes: list[list[int]] = []
+    original = fisher.for_each_batch
+
+    def watching(ids: np.ndarray, step: Any, batch_size: int | None, description: str) -> None:
+        seen: list[int] = []
+        sizes.append(seen)
+
+        def counted(batch: np.ndarray) -> None:
+            seen.append(len(batch))
+            step(batch)
+
+        original(ids, counted, batch_size, description)
+
+    monkeypatch.setattr(fisher, "for_each_batch", watching)
+    plans = []
+    for batch_size in ("auto", "4"):
+        arguments = ["--importance_method", "fisher", "--batch_size", batch_size, "--dry_run"]
+        plans.append(observe(workspace.run(f"batch-{batch_size}", *arguments)))
+    assert sizes == [[6], [4, 2]]
+    np.testing.assert_allclose(plans[0]["importance"], plans[1]["importance"], rtol=1e-3)
+
+
+def test_overwrite(workspace: Workspace) -> None:
+    output = workspace.run("overwrite", "--run_evaluation", "none")
+    (output / "notes.txt").write_text("mine")
+    before = observe(output)
+    arguments = [*workspace.base_arguments(), "--output", str(output), "--dry_run", "--run_evaluation", "none"]
+    code, _, error = call(arguments)
+    assert code == 2
+    assert "--overwrite" in error
+    assert observe(output) == before
+    assert call([*arguments, "--overwrite"])[0] == 0
+    assert not (output / "model").exists()
+    assert (output / "notes.txt").read_text() == "mine"
+
+
+def test_plan_replays_a_decision(workspace: Workspace, base: dict[str, Any]) -> None:
+    plan = workspace.root / "base" / "analysis" / "pruning_plan.json"
+    replayed = observe(workspace.run("replayed", "--plan", str(plan)))
+    assert replayed["plan"] == base["plan"]
+    assert replayed["evaluation"]["pruned"] == base["evaluation"]["pruned"]
+    first, second = (workspace.root / name / "model" / "model.safetensors" for name in ("base", "replayed"))
+    assert first.read_bytes() == second.read_bytes()
+    diagnosis = json.loads((workspace.root / "replayed/analysis/gradient_diagnosis.json").read_text())
+    assert diagnosis["gradient_source"] == "none"
+    assert diagnosis["gradient_statistics"]["mean_ratio"] is None
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # lm-eval's and datasets' own
+def test_tasks(workspace: Workspace) -> None:
+    folder = ["--eval_task_path", str(workspace.task_folder)]
+    found = observe(workspace.run("tasks-run", "--eval_tasks", "tiny_choice", *folder, "--run_evaluation", "none"))
+    for half in ("dense", "pruned"):
+        assert found["evaluation"][half]["tasks"]["tiny_choice"]["num_items"] == 3
+        assert found["evaluation"][half]["perplexity"] == {}
+    arguments = [*workspace.base_arguments(), "--output", str(workspace.root / "x"), "--eval_tasks", "tiny_choice"]
+    code, _, error = call(arguments)
+    assert code == 2
+    assert "tiny_choice" in error
+
+
+def test_speed_is_measured_on_request(workspace: Workspace, base: dict[str, Any]) -> None:
+    found = observe(workspace.run("speed", "--run_evaluation", "speed"))
+    assert found["evaluation"]["pruned"]["latency"] is True
+    assert base["evaluation"]["pruned"]["latency"] is False
+
+
+def test_options_that_cannot_act_are_said(workspace: Workspace) -> None:
+    given = ["--norm_method", "sqrt", "--tau", "auto", "--gradient_reduction", "sum", "--importance_method", "wanda"]
+    notes = idle_options(parse_options(["--base_model", "demo", *given]))
+    assert notes == [
+        "--norm_method needs --enable_grad_norm",
+        "--tau needs --temperature above 0",
+        "--gradient_reduction acts on taylor and taylor_2nd only",
+    ]
+    assert idle_options(parse_options(["--base_model", "demo", "--enable_grad_norm", "--norm_method", "sqrt"])) == []
+
+
+def test_help_gives_every_option_a_default_and_the_epilog_parses() -> None:
+    text = build_parser().format_help()
+    for option, action in OPTIONS.items():
+        assert option in text
+        assert "default" in (action.help or "") or action.required, option
+    joined = text.split("commands that work:")[1].replace("\\\n", " ")
+    commands = re.findall(r"^ +run_global_pruning\.py (.*)$", joined, flags=re.M)
+    assert len(commands) == 5
+    for command in commands:
+        assert parse_options(command.split()).base_model
