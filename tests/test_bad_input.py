@@ -34,7 +34,7 @@ def refused(workspace: Workspace, *arguments: str, output: Path | None = None) -
     lines = [line for line in error.splitlines() if not line.startswith("note: ")]
     stages = [line for line in lines if line.startswith("[")]
     assert "[load model]" not in stages
-    lines = [line for line in lines if line not in stages]
+    lines = [line for line in lines if line not in stages and " parameters (" not in line]
     assert len(lines) == 1, error
     assert lines[0].startswith("error: ")
     assert snapshot(workspace.root) == before

@@ -1,0 +1,119 @@
+"""The middle of a run: measure, decide, explain, judge. Each step takes values and returns values."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cli.job import Job
+from cli.output import clear_earlier_run
+from cli.record import Stages
+from core.measures import Importance, Prior
+from core.plan import PruningPlan
+from core.windows import TokenWindows
+from diagnostics.diagnosis import Diagnosis, diagnose
+from diagnostics.pictures import draw_pictures
+from diagnostics.remedies import ActiveRemedies
+from diagnostics.reports import write_reports
+from importance.measure import measure_importance
+from importance.priors import measure_prior
+from importance.scoring import Scores, score_groups
+from pruning.plan_file import write_plan
+from pruning.planning import plan_removal
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The plan and what led to it; all but the plan are None where a saved one is replayed."""
+
+    plan: PruningPlan
+    importance: Importance | None = None
+    prior: Prior | None = None
+    scores: Scores | None = None
+
+
+def decide(
+    model: Any, job: Job, options: argparse.Namespace, calibration: TokenWindows | None, stages: Stages
+) -> Decision:
+    """Importance, prior, scores, plan; or the plan that is replayed."""
+    if job.plan is not None:
+        return Decision(job.plan)
+    architecture, family = job.source.architecture, job.source.family
+    with stages("importance"):
+        importance = measure_importance(
+            model,
+            family,
+            architecture,
+            calibration,
+            criterion=options.importance_method,
+            gradient_reduction=options.gradient_reduction,
+            batch_size=options.batch_size,
+        )
+    prior = None
+    if options.temperature > 0:
+        assert calibration is not None
+        with stages("prior"):
+            some = calibration.head(options.prior_samples)
+            prior = measure_prior(model, family, some, method=options.prior, batch_size=options.batch_size)
+    with stages("plan"):
+        scores = score_groups(architecture.groups, importance.values, job.transforms, frozen=job.frozen, prior=prior)
+        plan = plan_removal(
+            architecture, scores.order, ratio=options.pruning_ratio, ratio_of=options.ratio_of, limits=job.limits
+        )
+    return Decision(plan, importance, prior, scores)
+
+
+def explain(decision: Decision, job: Job, options: argparse.Namespace) -> tuple[Diagnosis, list[Path]]:
+    """Diagnose the plan and write plan, reports and pictures, in place of an earlier run's; returns their paths."""
+    active = ActiveRemedies(
+        clip=job.transforms.clip,
+        normalise=job.transforms.normalise,
+        temperature=job.transforms.temperature,
+        max_block_ratio=job.limits.max_block_ratio,
+        criterion=options.importance_method,
+        clip_percentiles=(job.transforms.clip_low, job.transforms.clip_high),
+    )
+    plan, importance, scores = decision.plan, decision.importance, decision.scores
+    diagnosis = diagnose(job.source.architecture, importance, scores, plan, decision.prior, job.frozen, active)
+    clear_earlier_run(options.output)
+    written = [write_plan(options.output / "analysis" / "pruning_plan.json", plan)]
+    written += write_reports(options.output / "analysis", diagnosis, plan, importance, scores)
+    written += draw_pictures(options.output / "visualization", diagnosis, plan, importance, scores)
+    return diagnosis, written
+
+
+def judge_with(
+    job: Job, options: argparse.Namespace, held_out: dict[str, TokenWindows], stages: Stages
+) -> Callable[[Any, str], dict[str, Any] | None]:
+    """A function of (model, label) that measures dense and pruned models alike; None where nothing is measured."""
+    from evaluation.evaluate import evaluate
+
+    def judge(model: Any, label: str) -> dict[str, Any] | None:
+        if not options.measures:
+            return None
+        with stages(f"evaluate {label}"):
+            return evaluate(
+                model,
+                job.source.tokenizer,
+                held_out,
+                task_names=options.tasks,
+                task_path=options.eval_task_path,
+                measures=options.measures,
+                batch_size=options.batch_size,
+                seed=options.seed,
+                label=label,
+                stored_as=job.saved_dtype,
+            )
+
+    return judge
+
+
+def facts(decision: Decision) -> dict[str, Any]:
+    """What run.json keeps of a measurement beside timings."""
+    importance = decision.importance
+    return {
+        "windows_used": importance.windows_used if importance else 0,
+        "windows_skipped": importance.windows_skipped if importance else 0,
+        "second_order_share": importance.second_order_share if importance else None,
+    }
