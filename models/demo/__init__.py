@@ -1,0 +1,1 @@
+"""The embedded model, the script that trained it, and its shape."""

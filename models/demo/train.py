@@ -29,7 +29,7 @@ from models.demo.recipe import CONTEXT, demo_config, train_tokenizer
 LOOK_TOKENS = 32_768  # of held-out text, for the figures shown on the way
 SHORT_WINDOW, SHORT_UNTIL = 256, 0.8  # windows of half the context until then: attention costs less
 PEAK_RATE, FINAL_FRACTION, WARMUP = 2e-3, 0.02, 0.03
-WEIGHT_DECAY, DROPOUT, BETAS, CLIP = 0.3, 0.1, (0.9, 0.95), 1.0  # the text is read some twenty times
+WEIGHT_DECAY, DROPOUT, BETAS, CLIP = 0.3, 0.1, (0.9, 0.95), 1.0  # the text is read some eleven times
 
 
 def token_stream(tokenizer: PreTrainedTokenizerFast, documents: tuple[str, ...]) -> np.ndarray:
