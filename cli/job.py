@@ -117,7 +117,7 @@ def make_deterministic(seed: int) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # would be a write of every buffer, of use in debugging
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # would be a write of every buffer, of use in debugging
 
 
 def describe(job: Job) -> str:
