@@ -7,7 +7,8 @@ PruningError                 expected failure, one line, exit code 2
 ├── BudgetError              the requested ratio cannot be reached above the floors
 ├── PlanError                a saved plan does not fit this model
 ├── OutputError              the output folder cannot be used
-└── NumericalError           NaN or Inf met while measuring (exit code 3)
+├── NumericalError           NaN or Inf met while measuring (exit code 3)
+└── VerificationError        the saved model does not compute what it should (exit code 4)
 """
 
 
@@ -43,3 +44,7 @@ class OutputError(PruningError):
 
 class NumericalError(PruningError):
     exit_code = 3
+
+
+class VerificationError(PruningError):
+    exit_code = 4

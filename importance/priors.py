@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from core.batching import TOKENS_A_BATCH
+from core.batching import for_each_batch
 from core.errors import NumericalError
 from core.families import Family
 from core.measures import Prior
@@ -33,39 +32,53 @@ def measure_prior(
 
     Raises NumericalError when the loss (or a cosine) is NaN or Inf.
     """
-    size = batch_size or max(1, TOKENS_A_BATCH // windows.seq_len)
-    batches = [windows.ids[start : start + size] for start in range(0, len(windows), size)]
+    device = next(model.parameters()).device
     with left_as_found(model) as handles:
         measure = _LossPrior(model, family) if method == "loss" else _SimilarityPrior(model, family, handles)
-        with tqdm(total=len(windows), desc=f"prior ({method})", unit="window", leave=False) as progress:
-            for batch in batches:
-                measure.add(torch.from_numpy(batch).to(next(model.parameters()).device))
-                progress.update(len(batch))
-    prior = measure.result(len(windows), windows.seq_len)
+        total = _Sums(len(measure.layers))
+
+        def step(batch: np.ndarray) -> None:
+            total.add(measure.batch(torch.from_numpy(batch).to(device)))
+
+        for_each_batch(windows.ids, step, batch_size, f"prior ({method})")
+    prior = measure.result(total, len(windows), windows.seq_len)
     if not (np.isfinite(prior.block).all() and np.isfinite(prior.layer).all()):
         layer = int(np.flatnonzero(~np.isfinite(prior.block).all(1) | ~np.isfinite(prior.layer))[0])
         raise NumericalError(f"the prior of layer {layer} is NaN or Inf; try --dtype float32")
     return prior
 
 
+class _Sums:
+    """Sums over tokens, of a batch or of all: block (L, 2), layer (L,), and dense for the loss."""
+
+    def __init__(self, num_layers: int) -> None:
+        self.dense = 0.0
+        self.block = np.zeros((num_layers, 2))
+        self.layer = np.zeros(num_layers)
+
+    def add(self, other: "_Sums") -> None:
+        self.dense += other.dense
+        self.block += other.block
+        self.layer += other.layer
+
+
 class _LossPrior:
     def __init__(self, model: Any, family: Family) -> None:
         self.model, self.family = model, family
         self.layers = list(model.get_submodule(family.layers))
-        self.dense = 0.0
-        self.block = np.zeros((len(self.layers), 2))
-        self.layer = np.zeros(len(self.layers))
 
-    def add(self, ids: torch.Tensor) -> None:
-        inputs, dense = self._dense_pass(ids)
-        self.dense += dense
+    def batch(self, ids: torch.Tensor) -> _Sums:
+        """Summed NLL of the dense model and of every variant; nothing is kept of a batch that fails half way."""
+        sums = _Sums(len(self.layers))
+        inputs, sums.dense = self._dense_pass(ids)
         for index, layer in enumerate(self.layers):
             with _bypassed(self.layers[:index], restart=inputs[index]):
                 for kind, path in enumerate((self.family.attention, self.family.mlp)):
                     with _silenced(layer.get_submodule(path), is_attention=kind == 0):
-                        self.block[index, kind] += self._nll(ids)
+                        sums.block[index, kind] = self._nll(ids)
             with _bypassed(self.layers[: index + 1], restart=inputs[index]):
-                self.layer[index] += self._nll(ids)
+                sums.layer[index] = self._nll(ids)
+        return sums
 
     def _dense_pass(self, ids: torch.Tensor) -> tuple[list[torch.Tensor], float]:
         inputs: list[torch.Tensor] = []
@@ -81,14 +94,14 @@ class _LossPrior:
     def _nll(self, ids: torch.Tensor) -> float:
         return float(token_nll(self.model(input_ids=ids, use_cache=False).logits, ids).double().sum())
 
-    def result(self, num_windows: int, seq_len: int) -> Prior:
+    def result(self, total: _Sums, num_windows: int, seq_len: int) -> Prior:
         tokens = num_windows * (seq_len - 1)
         return Prior(
-            block=(self.block - self.dense) / tokens,
-            layer=(self.layer - self.dense) / tokens,
+            block=(total.block - total.dense) / tokens,
+            layer=(total.layer - total.dense) / tokens,
             method="loss",
             num_windows=num_windows,
-            dense_nll=self.dense / tokens,
+            dense_nll=total.dense / tokens,
         )
 
 
@@ -97,10 +110,9 @@ class _SimilarityPrior:
 
     def __init__(self, model: Any, family: Family, handles: list[Any]) -> None:
         self.model = model
-        layers = list(model.get_submodule(family.layers))
-        self.block = np.zeros((len(layers), 2))
-        self.layer = np.zeros(len(layers))
-        for index, layer in enumerate(layers):
+        self.layers = list(model.get_submodule(family.layers))
+        self.sums = _Sums(len(self.layers))
+        for index, layer in enumerate(self.layers):
             stream: dict[str, torch.Tensor] = {}
             handles += [
                 layer.register_forward_pre_hook(lambda _module, args, s=stream: s.__setitem__("before", args[0])),
@@ -114,17 +126,19 @@ class _SimilarityPrior:
 
     def _compare(self, index: int, stream: dict[str, torch.Tensor], output: Any) -> None:
         after = output[0] if isinstance(output, tuple) else output
-        self.block[index, 0] += _distance(stream["before"], stream["between"])
-        self.block[index, 1] += _distance(stream["between"], after)
-        self.layer[index] += _distance(stream["before"], after)
+        self.sums.block[index, 0] += _distance(stream["before"], stream["between"])
+        self.sums.block[index, 1] += _distance(stream["between"], after)
+        self.sums.layer[index] += _distance(stream["before"], after)
         stream.clear()
 
-    def add(self, ids: torch.Tensor) -> None:
+    def batch(self, ids: torch.Tensor) -> _Sums:
+        self.sums = _Sums(len(self.layers))
         self.model(input_ids=ids, use_cache=False, logits_to_keep=1)
+        return self.sums
 
-    def result(self, num_windows: int, seq_len: int) -> Prior:
+    def result(self, total: _Sums, num_windows: int, seq_len: int) -> Prior:
         tokens = num_windows * seq_len
-        return Prior(self.block / tokens, self.layer / tokens, "similarity", num_windows)
+        return Prior(total.block / tokens, total.layer / tokens, "similarity", num_windows)
 
 
 def _distance(before: torch.Tensor, after: torch.Tensor) -> float:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from core.errors import NumericalError
+from core.errors import NumericalError, UsageError
 from core.families import OUT, Family, Member
 from core.groups import Architecture
 from core.measures import GRADIENTS_OF_WEIGHTS, GradientStatistics, Importance
@@ -43,7 +43,8 @@ def taylor_importance(
     """Measure the group importances, and each layer's raw weight gradients, in one pass of N backward passes.
 
     reduction: ``sequence`` (no run holds a second copy of the weights) or ``sum`` (holds one float32 copy of the
-    prunable gradients). Raises NumericalError when more than 5 % of the windows yield NaN or Inf; under ``sum`` a
+    prunable gradients). Raises UsageError when one window does
+    not fit in memory, NumericalError when more than 5 % of the windows yield NaN or Inf; under ``sum`` a
     non-finite gradient stops the run at once, since it cannot be taken back out of the sum.
     """
     with left_as_found(model) as handles:
@@ -60,7 +61,9 @@ def taylor_importance(
                 loss = _backward(model, family, ids, recomputed)
             except torch.OutOfMemoryError:
                 if recomputed == architecture.num_layers:
-                    raise
+                    raise UsageError(
+                        f"a window of {windows.seq_len} tokens does not fit in memory: name a shorter --seq_len"
+                    ) from None
                 loss = None
             if loss is None:  # outside the handler, which would still hold the tensors that filled the memory
                 recomputed = architecture.num_layers

@@ -119,3 +119,21 @@ def test_nan_is_reported_by_layer(llama: Any) -> None:
         llama.lm_head.weight[0, 0] = float("nan")
     with pytest.raises(NumericalError, match="layer 0"):
         measure_prior(llama, family_of("llama"), windows_of(IDS))
+
+
+@pytest.mark.parametrize("method", ["loss", "similarity"])
+def test_out_of_memory_halves_the_batch_and_counts_nothing_twice(llama: Any, method: str) -> None:
+    """The failing batch has run two layers before memory ends in the third; none of it may stay in the sums."""
+    reference = measure_prior(llama, family_of("llama"), windows_of(IDS), method=method, batch_size=1)
+
+    def full(_module: Any, args: Any) -> None:
+        if len(args[0]) > 2:
+            raise torch.OutOfMemoryError("pretended")
+
+    handle = llama.model.layers[2].register_forward_pre_hook(full)
+    try:
+        prior = measure_prior(llama, family_of("llama"), windows_of(IDS), method=method)
+    finally:
+        handle.remove()
+    np.testing.assert_allclose(prior.block, reference.block, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(prior.layer, reference.layer, rtol=1e-3, atol=1e-6)
