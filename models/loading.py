@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from huggingface_hub import snapshot_download
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from core.errors import ModelError, UsageError
 from core.families import Family
@@ -16,6 +17,8 @@ from models.architecture import architecture_of
 from models.families import family_of
 from models.narrow import is_pruned_type
 from models.shipped import shipped_classes
+from models.stored import check_tensors, check_widths
+from models.tensors import INDEX, SINGLE, StoredTensors, indexed_files, open_tensors, read_header
 
 DEMO = Path(__file__).with_name("demo")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -67,11 +70,9 @@ def check_model(base_model: str, trust_remote_code: bool = False) -> ModelSource
     if getattr(config, "quantization_config", None):
         raise ModelError(f"{base_model} is quantised; prune the unquantised checkpoint, then quantise the result")
     tokenizer = _load_tokenizer(path, config, trust_remote_code)
-    with torch.device("meta"):
-        if is_pruned_type(config.model_type):
-            empty = shipped_classes(family).causal_lm(config)
-        else:
-            empty = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    empty = _empty_model(config, family, trust_remote_code)
+    if folder.is_dir():
+        check_tensors(folder, empty, strict=is_pruned_type(config.model_type))
     return ModelSource(
         path=path,
         name=Path(base_model).name or base_model,
@@ -113,6 +114,23 @@ def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) ->
     return model.to(device).eval().requires_grad_(False)
 
 
+def open_weights(source: ModelSource, dtype: torch.dtype | None) -> tuple[Any, StoredTensors]:
+    """For models larger than memory: an empty one (meta device, generation configuration included), and its tensors.
+
+    The tensors are read one at a time and rounded to ``dtype`` (None: left as stored).
+    Raises ModelError under the same conditions as ``load_model``.
+    """
+    empty = _empty_model(source.config, source.family, source.trust_remote_code).eval()
+    with offline_if_unreachable():
+        try:
+            empty.generation_config = GenerationConfig.from_pretrained(source.path)
+        except OSError:  # there is none: the one that loading makes from the configuration
+            empty.generation_config = GenerationConfig.from_pretrained(
+                source.path, config_file_name="config.json", _from_model_config=True
+            )
+    return empty, open_tensors(_local_folder(source.path), empty, dtype)
+
+
 def choose_device(name: str) -> torch.device:
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N`` as a torch device. UsageError for one this machine lacks."""
     if name == "auto":
@@ -150,10 +168,7 @@ def _check_folder(folder: Path) -> None:
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder / 'config.json'} is not a model configuration ({_first_line(error)})") from error
     family_of(model_type)
-    index = folder / "model.safetensors.index.json"
-    shards = sorted(folder.glob("*.safetensors"))
-    if index.is_file():
-        shards = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    shards = indexed_files(folder) if (folder / INDEX).is_file() else sorted(folder.glob("*.safetensors"))
     if not shards:
         pickled = [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
         if pickled:
@@ -163,37 +178,35 @@ def _check_folder(folder: Path) -> None:
             )
         raise ModelError(f"{folder} has no *.safetensors weights; give a complete checkpoint")
     for shard in shards:
-        _check_safetensors(shard)
+        read_header(shard)
 
 
-def _check_safetensors(path: Path) -> None:
-    """The header says how long the file must be; a shorter one is a broken download."""
-    if not path.is_file():
-        raise ModelError(f"{path.parent}: the shard {path.name} named in the index is missing; download it again")
-    size = path.stat().st_size
+def _empty_model(config: Any, family: Family, trust_remote_code: bool) -> Any:
     try:
-        with path.open("rb") as file:
-            header_bytes = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(header_bytes)) if 0 < header_bytes <= size else None
-        assert isinstance(header, dict)
-        needed = (
-            8
-            + header_bytes
-            + max(
-                (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"),
-                default=0,
-            )
-        )
-    except (ValueError, AssertionError, KeyError, TypeError) as error:
-        raise ModelError(f"{path} is not a safetensors file or is truncated ({size} bytes); get it again") from error
-    if size != needed:
-        raise ModelError(f"{path} is truncated: {size} bytes where its header needs {needed}; get it again")
+        with torch.device("meta"):
+            if is_pruned_type(config.model_type):
+                return shipped_classes(family).causal_lm(config)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception as error:  # values that no layer can be built from: a width of 0, a text for a number
+        raise ModelError(f"config.json describes no model that can be built: {_first_line(error)}") from error
+
+
+def _local_folder(path: str) -> Path:
+    """Where the weights of a folder or hub id lie; those of a hub id are downloaded, safetensors only."""
+    if Path(path).is_dir():
+        return Path(path)
+    try:
+        with offline_if_unreachable():
+            return Path(snapshot_download(path, allow_patterns=[SINGLE, "model-*.safetensors", INDEX]))
+    except Exception as error:  # as in _load_config
+        raise ModelError(f"cannot download the weights of {path}: {_first_line(error)}") from error
 
 
 def _load_config(path: str, trust_remote_code: bool) -> Any:
     model_type = _stored_model_type(path)
     try:
         if model_type is not None and is_pruned_type(model_type):
+            check_widths(Path(path), family_of(model_type))
             return shipped_classes(family_of(model_type)).config.from_pretrained(path)
         with offline_if_unreachable():
             return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)

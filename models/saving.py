@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,29 +13,64 @@ import torch
 
 from core.families import Family
 from models.shipped import render
+from models.tensors import MAX_SHARD_SIZE, specs_of, write_tensors
 
 
-def save_checkpoint(model: Any, family: Family, tokenizer: Any, folder: Path, dtype: torch.dtype) -> Path:
+def save_checkpoint(
+    model: Any,
+    family: Family,
+    tokenizer: Any,
+    folder: Path,
+    dtype: torch.dtype,
+    max_shard_size: str = MAX_SHARD_SIZE,
+) -> Path:
     """Write safetensors in ``dtype``, config, generation config, tokenizer and the two shipped Python files.
 
     Everything is written beside ``folder`` and renamed into place, replacing an earlier one only when complete.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        with _stored_as(model, dtype):
-            model.save_pretrained(temporary)
+    return save_tensors(model.state_dict(), model, family, tokenizer, folder, dtype, max_shard_size)
+
+
+def save_tensors(
+    tensors: Mapping[str, torch.Tensor],
+    model: Any,
+    family: Family,
+    tokenizer: Any,
+    folder: Path,
+    dtype: torch.dtype,
+    max_shard_size: str = MAX_SHARD_SIZE,
+) -> Path:
+    """The same where ``model`` is empty (on the meta device) and ``tensors`` gives its weights one at a time.
+
+    Each is asked for once, converted and written before the next, so no second copy of the weights is ever held.
+    """
+    with _in_place_of(folder) as temporary:
+        metadata = {"total_parameters": model.num_parameters()}
+        write_tensors(temporary, specs_of(model, dtype), tensors, max_shard_size, metadata)
+        model.config.dtype = str(dtype).removeprefix("torch.")
+        model.config.architectures = [type(model).__name__]
+        model.config.save_pretrained(temporary)
+        model.generation_config.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         for name, text in render(family).items():
             (temporary / name).write_text(text, encoding="utf-8")
         _complete_config(temporary / "config.json", model)
+    return folder
+
+
+@contextmanager
+def _in_place_of(folder: Path) -> Iterator[Path]:
+    """A new folder beside ``folder``, which takes its place when the block ends well and vanishes when it does not."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield temporary
         _open_to_readers(temporary)
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return folder
 
 
 def _open_to_readers(folder: Path) -> None:
@@ -45,19 +80,6 @@ def _open_to_readers(folder: Path) -> None:
     folder.chmod(0o777 & ~umask)
     for path in folder.iterdir():
         path.chmod(0o666 & ~umask)
-
-
-@contextmanager
-def _stored_as(model: Any, dtype: torch.dtype) -> Iterator[None]:
-    """Parameters (not buffers: rotary tables stay float32) in ``dtype`` while saving; the same ones come back."""
-    original = {parameter: parameter.data for parameter in model.parameters()}
-    try:
-        for parameter, data in original.items():
-            parameter.data = data.to(dtype)
-        yield
-    finally:
-        for parameter, data in original.items():
-            parameter.data = data
 
 
 def _complete_config(path: Path, model: Any) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from core.families import IN, Family, Member, member_rows
+from core.families import Family, Member, member_rows
 from core.plan import PruningPlan
 
 
@@ -17,14 +17,17 @@ def slice_member(
 
     Returns new contiguous tensors of the same dtype and device; a member that loses nothing is returned as it is.
     """
+    return slice_tensor(member, weight, plan, layer), None if bias is None else slice_tensor(member, bias, plan, layer)
+
+
+def slice_tensor(member: Member, tensor: torch.Tensor, plan: PruningPlan, layer: int) -> torch.Tensor:
+    """The same for one of the two. A bias (out,) has no input axis: a member cut along it keeps its bias."""
     kept = plan.kept(layer, member.kind)
     shape = plan.architecture.layers[layer]
-    if len(kept) == shape.widths[member.kind]:
-        return weight, bias
-    rows = torch.from_numpy(member_rows(member, shape, kept)).to(weight.device)
-    if bias is not None and member.axis != IN:
-        bias = bias.index_select(0, rows)
-    return weight.index_select(member.axis, rows), bias
+    if len(kept) == shape.widths[member.kind] or member.axis >= tensor.ndim:
+        return tensor
+    rows = torch.from_numpy(member_rows(member, shape, kept)).to(tensor.device)
+    return tensor.index_select(member.axis, rows)
 
 
 @torch.no_grad()
