@@ -9,20 +9,26 @@ floats.
 from decimal import Decimal
 from fractions import Fraction
 
-import numpy as np
-
 from core.errors import BudgetError, UsageError
 from core.groups import Architecture
-from pruning.limits import Limits, block_steps, exact, removable_params
+from pruning.limits import Limits, exact, least_params, removable_params, smallest_removal_params
 
 RATIO_OF = ("total", "prunable")
 
 
 def budget_params(architecture: Architecture, ratio: float, ratio_of: str, limits: Limits) -> int:
-    """⌊ratio · P⌋. Out of reach: BudgetError naming the largest ratio and a command that works."""
+    """⌊ratio · P⌋. Out of reach: BudgetError naming the largest ratio and a command that works; so is one too small
+    for equal widths (``Limits.uniform``) where the layers differ."""
     budget = requested_params(architecture, ratio, ratio_of)
     if budget > removable_params(architecture, limits):
         raise BudgetError(_refusal(architecture, ratio, ratio_of, limits))
+    least = least_params(architecture, limits)
+    if budget < least:
+        lowest = Fraction(-(-least * 10_000 // _whole(architecture, ratio_of)), 10_000)
+        raise BudgetError(
+            f"--pruning_ratio {ratio} of {ratio_of} parameters is {budget}, but equal widths in all layers take "
+            f"{least}: use --pruning_ratio {_decimal(float(lowest))} --ratio_of {ratio_of} or more, or --target hf"
+        )
     return budget
 
 
@@ -40,17 +46,10 @@ def largest_ratio(architecture: Architecture, ratio_of: str, limits: Limits) -> 
     """
     whole, most = _whole(architecture, ratio_of), removable_params(architecture, limits)
     decimals, ratio = 3, Fraction(0)
-    while int(ratio * whole) < _smallest_step(architecture, limits):
+    while int(ratio * whole) < smallest_removal_params(architecture, limits):
         decimals += 1
         ratio = Fraction(-(-(most + 1) * 10**decimals // whole) - 1, 10**decimals)
     return float(ratio)
-
-
-def _smallest_step(architecture: Architecture, limits: Limits) -> int:
-    """Parameters of the cheapest step that may be taken; 0 where there is none."""
-    steps = block_steps(architecture, limits)
-    params = steps.next_step(np.zeros_like(steps.cost)) * steps.cost
-    return int(params[params > 0].min()) if params.any() else 0
 
 
 def _whole(architecture: Architecture, ratio_of: str) -> int:
@@ -67,7 +66,7 @@ def _refusal(architecture: Architecture, ratio: float, ratio_of: str, limits: Li
     largest = largest_ratio(architecture, ratio_of, limits)
     advice = f"use --pruning_ratio {_decimal(largest)} --ratio_of {ratio_of}"
     alternative = requested_params(architecture, ratio, "prunable")
-    if ratio_of == "total" and _smallest_step(architecture, limits) <= alternative <= most:
+    if ratio_of == "total" and smallest_removal_params(architecture, limits) <= alternative <= most:
         advice += f", or --pruning_ratio {ratio} --ratio_of prunable"
     return f"{say} let at most {most} go: the largest ratio possible is {_decimal(largest)}; {advice}"
 

@@ -1,8 +1,8 @@
 """What may leave at all: frozen layers, floors, caps and rounding, as a number of groups per block.
 
-A block is pruned in *steps*. An attention step is one KV group. An MLP step is ``round_to`` channels, except
-that a width F that is no multiple of it starts with a step of F mod round_to channels, down to the next lower
-multiple.
+A block is pruned in *steps*. An attention step is ``kv_round_to`` KV groups, an MLP step ``round_to`` channels,
+except that a width that is no multiple of it starts with a step of width mod round_to groups, down to the next
+lower multiple.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from fractions import Fraction
 import numpy as np
 
 from core.errors import UsageError
-from core.groups import KINDS, Architecture, LayerShape
+from core.groups import ATTENTION, KINDS, MLP, Architecture
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,11 @@ class Limits:
     round_to: MLP widths are kept at a multiple of this; a width up to it stays whole.
     epsilon: a layer that keeps less than this fraction of its prunable parameters is removed whole. That is
     asked for by name, so floors and max_block_ratio do not hold it back; frozen layers and the budget do.
+
+    The last three come from the runtime that will serve the result (``pruning/targets.py``).
+    kv_round_to: KV groups are kept at a multiple of this; a width up to it stays whole.
+    uniform: every layer gets the same pair of widths (``pruning/uniform.py``).
+    kv_widths: with uniform, the numbers of KV groups to choose among; empty allows any.
     """
 
     freeze_first: int = 0
@@ -32,6 +37,9 @@ class Limits:
     min_kv_heads: int = 1
     round_to: int = 1
     epsilon: float = 0.0
+    kv_round_to: int = 1
+    uniform: bool = False
+    kv_widths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _require(self.freeze_first >= 0, "--freeze_first_n_layers", self.freeze_first, "of at least 0")
@@ -40,6 +48,17 @@ class Limits:
         _require(self.min_kv_heads >= 1, "--min_kv_heads", self.min_kv_heads, "of at least 1")
         _require(self.round_to >= 1, "--round_to", self.round_to, "of at least 1")
         _require(0 <= self.epsilon < 1, "--epsilon", self.epsilon, "of at least 0, below 1")
+        _require(self.kv_round_to >= 1, "--tensor_parallel", self.kv_round_to, "of at least 1")
+        if self.uniform and (self.freeze_first or self.freeze_last):
+            raise UsageError(
+                "--target stock gives all layers the same widths, which frozen layers would keep whole: "
+                "leave out --freeze_first_n_layers and --freeze_last_n_layers, or use --target hf"
+            )
+        if self.uniform and self.epsilon:
+            raise UsageError(
+                "--target stock gives all layers the same widths, so no layer falls under --epsilon before the others: "
+                "leave out --epsilon, or use --target hf"
+            )
 
 
 @dataclass(frozen=True)
@@ -63,14 +82,41 @@ class BlockSteps:
 
 
 def block_steps(architecture: Architecture, limits: Limits) -> BlockSteps:
+    """The steps that each block may take by itself; ``uniform`` ties layers together and is no matter of a block."""
     rows = []
     for shape in architecture.layers:
-        first, step = shape.intermediate_size % limits.round_to, limits.round_to
-        rows.append((shape.kv_group_params, _removable_kv_groups(shape, limits), 0, 1))
-        rows.append((shape.channel_params, _removable_channels(shape, limits), first, step))
-    cost, removable, first_steps, later_steps = np.array(rows, dtype=np.int64).reshape(-1, 4).T
+        for kind, step, floor in ((ATTENTION, limits.kv_round_to, limits.min_kv_heads), (MLP, limits.round_to, 1)):
+            width = shape.widths[kind]
+            rows.append((shape.group_params[kind], _removable(width, step, floor, limits), width % step, step))
+    costs, removables, firsts, steps = np.array(rows, dtype=np.int64).reshape(-1, 4).T
     free = ~np.repeat(frozen_layers(architecture, limits), len(KINDS))
-    return BlockSteps(cost, removable * free, first_steps, later_steps)
+    return BlockSteps(costs, removables * free, firsts, steps)
+
+
+def uniform_widths(architecture: Architecture, limits: Limits, kind: int) -> tuple[np.ndarray, np.ndarray]:
+    """Widths that all layers can have at once, widest first, and the parameters that go on the way down to each.
+
+    Both int64 (n,). Layers of different widths (a model pruned before) meet at the narrowest at the widest.
+    No common width: UsageError.
+    """
+    steps = block_steps(architecture, limits)
+    width = np.array([shape.widths[kind] for shape in architecture.layers], dtype=np.int64)
+    cost, removable, first, step = (
+        a[kind :: len(KINDS)] for a in (steps.cost, steps.removable, steps.first, steps.step)
+    )
+    common = np.arange(width.min(), -1, -1)
+    for w, most, f, s in set(zip(width.tolist(), removable.tolist(), first.tolist(), step.tolist(), strict=True)):
+        gone = w - common
+        common = common[(gone == 0) | ((gone >= f) & ((gone - f) % s == 0) & (gone <= most))]
+    if kind == ATTENTION and limits.kv_widths:
+        common = common[np.isin(common, limits.kv_widths)]
+    if not len(common):
+        noun = "number of KV groups" if kind == ATTENTION else "MLP width"
+        raise UsageError(
+            f"--target stock: no {noun} is possible in all layers, which have {width.min()} to {width.max()}; "
+            "lower --min_kv_heads and --round_to, raise --max_block_ratio, or use --target hf"
+        )
+    return common, np.sum(width * cost) - common * np.sum(cost)
 
 
 def frozen_layers(architecture: Architecture, limits: Limits) -> np.ndarray:
@@ -85,13 +131,33 @@ def frozen_groups(architecture: Architecture, limits: Limits) -> np.ndarray:
     Those of frozen layers, and those of blocks that may not lose one step (the only KV group of a layer, a
     width up to round_to). Every other group takes part in rankings and their statistics.
     """
-    return np.asarray((block_steps(architecture, limits).removable == 0)[architecture.groups.block])
+    return np.asarray((_removable_groups(architecture, limits) == 0)[architecture.groups.block])
 
 
 def removable_params(architecture: Architecture, limits: Limits) -> int:
     """The most parameters that floors, caps and frozen layers let go, without removal of whole layers."""
+    return int(np.sum(_removable_groups(architecture, limits) * block_steps(architecture, limits).cost))
+
+
+def smallest_removal_params(architecture: Architecture, limits: Limits) -> int:
+    """Parameters of the cheapest removal possible, one step as a rule; 0 where there is none.
+
+    With ``uniform`` it is one step in all layers, or what it takes to make their widths equal.
+    """
+    if limits.uniform:
+        least = least_params(architecture, limits)
+        paths = [uniform_widths(architecture, limits, kind)[1] for kind in (ATTENTION, MLP)]
+        return least or min((int(params[1]) for params in paths if len(params) > 1), default=0)
     steps = block_steps(architecture, limits)
-    return int(np.sum(steps.removable * steps.cost))
+    params = steps.next_step(np.zeros_like(steps.cost)) * steps.cost
+    return int(params[params > 0].min()) if params.any() else 0
+
+
+def least_params(architecture: Architecture, limits: Limits) -> int:
+    """Parameters that go in any case: what ``uniform`` takes to make the widths of all layers equal."""
+    if not limits.uniform:
+        return 0
+    return sum(int(uniform_widths(architecture, limits, kind)[1][0]) for kind in (ATTENTION, MLP))
 
 
 def exact(number: float) -> Fraction:
@@ -99,15 +165,20 @@ def exact(number: float) -> Fraction:
     return Fraction(repr(float(number)))
 
 
-def _removable_kv_groups(shape: LayerShape, limits: Limits) -> int:
-    heads = shape.num_kv_heads
-    return min(heads - min(limits.min_kv_heads, heads), int(exact(limits.max_block_ratio) * heads))
+def _removable_groups(architecture: Architecture, limits: Limits) -> np.ndarray:
+    """int64 (2L,): the most groups that each block may lose."""
+    if not limits.uniform:
+        return block_steps(architecture, limits).removable
+    narrowest = [uniform_widths(architecture, limits, kind)[0][-1] for kind in (ATTENTION, MLP)]
+    return np.array([shape.widths for shape in architecture.layers], dtype=np.int64).ravel() - np.tile(
+        narrowest, architecture.num_layers
+    )
 
 
-def _removable_channels(shape: LayerShape, limits: Limits) -> int:
-    width, step = shape.intermediate_size, limits.round_to
+def _removable(width: int, step: int, floor: int, limits: Limits) -> int:
+    """A whole number of steps that leaves ``floor`` groups and one step, or all of a width that has no more."""
     first = width % step
-    most = min(width - step, int(exact(limits.max_block_ratio) * width))
+    most = min(width - max(floor, step), int(exact(limits.max_block_ratio) * width))
     return first + (most - first) // step * step if most >= first else 0
 
 

@@ -1,7 +1,7 @@
 """From a ranking and a budget to a plan.
 
 The ranking is walked upwards and every step is taken that its block may still lose and that fits into what is
-left of the budget. A step of several channels (``round_to``) sits at the rank of its last channel. Inside a
+left of the budget. A step of several groups (``round_to``, ``kv_round_to``) sits at the rank of its last one. Inside a
 block steps never get cheaper, so a block gives up its lowest-ranked groups and no others, and when the walk
 ends no legal step fits: the gap is smaller than the cheapest one left.
 
@@ -14,7 +14,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from core.groups import MLP, Architecture, GroupTable
+from core.groups import Architecture, GroupTable
 from core.plan import PruningPlan
 from pruning.budget import budget_params, largest_ratio, requested_params
 from pruning.limits import (
@@ -48,15 +48,14 @@ def plan_removal(
     ratio out of reach: BudgetError.
     """
     groups = architecture.groups
-    if not np.array_equal(np.bincount(order, minlength=len(groups)), np.ones(len(groups))):
-        raise ValueError("order is not a permutation of the groups")
+    check_order(groups, order)
     budget = budget_params(architecture, ratio, ratio_of, limits)
     steps = block_steps(architecture, limits)
     gone, removed = _fill(architecture, order, steps, budget, limits)
     spent = _params_of(architecture, gone) + int(np.sum(removed * steps.cost))
     return PruningPlan(
         architecture=architecture,
-        keep=_keep(groups, order, removed) & ~gone[groups.layer],
+        keep=keep_mask(groups, order, removed) & ~gone[groups.layer],
         removed_layers=tuple(np.flatnonzero(gone).tolist()),
         requested_ratio=float(ratio),
         ratio_of=ratio_of,
@@ -84,13 +83,18 @@ def _fill(
         gone[more] = True
 
 
+def check_order(groups: GroupTable, order: np.ndarray) -> None:
+    if not np.array_equal(np.bincount(order, minlength=len(groups)), np.ones(len(groups))):
+        raise ValueError("order is not a permutation of the groups")
+
+
 def ranked_steps(groups: GroupTable, order: np.ndarray, steps: BlockSteps) -> tuple[np.ndarray, np.ndarray]:
     """All legal steps in the order of the walk: the row of each step's last group, and its size in groups."""
     place, first, step = groups.index, steps.first[groups.block], steps.step[groups.block]
     ends = (place + 1 == first) | ((place + 1 > first) & ((place + 1 - first) % step == 0))
     legal = ends & (place < steps.removable[groups.block])
     size = np.zeros(len(groups), dtype=np.int64)
-    size[_by_block(groups, order)[legal]] = np.where(place < first, first, step)[legal]
+    size[by_block(groups, order)[legal]] = np.where(place < first, first, step)[legal]
     rows = order[size[order] > 0]
     return rows, size[rows]
 
@@ -113,15 +117,16 @@ def take(cost: np.ndarray, budget: int) -> np.ndarray:
     return taken
 
 
-def _by_block(groups: GroupTable, order: np.ndarray) -> np.ndarray:
+def by_block(groups: GroupTable, order: np.ndarray) -> np.ndarray:
     """int64 (G,): the rows of each block in the order of their rank; blocks in the order of the table."""
     narrow = np.min_scalar_type(2 * groups.num_layers)  # numpy sorts narrow integers by radix, in one pass
     return np.asarray(order[np.argsort(groups.block[order].astype(narrow), kind="stable")])
 
 
-def _keep(groups: GroupTable, order: np.ndarray, removed: np.ndarray) -> np.ndarray:
+def keep_mask(groups: GroupTable, order: np.ndarray, removed: np.ndarray) -> np.ndarray:
+    """bool (G,): everything but the ``removed`` lowest-ranked groups of each block, int64 (2L,)."""
     keep = np.ones(len(groups), dtype=bool)
-    keep[_by_block(groups, order)[groups.index < removed[groups.block]]] = False
+    keep[by_block(groups, order)[groups.index < removed[groups.block]]] = False
     return keep
 
 
@@ -156,5 +161,10 @@ def _gap_reason(steps: BlockSteps, removed: np.ndarray, gone: np.ndarray) -> str
     size = np.where(np.repeat(gone, 2), 0, steps.next_step(removed))
     params = np.where(size > 0, size * steps.cost, np.iinfo(np.int64).max)
     block = int(np.argmin(params))
-    noun = f"{size[block]} channels" if size[block] > 1 else "a channel" if block % 2 == MLP else "a KV group"
-    return f"smaller than the smallest step left ({noun} of {params[block]} parameters)"
+    return f"smaller than the smallest step left ({wording(int(size[block]), block % 2)} of {params[block]} parameters)"
+
+
+def wording(count: int, kind: int) -> str:
+    """How messages name groups: "a channel", "64 channels"."""
+    noun = ("KV group", "channel")[kind]
+    return f"a {noun}" if count == 1 else f"{count} {noun}s"

@@ -30,7 +30,7 @@ class Naive:
         steps = []
         for block in range(2 * self.model.num_layers):
             rows = [row for row in self.order if self.model.groups.block[row] == block]
-            size = self.limits.round_to if block % 2 == MLP else 1
+            size = self.limits.round_to if block % 2 == MLP else self.limits.kv_round_to
             while rows:
                 count = len(rows) % size or size
                 steps.append(rows[:count])
@@ -42,7 +42,8 @@ class Naive:
         layer, kind = int(self.model.groups.layer[rows[0]]), int(self.model.groups.kind[rows[0]])
         width = self.model.layers[layer].widths[kind]
         gone = sum(self.model.groups.block[row] == 2 * layer + kind for row in out) + len(rows)
-        floor = self.limits.round_to if kind == MLP else min(self.limits.min_kv_heads, width)
+        heads = max(min(self.limits.min_kv_heads, width), self.limits.kv_round_to)
+        floor = self.limits.round_to if kind == MLP else heads
         capped = gone > Fraction(str(self.limits.max_block_ratio)) * width
         return not self.frozen(layer) and not capped and width - gone >= floor
 
@@ -95,6 +96,7 @@ def cases(draw: st.DrawFn) -> tuple[Architecture, list[int], Limits, float]:
         min_kv_heads=draw(st.sampled_from([1, 1, 2, 8])),
         round_to=draw(st.sampled_from([1, 1, 2, 3, 4])),
         epsilon=draw(st.sampled_from([0.0, 0.0, 0.3, 0.6, 0.9])),
+        kv_round_to=draw(st.sampled_from([1, 1, 2, 3])),
     )
     order = draw(st.permutations(range(len(model.groups))))
     return model, order, limits, draw(st.floats(0.01, 0.99))
