@@ -1,0 +1,142 @@
+"""What a pruned model must compute: the dense model's outputs, the removed groups silenced by hooks.
+
+Surgery consumes the dense model, so this runs before it. Nothing of surgery, saving or loading takes part.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from core.errors import NumericalError
+from core.families import IN, Family, member_rows
+from core.groups import LayerShape
+from core.plan import PruningPlan
+from core.windows import TokenWindows
+from models.architecture import decoder_layers
+
+NUM_WINDOWS, SEQ_LEN, PROMPTS, NEW_TOKENS = 4, 64, 2, 8
+
+Blocks = dict[tuple[int, int], torch.Tensor]  # (layer after pruning, kind) -> its output at each window's last token
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the dense model without the removed groups computes; tensors float32 on the CPU.
+
+    windows: int64 (n, T). logits: (n, T, V). continuation: int64 (m, new tokens), greedy after the first half of the
+    first m windows; step_logits: (m, new tokens, V), the logits each was chosen from. blocks: see ``Blocks``.
+    layers: widths that the plan leaves, one LayerShape a remaining layer.
+    """
+
+    windows: np.ndarray
+    logits: torch.Tensor
+    continuation: torch.Tensor
+    step_logits: torch.Tensor
+    blocks: Blocks
+    layers: tuple[LayerShape, ...]
+
+    @property
+    def prompts(self) -> torch.Tensor:
+        return _prompts(torch.from_numpy(self.windows))
+
+
+def verification_windows(windows: TokenWindows | None, vocab_size: int, context: int, seed: int = 0) -> np.ndarray:
+    """int64 (n, T): the head of a run's windows, or random ids where it read no text; T leaves room for new tokens."""
+    length = max(2, min(SEQ_LEN, context - NEW_TOKENS))
+    if windows is not None:
+        return np.ascontiguousarray(windows.ids[:NUM_WINDOWS, :length])
+    return np.random.default_rng(seed).integers(0, vocab_size, (NUM_WINDOWS, length), dtype=np.int64)
+
+
+@torch.no_grad()
+def reference(model: Any, family: Family, plan: PruningPlan, windows: np.ndarray) -> Reference:
+    """Run the dense model as if ``plan`` had been carried out; it is left as found.
+
+    Raises NumericalError when its logits are not finite: nothing could be compared with them.
+    """
+    ids = torch.from_numpy(windows).to(model.device)
+    layers = decoder_layers(model, family)
+    with _without_removed_groups(layers, family, plan):
+        with recorded_blocks([layers[index] for index in plan.remaining_layers], family) as blocks:
+            logits = logits_of(model, ids)
+        continuation, step_logits = _greedy_without_cache(model, _prompts(ids))
+    if not bool(logits.isfinite().all()):
+        raise NumericalError(
+            "the model without the removed groups gives NaN or Inf, so the saved one cannot be compared with it; "
+            "try --dtype float32 or a smaller --pruning_ratio"
+        )
+    return Reference(windows, logits, continuation, step_logits, blocks, plan.pruned_architecture.layers)
+
+
+@contextmanager
+def _without_removed_groups(layers: list[Any], family: Family, plan: PruningPlan) -> Iterator[None]:
+    """Inside, the inputs of o_proj and down_proj that belong to removed groups are 0, whatever they would be."""
+    hooks = []
+    try:
+        for index, layer in enumerate(layers):
+            shape = plan.architecture.layers[index]
+            for member in family.members:
+                if member.axis != IN:
+                    continue
+                module = layer.get_submodule(member.path)
+                if index in plan.removed_layers:
+                    hooks.append(module.register_forward_hook(_silence))
+                    continue
+                gone = torch.ones(module.in_features, dtype=torch.bool)
+                gone[torch.from_numpy(member_rows(member, shape, plan.kept(index, member.kind)))] = False
+                if gone.any():
+                    hooks.append(module.register_forward_pre_hook(partial(_mask, gone.to(module.weight.device))))
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _mask(gone: torch.Tensor, _module: Any, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    return (inputs[0].masked_fill(gone, 0.0),)  # not a product: 0 times Inf is NaN
+
+
+def _silence(_module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(output)  # the bias goes too; the norms that follow map 0 to 0
+
+
+@contextmanager
+def recorded_blocks(layers: list[Any], family: Family) -> Iterator[Blocks]:
+    """Every block's output at the last token of each window, as the last forward inside leaves it."""
+    blocks: Blocks = {}
+
+    def record(key: tuple[int, int], _module: Any, _inputs: Any, output: torch.Tensor) -> None:
+        blocks[key] = output[:, -1].float().cpu()
+
+    hooks = []
+    try:
+        for index, layer in enumerate(layers):
+            for kind, path in enumerate((family.attention_output, family.mlp_output)):
+                module = layer.get_submodule(path)
+                hooks.append(module.register_forward_hook(partial(record, (index, kind))))
+        yield blocks
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def logits_of(model: Any, ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
+    return model(input_ids=ids, use_cache=False, **inputs).logits.float().cpu()
+
+
+def _prompts(ids: torch.Tensor) -> torch.Tensor:
+    return ids[:PROMPTS, : max(1, ids.shape[1] // 2)]
+
+
+def _greedy_without_cache(model: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(tokens (m, NEW_TOKENS), logits (m, NEW_TOKENS, V)): every step reads the whole sequence again."""
+    prompt, steps = ids.shape[1], []
+    for _ in range(NEW_TOKENS):
+        steps.append(logits_of(model, ids)[:, -1])
+        ids = torch.cat([ids, steps[-1].argmax(-1, keepdim=True).to(ids.device)], dim=1)
+    return ids[:, prompt:].cpu(), torch.stack(steps, dim=1)

@@ -1,0 +1,276 @@
+"""Self-proof: a saved folder, loaded as its users will, computes what the dense model computes without the groups
+that went.
+
+``models.reference`` runs before surgery; ``verify`` then loads the folder through the Auto classes and measures:
+
+    head mapping    widths of config.json == shapes of the stored tensors == the plan's; H/K as in the dense model
+    load            tensors that are missing from the files or left over in them
+    logits          against the reference
+    generation      greedy with a cache, against greedy without one in the dense model
+    left padding    a padded batch on its real tokens, against the same tokens alone
+    attention       eager against sdpa (families that have both)
+
+The error of a comparison is ‖a − b‖₂ / ‖b‖₂ over all logits compared, in float64.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from core.errors import ModelError, VerificationError
+from core.families import Family
+from core.files import write_json
+from core.groups import KINDS, LayerShape
+from core.plan import PruningPlan
+from models.architecture import decoder_layers
+from models.reference import NEW_TOKENS, Blocks, Reference, logits_of, recorded_blocks
+from models.stored import layer_shapes, misfits, tensor_shapes
+
+CHECKS = ("head mapping", "load", "logits", "generation", "left padding", "attention")
+
+# The two sides sum the same products in another order. In float32 that is rounding: up to 6e-7 measured with 32
+# layers on a CPU, and room for models whose activations are less even. In half precision a sum that falls on another
+# side of a rounding step moves a value by eps (2^-7 and 2^-10), and later layers carry it on: up to 1.3e-2 (bfloat16)
+# and 1.6e-3 (float16) measured with 32 layers. On the embedded model a shifted KV head is an error of 0.24, twice the
+# rope base 0.10, two swapped channels of one layer 0.007: half precision tells the first two, float32 all.
+TOLERANCES = {torch.float32: 3e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: passed where error <= tolerance, so never for NaN. detail: what was found, for a reader."""
+
+    name: str
+    error: float
+    tolerance: float
+    detail: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.error <= self.tolerance)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The checks that ran, in order, and a sentence for each that could not."""
+
+    dtype: str
+    device: str
+    num_windows: int
+    seq_len: int
+    checks: list[Check] = field(default_factory=list)
+    not_run: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> list[Check]:
+        return [check for check in self.checks if not check.passed]
+
+    @property
+    def passed(self) -> bool:
+        return not self.failed
+
+    def line(self) -> str:
+        """One line for the console."""
+        if self.failed:
+            first = self.failed[0]
+            found = first.detail or f"error {first.error:.2g}, at most {first.tolerance:.0e} allowed"
+            return f"verification failed at {first.name}: {found}"
+        worst = max(self.checks, key=lambda check: check.error / check.tolerance if check.tolerance else 0.0)
+        return f"verified: {len(self.checks)} checks, largest error {worst.error:.1e} ({worst.name}, {self.dtype})"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema_version": 1,
+            "passed": self.passed,
+            "dtype": self.dtype,
+            "device": self.device,
+            "num_windows": self.num_windows,
+            "seq_len": self.seq_len,
+            "checks": [asdict(check) | {"passed": check.passed} for check in self.checks],
+            "not_run": self.not_run,
+        }
+
+
+@torch.no_grad()
+def verify(
+    folder: Path, family: Family, reference: Reference, *, device: torch.device, dtype: torch.dtype
+) -> Verification:
+    """Load ``folder`` afresh and measure every check; what a failed load leaves unmeasured is in ``not_run``.
+
+    dtype is the one the reference was computed in: weights stored in bfloat16 and computed in float32 compare as
+    float32, exactly. Raises ModelError when the fresh model does not fit beside what the device already holds.
+    """
+    rows, length = reference.windows.shape
+    result = Verification(str(dtype).removeprefix("torch."), str(device), rows, length)
+    result.checks.append(_head_mapping(folder, family, reference.layers))
+    model, loading = _load(folder, device, dtype)
+    result.checks.append(loading)
+    if model is None:
+        result.not_run.update(dict.fromkeys(CHECKS[2:], "the folder does not load"))
+        return result
+    ids = torch.from_numpy(reference.windows).to(device)
+    tolerance = TOLERANCES[dtype]
+    with recorded_blocks(decoder_layers(model, family), family) as blocks:
+        alone = logits_of(model, ids)
+    logits = _compared("logits", tolerance, lambda: (alone, reference.logits))
+    if not logits.passed:
+        logits = replace(logits, detail=_first_difference(blocks, reference.blocks, tolerance))
+    result.checks.append(logits)
+    result.checks.append(_compared("generation", tolerance, lambda: _generated(model, reference)))
+    result.checks.append(_compared("left padding", tolerance, lambda: _left_padded(model, ids, alone)))
+    if getattr(model.config, "attn_logit_softcapping", None):
+        result.not_run["attention"] = "sdpa leaves this family's soft caps out; eager is the one to use"
+    else:
+        model.set_attn_implementation("eager" if model.config._attn_implementation == "sdpa" else "sdpa")
+        result.checks.append(_compared("attention", tolerance, lambda: (logits_of(model, ids), alone)))
+    return result
+
+
+def verify_files(folder: Path, family: Family, plan: PruningPlan) -> Verification:
+    """Where the dense model was never in memory (pruned tensor by tensor) nothing was computed to compare with."""
+    result = Verification("none", "none", 0, 0)
+    result.checks.append(_head_mapping(folder, family, plan.pruned_architecture.layers))
+    result.not_run.update(dict.fromkeys(CHECKS[1:], "the dense model was never in memory"))
+    return result
+
+
+def insist(verification: Verification, folder: Path) -> None:
+    """Where a check failed: rename ``folder`` to ``<name>.failed``, so that nobody serves it, and raise."""
+    if verification.passed:
+        return
+    failed = folder.with_name(folder.name + ".failed")
+    shutil.rmtree(failed, ignore_errors=True)
+    folder.rename(failed)
+    raise VerificationError(f"{verification.line()}; the model is set aside as {failed}, every check is in the report")
+
+
+def write_verification(path: Path, verification: Verification) -> Path:
+    return write_json(path, verification.to_json())
+
+
+def _generated(model: Any, reference: Reference) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of ``generate`` with its cache and the reference's, up to the first token that they choose differently.
+
+    Behind that token the texts differ and logits no longer compare. Where the logits before it agree the two tokens
+    were a tie; where they do not the check fails.
+    """
+    ids = reference.prompts.to(model.device)
+    saved = model.generation_config
+    model.generation_config = GenerationConfig()  # greedy, whatever sampling or penalties the checkpoint asks for
+    try:
+        out = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            use_cache=True,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+    finally:
+        model.generation_config = saved
+    steps = torch.stack(out.logits, dim=1).float().cpu()
+    same = out.sequences[:, ids.shape[1] :].cpu() == reference.continuation
+    comparable = torch.ones_like(same)
+    comparable[:, 1:] = same[:, :-1].cumprod(dim=1).bool()
+    return steps[comparable], reference.step_logits[comparable]
+
+
+def _left_padded(model: Any, ids: torch.Tensor, alone: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of the windows' real tokens, window i shortened and padded on the left by a different amount, and alone.
+
+    Attention is causal, so what follows a token does not change its logits, and padding must not either. Positions
+    are left to the model (rotary embeddings are relative): given position ids, transformers takes a padded row for
+    packed sequences and separates the padding by itself, so that a mask which is ignored would go unseen.
+    """
+    rows, length = ids.shape
+    padding = torch.arange(rows, device=ids.device) * length // (2 * rows) + 1  # at least 1, at most half
+    position = torch.arange(length, device=ids.device)[None] - padding[:, None]
+    mask = position >= 0
+    position = position.clamp(min=0)
+    padded = ids.gather(1, position) * mask  # the padding token's id is of no importance: 0
+    actual = logits_of(model, padded, attention_mask=mask.long())
+    index = position.cpu()[..., None].expand(-1, -1, alone.shape[-1])
+    real = mask.cpu()
+    return actual[real], alone.gather(1, index)[real]
+
+
+def _compared(name: str, tolerance: float, pair: Callable[[], tuple[torch.Tensor, torch.Tensor]]) -> Check:
+    """The relative error of (actual, expected); a model that fails to compute them has failed the check."""
+    try:
+        actual, expected = pair()
+    except torch.OutOfMemoryError as error:
+        raise ModelError(_DOES_NOT_FIT) from error
+    except Exception as error:  # the folder's own classes run here; whatever they raise is the finding
+        return Check(name, math.nan, tolerance, _first_line(error))
+    return Check(name, relative_error(actual, expected), tolerance)
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """‖actual − expected‖₂ / ‖expected‖₂ in float64; NaN or Inf where either holds one."""
+    difference, scale = (actual.double() - expected.double()).norm(), expected.double().norm()
+    return float(difference / scale) if scale else float(difference)
+
+
+def _first_difference(actual: Blocks, expected: Blocks, tolerance: float) -> str:
+    for (layer, kind), output in sorted(expected.items()):
+        error = relative_error(actual[layer, kind], output)
+        if not error <= tolerance:
+            return (
+                f"layer {layer} {KINDS[kind]} is the first block that differs, by {error:.2g} (allowed {tolerance:.0e})"
+            )
+    return "no block differs, so look at the final norm and the head"
+
+
+def _head_mapping(folder: Path, family: Family, layers: tuple[LayerShape, ...]) -> Check:
+    """Read from the files alone, as another engine would. error: how many layers or tensors do not fit."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        found = layer_shapes(config)
+        unfit = misfits(found, family, tensor_shapes(folder))
+    except (OSError, ValueError, ModelError) as error:
+        return Check("head mapping", 1.0, 0.0, _first_line(error))
+    wrong = []
+    for layer, (ours, planned) in enumerate(zip(found, layers, strict=False)):
+        ratio = planned.num_heads // planned.num_kv_heads
+        if ours.num_heads // ours.num_kv_heads != ratio:
+            wrong.append(
+                f"layer {layer} has {ours.num_heads} query heads for {ours.num_kv_heads} KV heads, not {ratio} each"
+            )
+        elif (ours.widths, ours.head_dim) != (planned.widths, planned.head_dim):
+            wrong.append(f"layer {layer} has widths {ours.widths} where the plan leaves {planned.widths}")
+    if len(found) != len(layers):
+        wrong.append(f"{len(found)} layers where the plan leaves {len(layers)}")
+    wrong += unfit
+    return Check("head mapping", float(len(wrong)), 0.0, wrong[0] if wrong else "")
+
+
+def _load(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[Any, Check]:
+    """As users load it, its shipped Python included. error: tensors missing from the files or left over in them."""
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder, trust_remote_code=True, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+        model = model.to(device).eval()
+    except torch.OutOfMemoryError as error:
+        raise ModelError(_DOES_NOT_FIT) from error
+    except Exception as error:  # as in _compared
+        return None, Check("load", math.nan, 0.0, _first_line(error))
+    problems = [f"{key}: {name}" for key in _KEYS for name in sorted(map(str, report.get(key) or ()))]
+    return model, Check("load", float(len(problems)), 0.0, problems[0] if problems else "")
+
+
+_KEYS = ("missing_keys", "unexpected_keys", "mismatched_keys")
+_DOES_NOT_FIT = "the saved model does not fit on the device a second time to be verified; add --no_verify"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -1,0 +1,119 @@
+"""The model card: metadata that the hub can read, figures that are the plan's, nothing invented, no path leaked."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import build, random_plan
+from huggingface_hub import ModelCard
+
+from core.plan import PruningPlan
+from models.architecture import architecture_of
+from models.card import inherited_metadata, model_card
+from models.families import family_of
+
+RESULTS: dict[str, Any] = {
+    "dense": {
+        "parameters": 57_408,
+        "bytes": 114_816,
+        "perplexity": {"pydoc": {"perplexity": 50.25}, "/data/mine.txt": {"perplexity": 7.5}},
+        "tasks": {"pydoc_cloze": {"acc": 0.75, "acc_stderr": 0.01, "num_items": 400}},
+        "latency": None,
+    },
+    "pruned": {
+        "parameters": 41_000,
+        "bytes": 82_000,
+        "perplexity": {"pydoc": {"perplexity": 58.75}, "/data/mine.txt": {"perplexity": None}},
+        "tasks": {"pydoc_cloze": {"acc": 0.625, "acc_stderr": 0.01, "num_items": 400}},
+        "latency": None,
+    },
+}
+
+
+@pytest.fixture
+def plan() -> PruningPlan:
+    return random_plan(architecture_of(build("llama"), family_of("llama")), seed=3, removed_layers=(1,))
+
+
+def card(plan: PruningPlan, base_model: str = "some/Base-1B", **options: Any) -> str:
+    plain: dict[str, Any] = {
+        "criterion": "taylor",
+        "transforms": {"--norm_method": "log", "--temperature": 1.0},
+        "calibration": "128 windows of 256 tokens of pydoc",
+        "stored_dtype": "bfloat16",
+    }
+    return model_card(plan, base_model=base_model, **plain | options)
+
+
+def test_the_hub_reads_the_metadata(plan: PruningPlan) -> None:
+    text = card(plan, inherited={"license": "apache-2.0", "language": ["en"]})
+    data = ModelCard(text).data.to_dict()
+    assert data["base_model"] == "some/Base-1B"
+    assert data["license"] == "apache-2.0"
+    assert data["language"] == ["en"]
+    assert data["library_name"] == "transformers"
+    assert data["pipeline_tag"] == "text-generation"
+    assert {"pruned", "structured-pruning", "llama", "custom_code"} <= set(data["tags"])
+
+
+def test_the_figures_are_the_plans(plan: PruningPlan) -> None:
+    text = card(plan, **RESULTS)
+    assert f"{plan.removed_params:,} of its {plan.architecture.total_params:,} parameters" in text
+    assert f"{plan.achieved_of_total:.2%} of all, {plan.achieved_of_prunable:.2%} of prunable parameters" in text
+    assert "requested: 50.0% of prunable parameters" in text
+    assert "`--norm_method` log, `--temperature` 1.0" in text
+    assert "layers removed whole: 1" in text
+    assert "| perplexity on pydoc | 50.25 | 58.75 |" in text
+    assert "| perplexity on mine.txt | 7.5 | not finite |" in text
+    assert "| pydoc_cloze acc | 0.75 | 0.625 |" in text
+    assert "stderr" not in text
+    assert text.count("trust_remote_code=True") == 3
+    rows = [line for line in text.splitlines() if line.startswith(("| 0 |", "| 1 |", "| 2 |"))]
+    assert len(rows) == 3
+    assert rows[1].startswith("| 1 | removed | 0 of 4 | 0 of 8 | 0 of 24 | 100.0% |")
+    kept = plan.pruned_architecture.layers[1]
+    assert rows[2].startswith(f"| 2 | 1 | {kept.num_kv_heads} of 4 | {kept.num_heads} of 8 |")
+
+
+def test_what_was_not_measured_is_not_claimed(plan: PruningPlan) -> None:
+    text = card(plan, transforms={}, calibration="")
+    assert "Nothing was measured after pruning" in text
+    assert "score transforms: none" in text
+    assert "calibration:" not in text
+    assert "license" not in text
+
+
+def test_a_replayed_plan_names_no_criterion(plan: PruningPlan) -> None:
+    assert "a saved plan, replayed" in card(plan, criterion=None, transforms={}, calibration="")
+
+
+def test_a_folder_of_the_familys_own_class_needs_no_trust(plan: PruningPlan) -> None:
+    text = card(plan, ships_code=False)
+    assert "trust_remote_code" not in text
+    assert "custom_code" not in ModelCard(text).data.to_dict()["tags"]
+
+
+def test_a_folder_is_named_and_its_path_stays_at_home(plan: PruningPlan, tmp_path: Path) -> None:
+    folder = tmp_path / "my-model"
+    folder.mkdir()
+    text = card(plan, str(folder))
+    assert ModelCard(text).data.to_dict()["base_model"] == "my-model"
+    assert str(tmp_path) not in text
+
+
+def test_the_license_comes_from_the_base_folders_card(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(
+        "---\nlicense: other\nlicense_name: mine\nlicense_link: LICENSE\ntags: [x]\n---\n# Base\n"
+    )
+    assert inherited_metadata(str(tmp_path)) == {"license": "other", "license_name": "mine", "license_link": "LICENSE"}
+
+
+@pytest.mark.parametrize("content", ["# no front matter\n", "---\nlicense: [\n---\n", "---\n- a\n- b\n---\n", ""])
+def test_a_card_that_says_nothing_gives_nothing(tmp_path: Path, content: str) -> None:
+    (tmp_path / "README.md").write_text(content)
+    assert inherited_metadata(str(tmp_path)) == {}
+
+
+@pytest.mark.parametrize("name", ["no/such-model", "demo", "/no/such/folder/at/all", ""])
+def test_a_model_without_a_card_gives_nothing(name: str) -> None:
+    assert "license" not in inherited_metadata(name) or name == "demo"
