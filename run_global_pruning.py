@@ -5,9 +5,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from cli.options import idle_options, parse_options
+from cli.options import parse_options
 from cli.output import RECORD, check_output
 from cli.record import Stages, resolved, run_record
+from cli.together import idle_options
 from core.errors import PruningError
 from core.files import write_json
 
@@ -27,47 +28,44 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    """check → windows → load → importance → scores → plan → explain → surgery → save → evaluate → report."""
+    """check → windows → load → importance → scores → plan → explain → surgery → save → verify → evaluate → report."""
     for note in idle_options(options):
         print(f"note: {note}", file=sys.stderr)
     check_output(options.output, options.overwrite)
     stages = Stages()
 
     # Imported here, so that --help and wrong options answer at once.
-    with stages("check"):
-        from cli.job import describe, make_deterministic, prepare, quieten_libraries, read_windows
-        from cli.steps import decide, explain, facts, judge_with
-        from diagnostics.console import closing_report
-        from evaluation.evaluate import write_results
-        from models.loading import load_model
-        from models.narrow import empty_narrow_model
-        from models.saving import save_checkpoint
-        from pruning.surgery import operate
+    from cli.deliver import deliver, write_card
+    from cli.job import describe, make_deterministic, prepare, quieten_libraries, read_windows
+    from cli.low_memory import StreamedModel, streams
+    from cli.steps import decide, explain, facts, judge_with
+    from diagnostics.console import closing_report
+    from evaluation.evaluate import write_results
+    from models.loading import load_model
 
-        quieten_libraries()
+    quieten_libraries()
+    with stages("check", quietly=True):
         job = prepare(options)
         make_deterministic(options.seed)
-    print(describe(job), file=sys.stderr)
-    with stages("windows"):
+    with stages("windows", quietly=True):
         calibration, held_out = read_windows(job, options)
-    with stages("load model"):
-        model = load_model(job.source, job.device, job.dtype)
+    print(describe(job, options.target), file=sys.stderr)
+    streamed = streams(job, options)
+    with stages("open checkpoint" if streamed else "load model"):
+        model = StreamedModel(job, options) if streamed else load_model(job.source, job.device, job.dtype)
 
     decision = decide(model, job, options, calibration, stages)
-    plan, family = decision.plan, job.source.family
+    plan = decision.plan
     with stages("explain"):
         diagnosis, written = explain(decision, job, options)
     judge = judge_with(job, options, held_out, stages)
     dense, pruned = judge(model, "dense"), None
 
     if not options.dry_run:
-        with stages("surgery"):
-            model = operate(model, empty_narrow_model(model, family, plan), family, plan)
-        if not options.no_save_model:
-            with stages("save"):
-                folder = options.output / "model"
-                written.insert(0, save_checkpoint(model, family, job.source.tokenizer, folder, job.saved_dtype))
+        model, delivered = deliver(model, job, options, plan, calibration, stages)
         pruned = judge(model, "pruned")
+        if delivered:
+            written = [*delivered, write_card(plan, job, options, calibration, dense, pruned), *written]
 
     with stages("report"):
         if dense is not None:
@@ -75,7 +73,7 @@ def run(options: argparse.Namespace) -> None:
         windows = {f"evaluation {name}": item for name, item in held_out.items()}
         if calibration is not None:
             windows["calibration"] = calibration
-        record = run_record(resolved(options), stages, job.device, windows, facts(decision))
+        record = run_record(resolved(options), stages, job.device, windows, facts(decision) | {"streamed": streamed})
         written.append(write_json(options.output / RECORD, record))
     results = {"dense": dense, "pruned": pruned}
     print(closing_report(diagnosis, plan, results, options.argv, options.output, written))

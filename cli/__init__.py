@@ -1,1 +1,1 @@
-"""The command line: options grouped by stage, checks that need no model, the output folder."""
+"""The command line: options grouped by stage, checks and steps, the output folder."""

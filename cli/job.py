@@ -3,6 +3,7 @@
 import argparse
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +13,12 @@ from core.plan import PruningPlan
 from core.windows import TokenWindows
 from evaluation.catalogue import check_tasks
 from importance.scoring import ScoreOptions
+from models.gguf import check_gguf
 from models.loading import ModelSource, check_context, check_model, choose_device, choose_dtype
+from models.stock import possible_kv_widths
 from pruning.plan_file import read_plan
 from pruning.planning import Limits, budget_params, frozen_groups
+from pruning.targets import check_plan, default_round_to, explain, limits_for
 
 
 @dataclass(frozen=True)
@@ -37,20 +41,12 @@ class Job:
 
     @property
     def frozen(self) -> np.ndarray:
-        """bool (G,): groups that can never be removed."""
-        return frozen_groups(self.source.architecture, self.limits)
+        """bool (G,): groups that can never be removed. A replayed plan was made under limits of its own."""
+        return frozen_groups(self.source.architecture, self.limits if self.plan is None else Limits())
 
 
 def prepare(options: argparse.Namespace) -> Job:
     """Check all that needs no weights and no tokens; raises a PruningError with one line for the first problem."""
-    limits = Limits(
-        freeze_first=options.freeze_first_n_layers,
-        freeze_last=options.freeze_last_n_layers,
-        max_block_ratio=options.max_block_ratio,
-        min_kv_heads=options.min_kv_heads,
-        round_to=options.round_to,
-        epsilon=options.epsilon,
-    )
     transforms = ScoreOptions(
         clip=options.enable_grad_clip,
         clip_low=options.clip_percentile_low,
@@ -59,10 +55,13 @@ def prepare(options: argparse.Namespace) -> Job:
         temperature=options.temperature,
         tau=options.tau,
     )
-    device = choose_device(options.device)
+    device = choose_device("cpu" if options.low_memory else options.device)
     source = check_model(options.base_model, options.trust_remote_code)
+    limits, shapes = limits_of(source, options)
     dtype = choose_dtype(options.dtype, device, source.stored_dtype)
     plan = read_plan(options.plan, source.architecture) if options.plan else None
+    if plan is not None:
+        check_plan(options.target, plan, **shapes)
     needs_text = plan is None and (options.importance_method != "magnitude" or options.temperature > 0)
     if plan is None:
         budget_params(source.architecture, options.pruning_ratio, options.ratio_of, limits)
@@ -74,6 +73,8 @@ def prepare(options: argparse.Namespace) -> Job:
     for name in dict.fromkeys([options.dataset] * needs_text + list(evaluates)):
         check_dataset(name)
     check_tasks(options.tasks, options.eval_task_path)
+    if options.export == "gguf":
+        check_gguf(source)
     return Job(
         source=source,
         device=device,
@@ -85,6 +86,24 @@ def prepare(options: argparse.Namespace) -> Job:
         needs_text=needs_text,
         evaluates=evaluates,
     )
+
+
+def limits_of(source: ModelSource, options: argparse.Namespace) -> tuple[Limits, dict[str, Any]]:
+    """The limits the options and the target set, and what the target wants of shapes; round_to is resolved."""
+    architecture = source.architecture
+    options.round_to = options.round_to or default_round_to(architecture)
+    shapes: dict[str, Any] = {"tensor_parallel": options.tensor_parallel}
+    if options.target == "stock":
+        shapes["kv_widths"] = possible_kv_widths(source.config, source.family, architecture)
+    asked = Limits(
+        freeze_first=options.freeze_first_n_layers,
+        freeze_last=options.freeze_last_n_layers,
+        max_block_ratio=options.max_block_ratio,
+        min_kv_heads=options.min_kv_heads,
+        round_to=options.round_to,
+        epsilon=options.epsilon,
+    )
+    return limits_for(options.target, architecture, asked, **shapes), shapes
 
 
 def read_windows(job: Job, options: argparse.Namespace) -> tuple[TokenWindows | None, dict[str, TokenWindows]]:
@@ -117,11 +136,18 @@ def make_deterministic(seed: int) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # would be a write of every buffer, of use in debugging
+    # The other half of that switch writes every buffer before its use, which helps debugging only.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def describe(job: Job) -> str:
-    """One line for the console: the model, its size, where and how it is computed."""
+def describe(job: Job, target: str) -> str:
+    """For the console: the model, its size, where and how it is computed; a line for each restriction of the target."""
+    shape = job.source.architecture
+    lines = explain(target, shape, job.limits) if job.plan is None else []
+    return "\n".join([_headline(job), *lines])
+
+
+def _headline(job: Job) -> str:
     shape = job.source.architecture
     return (
         f"{job.source.name}: {shape.model_type}, {shape.num_layers} layers, {shape.total_params:,} parameters "

@@ -3,16 +3,16 @@
 import argparse
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from core.windows import DATASETS
+from cli.together import check_together
+from cli.values import batch_size, names, number, one_of, shard_size, tau
 
 CRITERIA = ("taylor", "taylor_2nd", "fisher", "wanda", "magnitude")
 NORM_METHODS = ("log", "minmax", "zscore", "sqrt")
 MEASURES = ("ppl", "tasks", "speed")
-DEFAULT_TASK = "pydoc_cloze"
 
 DESCRIPTION = (
     "Make a Hugging Face causal LM smaller by global structured pruning: rank all attention KV groups and MLP "
@@ -35,7 +35,8 @@ EPILOG = """commands that work:
   # a hub model on a GPU (network needed)
   %(prog)s --base_model mistralai/Mistral-7B-v0.3 --pruning_ratio 0.2 --importance_method taylor --dataset c4
 
-exit codes: 0 done; 2 the input cannot work (one line says why); 3 NaN or Inf while measuring; 130 interrupted
+exit codes: 0 done; 2 the input cannot work (one line says why); 3 NaN or Inf while measuring;
+4 the saved model failed its own proof; 130 interrupted
 """
 
 
@@ -73,47 +74,10 @@ def parse_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     options.given = {word.split("=")[0].lstrip("-") for word in arguments if word.startswith("--")}
     options.argv = arguments
     try:
-        _check_together(options)
+        check_together(options)
     except ValueError as error:
         parser.error(str(error))
     return options
-
-
-def idle_options(options: argparse.Namespace) -> list[str]:
-    """One sentence for each option that was given but cannot act next to the others."""
-    taylor = options.importance_method.startswith("taylor")
-    replay = options.plan is not None
-    rules = [
-        ({"norm_method"}, not options.enable_grad_norm, "needs --enable_grad_norm"),
-        (
-            {"clip_percentile_low", "clip_percentile_high"},
-            not options.enable_grad_clip,
-            "needs --enable_grad_clip",
-        ),
-        ({"tau", "prior", "prior_samples"}, options.temperature == 0, "needs --temperature above 0"),
-        ({"gradient_reduction"}, not taylor, "acts on taylor and taylor_2nd only"),
-        (
-            {"batch_size"},
-            taylor and options.temperature == 0 and not options.measures,
-            "does not act on taylor, which takes one sequence a backward pass",
-        ),
-        ({"eval_task_path"}, not options.tasks, "needs --eval_tasks or --run_evaluation tasks"),
-        (
-            {"eval_datasets", "eval_seq_len", "eval_samples"},
-            not {"ppl"} & options.measures,
-            "needs --run_evaluation ppl",
-        ),
-        (_DECIDES_THE_PLAN, replay, "does not act with --plan, which holds the decision already"),
-    ]
-    return [f"--{name} {why}" for names, idle, why in rules if idle for name in sorted(names & options.given)]
-
-
-_DECIDES_THE_PLAN = {
-    *("pruning_ratio", "ratio_of", "importance_method", "gradient_reduction", "freeze_first_n_layers"),
-    *("freeze_last_n_layers", "max_block_ratio", "min_kv_heads", "round_to", "epsilon", "enable_grad_clip"),
-    *("clip_percentile_low", "clip_percentile_high", "enable_grad_norm", "norm_method", "temperature", "tau"),
-    *("prior", "prior_samples", "num_samples", "seq_len"),
-}
 
 
 def _refuse_blank_arguments(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
@@ -124,81 +88,6 @@ def _refuse_blank_arguments(parser: argparse.ArgumentParser, arguments: list[str
                 f"an argument made of blanks was given {after}: a space or a comment follows a backslash at the end of "
                 "a line in the shell command, which cuts the command there; end the line with the backslash itself"
             )
-
-
-def _check_together(options: argparse.Namespace) -> None:
-    low, high = options.clip_percentile_low, options.clip_percentile_high
-    if low >= high:
-        raise ValueError(f"--clip_percentile_low {low:g} must be below --clip_percentile_high {high:g}")
-    if options.epsilon and options.max_block_ratio <= 1 - options.epsilon:
-        raise ValueError(
-            f"--epsilon {options.epsilon:g} cannot act: with --max_block_ratio {options.max_block_ratio:g} layers "
-            f"keep at least {1 - options.max_block_ratio:g} of itself; raise one of them"
-        )
-    options.measures = set() if options.run_evaluation == ["none"] else set(options.run_evaluation)
-    if options.eval_tasks:
-        options.measures.add("tasks")
-    options.tasks = options.eval_tasks or ([DEFAULT_TASK] if "tasks" in options.measures else [])
-    options.eval_datasets = options.eval_datasets or [options.dataset]
-    if options.output is None:
-        name = Path(options.base_model).name or options.base_model
-        data = options.dataset if options.dataset in DATASETS else Path(options.dataset).name.split(".")[0]
-        tau = options.tau if isinstance(options.tau, str) else f"{options.tau:g}"
-        run = f"{options.importance_method}_T{options.temperature:g}_tau{tau}_{data}"
-        options.output = Path("results") / name / run
-
-
-def _number(kind: Callable[[str], float], low: float, high: float, *, open_low: bool = False, open_high: bool = False):  # type: ignore[no-untyped-def]
-    """An argparse type: a number of ``kind`` between the bounds; the message names the value and the bounds."""
-    left, right = "(" if open_low else "[", ")" if open_high or math.isinf(high) else "]"
-
-    def parse(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        above = value > low if open_low else value >= low
-        below = value < high if open_high or math.isinf(high) else value <= high
-        if not (above and below):
-            what = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"{text!r} is not {what} in {left}{low:g}, {high:g}{right}")
-        return value
-
-    return parse
-
-
-def _tau(text: str) -> float | str:
-    if text == "auto":
-        return text
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if math.isnan(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number (nats per token), inf or auto")
-    return value
-
-
-def _batch_size(text: str) -> int | None:
-    return None if text == "auto" else int(_number(int, 1, math.inf)(text))
-
-
-def _one_of(*allowed: str, alone: str = "") -> Callable[[str], list[str]]:
-    def parse(text: str) -> list[str]:
-        names = [name.strip() for name in text.split(",") if name.strip()]
-        unknown = [name for name in names if name not in (*allowed, alone)]
-        if unknown or not names or (alone in names and len(names) > 1):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a comma list of {', '.join(allowed)}, or {alone} alone")
-        return names
-
-    return parse
-
-
-def _names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
-        raise argparse.ArgumentTypeError(f"{text!r} names nothing; give a comma list")
-    return names
 
 
 def _model_options(group: argparse._ArgumentGroup) -> None:
@@ -222,12 +111,18 @@ def _model_options(group: argparse._ArgumentGroup) -> None:
         help="compute in this dtype and save in it (default auto: compute in float32 on a CPU and in the checkpoint's "
         "dtype on a GPU, save in the checkpoint's)",
     )
+    add(
+        "--low_memory",
+        action="store_true",
+        help="never hold the model: read, cut and write tensor by tensor on the CPU; magnitude or --plan, without "
+        "evaluation; such runs do it unasked where the model would take over half the free memory (default off)",
+    )
     add("--trust_remote_code", action="store_true", help="run Python that a model brings along (default off)")
 
 
 def _pruning_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    ratio = _number(float, 0, 1, open_low=True, open_high=True)
+    ratio = number(float, 0, 1, open_low=True, open_high=True)
     add(
         "--pruning_ratio",
         type=ratio,
@@ -248,7 +143,7 @@ def _pruning_options(group: argparse._ArgumentGroup) -> None:
         default="sequence",
         help="taylor: mean of |w g| over sequences, or |w sum g|, which keeps all gradients (default sequence)",
     )
-    whole = _number(int, 0, math.inf)
+    whole = number(int, 0, math.inf)
     add(
         "--freeze_first_n_layers",
         type=whole,
@@ -259,12 +154,12 @@ def _pruning_options(group: argparse._ArgumentGroup) -> None:
     add("--freeze_last_n_layers", type=whole, default=0, metavar="N", help="layers left untouched (default 0)")
     add(
         "--max_block_ratio",
-        type=_number(float, 0, 1, open_low=True),
+        type=number(float, 0, 1, open_low=True),
         default=1.0,
         metavar="R",
         help="largest fraction of a block's groups that may go (default 1.0: down to the floors)",
     )
-    one = _number(int, 1, math.inf)
+    one = number(int, 1, math.inf)
     add(
         "--min_kv_heads",
         type=one,
@@ -275,22 +170,34 @@ def _pruning_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--round_to",
         type=one,
-        default=1,
         metavar="C",
-        help="keep MLP widths at multiples of C channels (default 1)",
+        help="keep MLP widths at multiples of C channels (default 64 where layers have 1024 channels or more, else 1)",
     )
     add(
         "--epsilon",
-        type=_number(float, 0, 1, open_high=True),
+        type=number(float, 0, 1, open_high=True),
         default=0.0,
         metavar="E",
         help="remove a layer whole when it would keep less than this fraction, then plan again (default 0: never)",
+    )
+    add(
+        "--target",
+        choices=("hf", "stock", "vllm", "llama.cpp"),
+        default="hf",
+        help="plan only shapes that this runtime serves (default hf: every layer its own widths)",
+    )
+    add(
+        "--tensor_parallel",
+        type=one,
+        default=1,
+        metavar="N",
+        help="vllm, stock: GPUs that share the KV groups and channels of a layer (default 1)",
     )
 
 
 def _score_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    percent = _number(float, 0, 100)
+    percent = number(float, 0, 100)
     add("--enable_grad_clip", action="store_true", help="clip scores to global percentiles (default off)")
     add("--clip_percentile_low", type=percent, default=5.0, metavar="P", help="percent (default 5.0)")
     add("--clip_percentile_high", type=percent, default=95.0, metavar="P", help="percent (default 95.0)")
@@ -302,14 +209,14 @@ def _correction_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add(
         "--temperature",
-        type=_number(float, 0, math.inf),
+        type=number(float, 0, math.inf),
         default=0.0,
         metavar="T",
         help="multiply scores by ln(1 + prior)^T; 0 switches the correction off (default 0.0)",
     )
     add(
         "--tau",
-        type=_tau,
+        type=tau,
         default=0.0,
         metavar="X",
         help="nats/token: layers whose prior is below X use it for both blocks; a number, inf or auto (default 0.0: "
@@ -323,7 +230,7 @@ def _correction_options(group: argparse._ArgumentGroup) -> None:
     )
     add(
         "--prior_samples",
-        type=_number(int, 1, math.inf),
+        type=number(int, 1, math.inf),
         default=32,
         metavar="N",
         help="calibration windows used for the prior (default 32)",
@@ -341,28 +248,28 @@ def _calibration_options(group: argparse._ArgumentGroup) -> None:
     )
     add(
         "--num_samples",
-        type=_number(int, 1, math.inf),
+        type=number(int, 1, math.inf),
         default=128,
         metavar="N",
         help="windows (default 128)",
     )
     add(
         "--seq_len",
-        type=_number(int, 2, math.inf),
+        type=number(int, 2, math.inf),
         default=256,
         metavar="T",
         help="tokens a window (default 256)",
     )
     add(
         "--batch_size",
-        type=_batch_size,
+        type=batch_size,
         default=None,
         metavar="B",
         help="windows a pass, for everything but taylor*, which takes one; auto halves on out-of-memory (default auto)",
     )
     add(
         "--seed",
-        type=_number(int, 0, 2**32 - 1),
+        type=number(int, 0, 2**32 - 1),
         default=0,
         metavar="S",
         help="of every random choice (default 0)",
@@ -385,6 +292,16 @@ def _output_options(group: argparse._ArgumentGroup) -> None:
         metavar="FILE",
         help="replay a saved pruning_plan.json instead of measuring (default none)",
     )
+    add(
+        "--max_shard_size",
+        type=shard_size,
+        default="5GB",
+        metavar="SIZE",
+        help="largest weight file of the saved model, e.g. 200MB; larger ones become shards (default 5GB)",
+    )
+    add("--verify", action="store_true", default=True, help="load the saved model afresh and prove it (default on)")
+    add("--no_verify", dest="verify", action="store_false", help="skip that proof (default off)")
+    add("--export", choices=("gguf",), help="also write <output>/model.gguf, f16, for llama.cpp (default none)")
     add("--no_save_model", action="store_true", help="prune and evaluate, but save no weights (default off)")
 
 
@@ -392,28 +309,28 @@ def _evaluation_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add(
         "--run_evaluation",
-        type=_one_of(*MEASURES, alone="none"),
+        type=one_of(*MEASURES, alone="none"),
         default=["ppl"],
         metavar="LIST",
         help="comma list of ppl, tasks, speed, or none (default ppl)",
     )
     add(
         "--eval_datasets",
-        type=_names,
+        type=names,
         metavar="LIST",
         help="comma list of datasets for perplexity (default: the calibration dataset's held-out split)",
     )
     add(
         "--eval_seq_len",
-        type=_number(int, 2, math.inf),
+        type=number(int, 2, math.inf),
         metavar="T",
         help="tokens a window (default 2048, or the model's context if smaller)",
     )
-    add("--eval_samples", type=_number(int, 1, math.inf), metavar="N", help="windows a dataset (default all)")
+    add("--eval_samples", type=number(int, 1, math.inf), metavar="N", help="windows a dataset (default all)")
     add(
         "--eval_tasks",
-        type=_names,
+        type=names,
         metavar="LIST",
-        help="lm-eval task names; naming them runs them (default none)",
+        help="lm-eval task names; naming them runs them (default: pydoc_cloze where --run_evaluation has tasks)",
     )
     add("--eval_task_path", type=Path, metavar="DIR", help="folder of local lm-eval YAML tasks (default none)")

@@ -7,7 +7,7 @@ from pathlib import Path
 from core.errors import OutputError
 
 # Everything a run writes; --overwrite replaces these and leaves other files in the folder alone.
-OWN_FOLDERS = ("model", "analysis", "evaluation", "visualization")
+OWN_FOLDERS = ("model", "model.failed", "analysis", "evaluation", "visualization")
 RECORD = "run.json"
 
 
@@ -33,6 +33,7 @@ def check_output(folder: Path, overwrite: bool) -> None:
 def clear_earlier_run(folder: Path) -> None:
     """Remove what an earlier run left, its record first: from here on the folder does not look finished."""
     (folder / RECORD).unlink(missing_ok=True)
+    (folder / "model.gguf").unlink(missing_ok=True)
     for name in OWN_FOLDERS:
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)

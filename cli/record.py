@@ -23,8 +23,9 @@ class Stages:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        print(f"[{name}]", file=sys.stderr, flush=True)
+    def __call__(self, name: str, quietly: bool = False) -> Iterator[None]:
+        if not quietly:  # what only checks stays silent, so that a refusal is one line
+            print(f"[{name}]", file=sys.stderr, flush=True)
         start = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

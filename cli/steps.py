@@ -1,12 +1,14 @@
 """The middle of a run: measure, decide, explain, judge. Each step takes values and returns values."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cli.job import Job
+from cli.low_memory import StreamedModel
 from cli.output import clear_earlier_run
 from cli.record import Stages
 from core.measures import Importance, Prior
@@ -21,6 +23,7 @@ from importance.priors import measure_prior
 from importance.scoring import Scores, score_groups
 from pruning.plan_file import write_plan
 from pruning.planning import plan_removal
+from pruning.uniform import plan_uniform
 
 
 @dataclass(frozen=True)
@@ -41,15 +44,18 @@ def decide(
         return Decision(job.plan)
     architecture, family = job.source.architecture, job.source.family
     with stages("importance"):
-        importance = measure_importance(
-            model,
-            family,
-            architecture,
-            calibration,
-            criterion=options.importance_method,
-            gradient_reduction=options.gradient_reduction,
-            batch_size=options.batch_size,
-        )
+        if isinstance(model, StreamedModel):
+            importance = model.magnitude()
+        else:
+            importance = measure_importance(
+                model,
+                family,
+                architecture,
+                calibration,
+                criterion=options.importance_method,
+                gradient_reduction=options.gradient_reduction,
+                batch_size=options.batch_size,
+            )
     prior = None
     if options.temperature > 0:
         assert calibration is not None
@@ -58,9 +64,11 @@ def decide(
             prior = measure_prior(model, family, some, method=options.prior, batch_size=options.batch_size)
     with stages("plan"):
         scores = score_groups(architecture.groups, importance.values, job.transforms, frozen=job.frozen, prior=prior)
-        plan = plan_removal(
-            architecture, scores.order, ratio=options.pruning_ratio, ratio_of=options.ratio_of, limits=job.limits
-        )
+        asked = {"ratio": options.pruning_ratio, "ratio_of": options.ratio_of, "limits": job.limits}
+        if job.limits.uniform:
+            plan = plan_uniform(architecture, scores.score, scores.order, **asked)
+        else:
+            plan = plan_removal(architecture, scores.order, **asked)
     return Decision(plan, importance, prior, scores)
 
 
@@ -87,13 +95,13 @@ def judge_with(
     job: Job, options: argparse.Namespace, held_out: dict[str, TokenWindows], stages: Stages
 ) -> Callable[[Any, str], dict[str, Any] | None]:
     """A function of (model, label) that measures dense and pruned models alike; None where nothing is measured."""
-    from evaluation.evaluate import evaluate
+    from evaluation.evaluate import evaluate, not_finite
 
     def judge(model: Any, label: str) -> dict[str, Any] | None:
         if not options.measures:
             return None
         with stages(f"evaluate {label}"):
-            return evaluate(
+            result = evaluate(
                 model,
                 job.source.tokenizer,
                 held_out,
@@ -105,6 +113,9 @@ def judge_with(
                 label=label,
                 stored_as=job.saved_dtype,
             )
+        for sentence in not_finite(result, label):
+            print(f"finding: {sentence}", file=sys.stderr)
+        return result
 
     return judge
 

@@ -108,18 +108,18 @@ def metric_rows(plan: PruningPlan, evaluation: Mapping[str, Any] | None) -> list
 
 def _task_rows(task: str, dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> list[Row]:
     """One row a metric; fractions as percent with their standard error, the change in points."""
-    metrics = [key for key in {**dense, **pruned} if key not in ("stderr", "num_items", "alias")]
+    metrics = [key for key in {**dense, **pruned} if key != "num_items" and "_stderr" not in key]
     return [_task_row(task, metric, dense, pruned) for metric in metrics]
 
 
 def _task_row(task: str, metric: str, dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> Row:
     before, after = dense.get(metric), pruned.get(metric)
     known = [value for value in (before, after) if _is_number(value)]
-    label = f"{task} {metric}"
+    label, error = f"{task} {metric}", f"{metric}_stderr"
     if not all(0 <= value <= 1 for value in known):
         return _row(label, before, after, _decimal)
     change = f"{100 * (known[1] - known[0]):+.1f} points" if len(known) == 2 else MISSING
-    return (label, _share(before, dense.get("stderr")), _share(after, pruned.get("stderr")), change)
+    return (label, _share(before, dense.get(error)), _share(after, pruned.get(error)), change)
 
 
 def _share(value: Any, error: Any) -> str:

@@ -112,7 +112,7 @@ def _change(original: int, pruned: int) -> dict[str, Any]:
 
 def summary_by_layer(diagnosis: Diagnosis, plan: PruningPlan) -> str:
     """A row a layer, beginning ``Layer N `` with one space: ``grep "Layer 2 "`` finds exactly that row."""
-    header = ["Layer", "rate", "attention: KV heads", "mlp: channels", "parameters", "mean score", "flag"]
+    header = ["Layer", "rate", "attention: KV heads", "mlp: channels", "parameters", "importance/param", "flag"]
     rows = [header, *(_summary_row(diagnosis, plan, layer) for layer in range(plan.architecture.num_layers))]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     lines = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
@@ -124,7 +124,7 @@ def _summary_head(diagnosis: Diagnosis, plan: PruningPlan) -> list[str]:
         f"Removed {plan.removed_params:,} of {plan.architecture.total_params:,} parameters: "
         f"{percent(plan.achieved_of_total, 2)} of all, "
         f"{percent(plan.achieved_of_prunable, 2)} of the prunable ones.",
-        "rate: removed / original prunable parameters of the layer. mean score: importance per parameter.",
+        "rate: removed / original prunable parameters of the layer. importance/param: mean over its parameters.",
         f"EXTREME: rate above {percent(diagnosis.threshold)}; {len(diagnosis.extreme_layers)} such layers.",
     ]
 

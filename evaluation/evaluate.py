@@ -87,9 +87,24 @@ def _perplexity_change(before: dict[str, Any], after: dict[str, Any]) -> dict[st
 
 
 def write_results(path: Path, dense: dict[str, Any], pruned: dict[str, Any] | None) -> Path:
-    """Write {"dense", "pruned", "change"} as JSON to ``path``; the last two are null where nothing was pruned."""
+    """Write {"dense", "pruned", "change", "findings"} as JSON to ``path``.
+
+    pruned and change are null where nothing was pruned. findings: a sentence for each perplexity that is null.
+    """
     change = None if pruned is None else compare(dense, pruned)
-    return write_json(path, {"dense": dense, "pruned": pruned, "change": change})
+    halves = {"dense": dense, "pruned": pruned}
+    found = [sentence for label, half in halves.items() if half for sentence in not_finite(half, label)]
+    return write_json(path, halves | {"change": change, "findings": found})
+
+
+def not_finite(result: dict[str, Any], label: str) -> list[str]:
+    """A sentence for each dataset on which a model's loss was NaN or Inf, or its perplexity too large for a number."""
+    return [
+        f"{label}: the perplexity on {name} is not finite ({found['invalid_windows']} of {found['num_windows']} "
+        "windows yield NaN or Inf); try --dtype float32, or remove less"
+        for name, found in result["perplexity"].items()
+        if found["perplexity"] is None
+    ]
 
 
 def _latency(model: "PreTrainedModel", seed: int) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from workspace import Workspace, call, observe, write_model
 
-from cli.options import build_parser, idle_options, parse_options
+from cli.options import build_parser, parse_options
+from cli.together import idle_options
 
 OPTIONS = {
     option: action
@@ -59,6 +60,10 @@ ACTS: dict[str, tuple[list[str], list[str], str]] = {
     "--run_evaluation": (["--run_evaluation", "none"], [], "files"),
     "--eval_seq_len": (["--eval_seq_len", "16"], [], "evaluation"),
     "--eval_samples": (["--eval_samples", "2"], [], "evaluation"),
+    "--target": (["--target", "stock"], [], "plan"),
+    "--tensor_parallel": (["--target", "vllm", "--tensor_parallel", "2"], ["--target", "vllm"], "plan"),
+    "--max_shard_size": (["--max_shard_size", "20KB"], [], "files"),
+    "--no_verify": (["--no_verify"], [], "files"),
 }
 # Options whose effect is shown by a test of their own below.
 ELSEWHERE = {
@@ -73,6 +78,9 @@ ELSEWHERE = {
     "--plan": "test_plan_replays_a_decision",
     "--eval_tasks": "test_tasks",
     "--eval_task_path": "test_tasks",
+    "--verify": "test_verify_is_the_default_and_can_be_said",
+    "--low_memory": "test_low_memory_never_holds_the_model_and_changes_no_result",
+    "--export": "test_export_writes_a_gguf_file_beside_the_model",
 }
 
 
@@ -239,6 +247,36 @@ def test_speed_is_measured_on_request(workspace: Workspace, base: dict[str, Any]
     found = observe(workspace.run("speed", "--run_evaluation", "speed"))
     assert found["evaluation"]["pruned"]["latency"] is True
     assert base["evaluation"]["pruned"]["latency"] is False
+
+
+def test_verify_is_the_default_and_can_be_said(workspace: Workspace, base: dict[str, Any]) -> None:
+    assert observe(workspace.run("verified", "--no_verify", "--verify"))["files"] == base["files"]
+    report = json.loads((workspace.root / "base" / "analysis" / "verification.json").read_text())
+    assert report["passed"] is True
+    assert {check["name"] for check in report["checks"]} >= {"head mapping", "logits", "generation", "left padding"}
+
+
+def test_low_memory_never_holds_the_model_and_changes_no_result(workspace: Workspace) -> None:
+    arguments = ["--importance_method", "magnitude", "--run_evaluation", "none"]
+    whole, streamed = workspace.run("whole", *arguments), workspace.run("streamed", *arguments, "--low_memory")
+    facts = [json.loads((folder / "run.json").read_text())["facts"]["streamed"] for folder in (whole, streamed)]
+    assert facts == [False, True]
+    assert observe(whole)["plan"] == observe(streamed)["plan"]
+    first, second = (folder / "model" / "model.safetensors" for folder in (whole, streamed))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_export_writes_a_gguf_file_beside_the_model(workspace: Workspace, tmp_path: Path) -> None:
+    """The embedded model, because llama.cpp wants a byte-level tokenizer; a word-level one is refused beforehand."""
+    pytest.importorskip("gguf")
+    arguments = ["--base_model", "demo", "--importance_method", "magnitude", "--pruning_ratio", "0.2"]
+    folder = workspace.run("exported", *arguments, "--run_evaluation", "none", "--export", "gguf")
+    assert (folder / "model.gguf").read_bytes()[:4] == b"GGUF"
+    output = ["--output", str(tmp_path / "x")]
+    code, _, error = call([*workspace.base_arguments(), *output, "--export", "gguf"])
+    assert code == 2
+    assert len(error.splitlines()) == 1
+    assert call([*workspace.base_arguments(), *output, "--export", "gguf", "--no_save_model"])[0] == 2
 
 
 def test_options_that_cannot_act_are_said(workspace: Workspace) -> None:

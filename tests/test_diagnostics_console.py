@@ -28,7 +28,7 @@ def side(parameters: int, perplexity: float, accuracy: float, speed: float) -> d
                 "source": "test",
             }
         },
-        "tasks": {"quiz": {"acc": accuracy, "stderr": 0.03, "num_items": 200}},
+        "tasks": {"quiz": {"acc": accuracy, "acc_stderr": 0.03, "num_items": 200}},
         "latency": {"prefill_tokens_per_s": speed, "decode_tokens_per_s": speed / 10, "batch_size": 1},
     }
 

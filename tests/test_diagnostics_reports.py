@@ -212,7 +212,7 @@ def test_summary_marks_removed_and_frozen_layers() -> None:
     text = summary_by_layer(diagnosis, plan)
     rows = {row.split("  ")[0]: row for row in text.splitlines() if row.startswith("Layer ")}
     assert rows["Layer 0"].endswith("-  FROZEN")
-    assert rows["Layer 2"].endswith("105 → 0           -  EXTREME REMOVED")
+    assert rows["Layer 2"].endswith("105 → 0                 -  EXTREME REMOVED")
     assert "Removed 134 of 515 parameters: 26.02 % of all, 44.67 % of the prunable ones." in text
 
 

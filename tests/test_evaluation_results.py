@@ -155,7 +155,7 @@ def test_results_of_two_models_are_written(tmp_path: Path) -> None:
     write_results(path, dense, pruned)
 
     written = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(name))
-    assert list(written) == ["dense", "pruned", "change"]
+    assert list(written) == ["dense", "pruned", "change", "findings"]
     assert written["dense"] == dense
     assert written["change"]["parameter_ratio"] == pruned["parameters"] / dense["parameters"]
     assert [p.name for p in path.parent.iterdir()] == [path.name]
@@ -165,3 +165,15 @@ def test_results_before_surgery_have_a_dense_half_only(tmp_path: Path) -> None:
     path = write_results(tmp_path / "results.json", run(tiny_model(), set()), None)
     written = json.loads(path.read_text(encoding="utf-8"))
     assert (written["pruned"], written["change"]) == (None, None)
+
+
+def test_a_perplexity_that_is_null_comes_with_a_finding(tmp_path: Path) -> None:
+    found = {"perplexity": None, "nll_nats_per_token": None, "invalid_windows": 2, "num_windows": 5}
+    good = found | {"perplexity": 3.0, "nll_nats_per_token": 1.1, "invalid_windows": 0}
+    dense = {"parameters": 2, "bytes": 4, "perplexity": {"text": good}, "tasks": {}, "latency": None}
+    pruned = dense | {"perplexity": {"text": found}}
+    results = json.loads(write_results(tmp_path / "results.json", dense, pruned).read_text())
+    assert len(results["findings"]) == 1
+    assert "pruned" in results["findings"][0]
+    assert "2 of 5 windows" in results["findings"][0]
+    assert json.loads(write_results(tmp_path / "dense.json", dense, None).read_text())["findings"] == []

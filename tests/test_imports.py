@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("calibration", "importance", "pruning", "diagnostics", "evaluation", "models")
 ROOMS = ("core", "cli", *STAGES)
 OURS = {*ROOMS, "benchmarks", "run_global_pruning", "tests"}
-BEFORE_ANY_STAGE = ("cli.options", "cli.output", "cli.record")
+BEFORE_ANY_STAGE = ("cli.options", "cli.output", "cli.record", "cli.together", "cli.values")
 BY_HAND = ("models.demo.train", "models.demo.recipe", "evaluation.tasks.build_pydoc_cloze")
 WITHOUT_TORCH = (
     "core",
@@ -35,6 +35,8 @@ WITHOUT_TORCH = (
     "pruning.planning",
     "pruning.plan_file",
     *sorted(f"diagnostics.{path.stem}" for path in (ROOT / "diagnostics").glob("*.py") if path.stem != "__init__"),
+    "pruning.targets",
+    "pruning.uniform",
 )
 
 

@@ -23,13 +23,17 @@ def write_model(folder: Path, name: str = "llama", dtype: torch.dtype = torch.fl
     """A model of conftest.CONFIGS with a word-level tokenizer of its vocabulary (97 entries, BOS before a text)."""
     model = build(name, std=0.15).to(dtype)
     model.save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def word_tokenizer() -> Any:
     vocabulary = {word: index for index, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *WORDS])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=inner, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
-    ).save_pretrained(folder)
-    return folder
+    )
 
 
 def write_text(path: Path, paragraphs: int = 120, seed: int = 0) -> Path:
@@ -124,4 +128,4 @@ def _without_speed(results: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-__all__ = ["CONFIGS", "WORDS", "Workspace", "call", "observe", "write_model", "write_text"]
+__all__ = ["CONFIGS", "WORDS", "Workspace", "call", "observe", "word_tokenizer", "write_model", "write_text"]

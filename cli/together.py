@@ -1,0 +1,87 @@
+"""Options next to one another: combinations that cannot work, and options that cannot act."""
+
+import argparse
+from pathlib import Path
+
+from core.windows import DATASETS
+
+DEFAULT_TASK = "pydoc_cloze"
+
+
+def check_together(options: argparse.Namespace) -> None:
+    """Check options against one another and fill in what they imply; ValueError with one line otherwise."""
+    low, high = options.clip_percentile_low, options.clip_percentile_high
+    if low >= high:
+        raise ValueError(f"--clip_percentile_low {low:g} must be below --clip_percentile_high {high:g}")
+    if options.epsilon and options.max_block_ratio <= 1 - options.epsilon:
+        raise ValueError(
+            f"--epsilon {options.epsilon:g} cannot act: with --max_block_ratio {options.max_block_ratio:g} layers "
+            f"keep at least {1 - options.max_block_ratio:g} of themselves; raise one of them"
+        )
+    options.measures = set() if options.run_evaluation == ["none"] else set(options.run_evaluation)
+    if options.eval_tasks:
+        options.measures.add("tasks")
+    options.tasks = options.eval_tasks or ([DEFAULT_TASK] if "tasks" in options.measures else [])
+    options.eval_datasets = options.eval_datasets or [options.dataset]
+    if options.export and options.no_save_model:
+        raise ValueError("--export needs the saved model: leave --no_save_model out")
+    if options.low_memory:
+        _check_low_memory(options)
+    if options.output is None:
+        name = Path(options.base_model).name or options.base_model
+        data = options.dataset if options.dataset in DATASETS else Path(options.dataset).name.split(".")[0]
+        tau = options.tau if isinstance(options.tau, str) else f"{options.tau:g}"
+        run = f"{options.importance_method}_T{options.temperature:g}_tau{tau}_{data}"
+        if options.plan is not None:
+            run = f"replayed_{options.plan.stem}_{data}"
+        options.output = Path("results") / name / run
+
+
+def _check_low_memory(options: argparse.Namespace) -> None:
+    """Without the model in memory nothing can be run: no gradients, no activations, no evaluation."""
+    if options.plan is None and (options.importance_method != "magnitude" or options.temperature):
+        raise ValueError("--low_memory needs --importance_method magnitude with --temperature 0, or --plan FILE")
+    if options.measures:
+        raise ValueError("--low_memory evaluates nothing: add --run_evaluation none")
+    if options.device not in ("auto", "cpu"):
+        raise ValueError(f"--low_memory works on the CPU, not on --device {options.device}: leave one of them out")
+
+
+def idle_options(options: argparse.Namespace) -> list[str]:
+    """One sentence for each option that was given but cannot act next to the others."""
+    taylor = options.importance_method.startswith("taylor")
+    replay = options.plan is not None
+    needs_text = not replay and (options.importance_method != "magnitude" or options.temperature > 0)
+    batches = options.measures or options.temperature > 0 or (needs_text and not taylor)
+    rules = [
+        ({"norm_method"}, not options.enable_grad_norm, "needs --enable_grad_norm"),
+        ({"clip_percentile_low", "clip_percentile_high"}, not options.enable_grad_clip, "needs --enable_grad_clip"),
+        ({"tau", "prior", "prior_samples"}, options.temperature == 0, "needs --temperature above 0"),
+        ({"gradient_reduction"}, not taylor, "acts on taylor and taylor_2nd only"),
+        ({"num_samples", "seq_len"}, not needs_text and not replay, "acts where text is measured, not on magnitude"),
+        ({"prior_samples"}, options.prior_samples > options.num_samples, "is cut to --num_samples"),
+        ({"batch_size"}, not batches, "does not act here: taylor takes one sequence a backward pass, magnitude none"),
+        ({"eval_task_path"}, not options.tasks, "needs --eval_tasks or --run_evaluation tasks"),
+        (
+            {"eval_datasets", "eval_seq_len", "eval_samples"},
+            "ppl" not in options.measures,
+            "needs --run_evaluation ppl",
+        ),
+        ({"verify"}, options.no_save_model, "needs the saved model"),
+        (
+            {"no_save_model", "max_shard_size", "verify", "no_verify", "export"},
+            options.dry_run,
+            "does not act with --dry_run, which prunes nothing",
+        ),
+        (_DECIDES_THE_PLAN, replay, "does not act with --plan, which holds the decision already"),
+    ]
+    return [f"--{name} {why}" for names, idle, why in rules if idle for name in sorted(names & options.given)]
+
+
+_DELIVERS = {"no_save_model", "max_shard_size", "verify", "no_verify", "export"}
+_DECIDES_THE_PLAN = {
+    *("pruning_ratio", "ratio_of", "importance_method", "gradient_reduction", "freeze_first_n_layers"),
+    *("freeze_last_n_layers", "max_block_ratio", "min_kv_heads", "round_to", "epsilon", "enable_grad_clip"),
+    *("clip_percentile_low", "clip_percentile_high", "enable_grad_norm", "norm_method", "temperature", "tau"),
+    *("prior", "prior_samples", "num_samples", "seq_len"),
+}
