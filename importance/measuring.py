@@ -59,7 +59,46 @@ def token_nll(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 def summed_nll(model: Any, ids: torch.Tensor) -> torch.Tensor:
     """L = sum over sequences and predicted tokens of the NLL, nats; ids int64 (B, T). The cache is not used."""
-    return token_nll(model(input_ids=ids, use_cache=False).logits, ids).sum()
+    targets = torch.full_like(ids, IGNORED)
+    targets[:, :-1] = ids[:, 1:]
+    logits = model(input_ids=ids, use_cache=False).logits
+    loss: torch.Tensor = _SummedNLL.apply(logits.flatten(0, 1), targets.flatten())
+    return loss
+
+
+class _SummedNLL(torch.autograd.Function):
+    """sum_i (logsumexp(x_i) - x_i[target_i]), its gradient softmax(x) - onehot written over the logits themselves.
+
+    Logits are the largest tensor of a window (T x V), and the usual loss holds three more of their size when all
+    activations are alive. Nothing behind the head needs them in backward; were that not so, autograd's version
+    counter would raise. A few rows at a time are computed in float32, whatever the model's dtype.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """logits (N, V), targets int64 (N,), IGNORED where nothing is predicted; returns float32 ()."""
+        norm = torch.cat([rows.float().logsumexp(-1) for rows in logits.split(_rows_at_a_time(logits))])
+        counted = targets != IGNORED
+        picked = logits.gather(1, targets.clamp(min=0)[:, None])[:, 0].float()
+        ctx.save_for_backward(logits, targets, norm)
+        return torch.where(counted, norm - picked, 0.0).double().sum().float()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, outer: torch.Tensor) -> tuple[torch.Tensor, None]:
+        logits, targets, norm = ctx.saved_tensors
+        gradient = logits.detach()
+        size = _rows_at_a_time(logits)
+        for rows, target, n in zip(gradient.split(size), targets.split(size), norm.split(size), strict=True):
+            probability = (rows.float() - n[:, None]).exp_()
+            counted = (target != IGNORED).float()
+            probability.scatter_add_(1, target.clamp(min=0)[:, None], -torch.ones_like(counted)[:, None])
+            rows.copy_(probability.mul_((counted * outer)[:, None]))
+        return gradient, None
+
+
+def _rows_at_a_time(logits: torch.Tensor) -> int:
+    return max(1, (1 << 22) // logits.shape[-1])  # 16 MiB of float32
 
 
 def group_sums(member: Member, shape: LayerShape, along_axis: torch.Tensor) -> torch.Tensor:
@@ -117,7 +156,7 @@ class NonFiniteGuard:
 def layers_to_recompute(model: Any, architecture: Architecture, tokens: int) -> int:
     """How many layers, from the first, must recompute their activations in backward so that the rest may keep theirs.
 
-    A layer keeps about 10 C + 4 F values a token. What is kept is bounded by a quarter of the weights, but by no less
+    A layer keeps about 7 C + 4 F values a token. What is kept is bounded by a quarter of the weights, but by no less
     than 256 MiB (a small model need not be slow) and no more than 512 MiB (a large one must fit).
     """
     first = next(model.parameters())
@@ -125,7 +164,7 @@ def layers_to_recompute(model: Any, architecture: Architecture, tokens: int) -> 
     budget = min(max(weights / 4, LEAST_KEPT_BYTES), MOST_KEPT_BYTES)
     kept = 0
     for layer in reversed(architecture.layers):
-        budget -= tokens * first.element_size() * (10 * architecture.hidden_size + 4 * layer.intermediate_size)
+        budget -= tokens * first.element_size() * (7 * architecture.hidden_size + 4 * layer.intermediate_size)
         if budget < 0:
             break
         kept += 1
