@@ -1,6 +1,6 @@
 """What rounding widths gains and costs: tokens a second of one shape dense, pruned unrounded and pruned rounded.
 
-    python -m benchmarks.latency                                   # 130 M parameters, float32, CPU
+    python -m benchmarks.latency                                   # 111 M parameters, float32, CPU
     python -m benchmarks.latency --device cuda --dtype bfloat16 --hidden 4096 --intermediate 14336 --layers 32 \\
         --heads 32 --kv_heads 8                                    # a 7B shape on a GPU
 

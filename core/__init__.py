@@ -1,1 +1,1 @@
-"""The nouns every stage shares: errors, groups, windows, plans, and atomic files. No torch here."""
+"""The nouns every stage shares: errors, groups, windows, plans, atomic files. Arrays are numpy's."""

@@ -120,12 +120,13 @@ def summary_by_layer(diagnosis: Diagnosis, plan: PruningPlan) -> str:
 
 
 def _summary_head(diagnosis: Diagnosis, plan: PruningPlan) -> list[str]:
+    extreme = len(diagnosis.extreme_layers)
     return [
         f"Removed {plan.removed_params:,} of {plan.architecture.total_params:,} parameters: "
         f"{percent(plan.achieved_of_total, 2)} of all, "
         f"{percent(plan.achieved_of_prunable, 2)} of the prunable ones.",
         "rate: removed / original prunable parameters of the layer. importance/param: mean over its parameters.",
-        f"EXTREME: rate above {percent(diagnosis.threshold)}; {len(diagnosis.extreme_layers)} such layers.",
+        f"EXTREME: rate above {percent(diagnosis.threshold)}; {extreme} such layer{'' if extreme == 1 else 's'}.",
     ]
 
 

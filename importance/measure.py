@@ -11,7 +11,6 @@ from importance.taylor import taylor_importance
 from importance.weights import magnitude_importance, wanda_importance
 
 CRITERIA = ("taylor", "taylor_2nd", "fisher", "wanda", "magnitude")
-NEEDS_DATA = tuple(name for name in CRITERIA if name != "magnitude")
 
 
 def measure_importance(

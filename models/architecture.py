@@ -7,7 +7,7 @@ from torch import nn
 
 from core.errors import ModelError
 from core.families import IN, Family
-from core.groups import ATTENTION, Architecture, LayerShape
+from core.groups import Architecture, LayerShape
 
 
 def decoder_layers(model: Any, family: Family) -> list[Any]:
@@ -73,8 +73,3 @@ def _whole(value: Any) -> int:
 
 def _size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def single_kv_head(architecture: Architecture) -> bool:
-    """True when no layer has a second KV group to give away (multi-query attention)."""
-    return all(layer.widths[ATTENTION] <= 1 for layer in architecture.layers)

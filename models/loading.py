@@ -18,7 +18,7 @@ from models.families import family_of
 from models.narrow import is_pruned_type
 from models.shipped import shipped_classes
 from models.stored import check_tensors, check_widths
-from models.tensors import INDEX, SINGLE, StoredTensors, indexed_files, open_tensors, read_header
+from models.tensors import INDEX, SINGLE, StoredTensors, check_ties, indexed_files, open_tensors, read_header
 
 DEMO = Path(__file__).with_name("demo")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -73,6 +73,7 @@ def check_model(base_model: str, trust_remote_code: bool = False) -> ModelSource
     empty = _empty_model(config, family, trust_remote_code)
     if folder.is_dir():
         check_tensors(folder, empty, strict=is_pruned_type(config.model_type))
+        check_ties(folder, empty)
     return ModelSource(
         path=path,
         name=Path(base_model).name or base_model,

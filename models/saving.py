@@ -44,7 +44,7 @@ def save_tensors(
 
     Each is asked for once, converted and written before the next, so no second copy of the weights is ever held.
     """
-    with _in_place_of(folder) as temporary:
+    with in_place_of(folder) as temporary:
         metadata = {"total_parameters": model.num_parameters()}
         write_tensors(temporary, specs_of(model, dtype), tensors, max_shard_size, metadata)
         model.config.dtype = str(dtype).removeprefix("torch.")
@@ -59,7 +59,7 @@ def save_tensors(
 
 
 @contextmanager
-def _in_place_of(folder: Path) -> Iterator[Path]:
+def in_place_of(folder: Path) -> Iterator[Path]:
     """A new folder beside ``folder``, which takes its place when the block ends well and vanishes when it does not."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -89,11 +89,11 @@ def _complete_config(path: Path, model: Any) -> None:
     config["per_layer_config"] = {str(layer): model.config.layer_widths(layer) for layer in layers}
     rope = config.get("rope_parameters")
     if isinstance(rope, dict):
-        config |= _older_rope_keys(rope)
+        config |= older_rope_keys(rope)
     path.write_text(json.dumps(dict(sorted(config.items())), indent=2) + "\n", encoding="utf-8")
 
 
-def _older_rope_keys(rope: dict[str, Any]) -> dict[str, Any]:
+def older_rope_keys(rope: dict[str, Any]) -> dict[str, Any]:
     """rope_theta, rope_scaling (and gemma3's rope_local_base_freq): releases before 5.0 ignore rope_parameters."""
     if "rope_theta" in rope:
         scaling = {key: value for key, value in rope.items() if key not in ("rope_theta", "partial_rotary_factor")}
@@ -103,7 +103,7 @@ def _older_rope_keys(rope: dict[str, Any]) -> dict[str, Any]:
         return keys | ({"rope_scaling": scaling} if scaling.get("rope_type", "default") != "default" else {})
     keys = {}
     if "full_attention" in rope:
-        keys |= _older_rope_keys(rope["full_attention"])
+        keys |= older_rope_keys(rope["full_attention"])
     if "sliding_attention" in rope:
         keys["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
     return keys

@@ -17,7 +17,7 @@ from core.errors import ModelError
 from core.families import Family
 from core.groups import Architecture, LayerShape
 from models.architecture import architecture_of
-from models.saving import _in_place_of, _older_rope_keys
+from models.saving import in_place_of, older_rope_keys
 from models.tensors import MAX_SHARD_SIZE, specs_of, write_tensors
 
 _NOT_CARRIED = (
@@ -124,7 +124,7 @@ def save_stock_checkpoint(
 
     Replaces an earlier folder only when complete. tensors: the weights, one at a time, of a ``model`` that is empty.
     """
-    with _in_place_of(folder) as temporary:
+    with in_place_of(folder) as temporary:
         metadata = {"total_parameters": model.num_parameters()}
         weights = model.state_dict() if tensors is None else tensors
         write_tensors(temporary, specs_of(model, dtype), weights, max_shard_size, metadata)
@@ -152,7 +152,7 @@ def _complete_config(path: Path) -> None:
     """Add the rope settings under the names that older readers look for."""
     config = json.loads(path.read_text(encoding="utf-8"))
     if isinstance(config.get("rope_parameters"), dict):
-        config |= _older_rope_keys(config["rope_parameters"])
+        config |= older_rope_keys(config["rope_parameters"])
     path.write_text(json.dumps(dict(sorted(config.items())), indent=2) + "\n", encoding="utf-8")
 
 

@@ -113,14 +113,25 @@ def open_tensors(folder: Path, model: Any, dtype: torch.dtype | None = None) -> 
             if tensor.spec.shape != needed:
                 shapes = f"{names[0]} has shape {tensor.spec.shape}, its config.json needs {needed}"
                 raise ModelError(f"{folder}: {shapes}; is it complete?")
-        if len(here) > 1 and not torch.equal(here[0].read(), here[1].read()):
-            both = " and ".join(names[:2])
-            raise ModelError(f"{folder}: config.json ties {both}, which differ; set tie_word_embeddings to false in it")
+        _refuse_split_ties(folder, names, here)
         stored[names[0]] = here[0]
     if missing:
         names_and_more = ", ".join(missing[:MANY]) + (f" and {len(missing) - MANY} more" if len(missing) > MANY else "")
         raise ModelError(f"{folder}: missing tensors in the checkpoint ({names_and_more}); is it complete?")
     return StoredTensors(stored, dtype)
+
+
+def check_ties(folder: Path, model: Any) -> None:
+    """Tied weights that a folder stores twice must be equal; ModelError where they differ. Reads those tensors only."""
+    found = {name: tensor for path in weight_files(folder) for name, tensor in _stored_in(path).items()}
+    for names in tied_names(model):
+        _refuse_split_ties(folder, names, [found[name] for name in names if name in found])
+
+
+def _refuse_split_ties(folder: Path, names: tuple[str, ...], here: list[StoredTensor]) -> None:
+    if len(here) > 1 and not torch.equal(here[0].read(), here[1].read()):
+        both = " and ".join(names[:2])
+        raise ModelError(f"{folder}: config.json ties {both}, which differ; set tie_word_embeddings to false in it")
 
 
 def tied_names(model: Any) -> list[tuple[str, ...]]:

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from workspace import Workspace, call, observe, write_model
 
+from calibration.texts import NAMED
 from cli.options import build_parser, parse_options
-from cli.together import idle_options
+from cli.together import DEFAULT_TASK, idle_options
+from core.windows import DATASETS
+from evaluation.catalogue import OFFLINE_TASK
 
 OPTIONS = {
     option: action
@@ -300,3 +303,9 @@ def test_help_gives_every_option_a_default_and_the_epilog_parses() -> None:
     assert len(commands) == 5
     for command in commands:
         assert parse_options(command.split()).base_model
+
+
+def test_names_that_options_know_without_importing_the_stages_are_those_of_the_stages() -> None:
+    """cli/ answers --help at once, so it holds two names of its own."""
+    assert set(DATASETS) == set(NAMED)
+    assert DEFAULT_TASK == OFFLINE_TASK

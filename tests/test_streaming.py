@@ -353,6 +353,8 @@ def test_a_tied_weight_under_its_other_name_and_twice(tmp_path: Path) -> None:
     change(tmp_path, lambda tensors: tensors.update({embedding: tensors[head] + 1}))
     with pytest.raises(ModelError, match=f"ties {embedding} and {head}, which differ"):
         open_weights(source, None)
+    with pytest.raises(ModelError, match=f"ties {embedding} and {head}, which differ"):
+        check_model(str(tmp_path))
 
 
 def test_names_without_the_prefix_of_the_base_model(tmp_path: Path) -> None:
