@@ -6,11 +6,12 @@ import sys
 from collections.abc import Sequence
 
 from cli.options import parse_options
-from cli.output import RECORD, check_output
+from cli.output import RECORD
 from cli.record import Stages, resolved, run_record
 from cli.together import idle_options
 from core.errors import PruningError
 from core.files import write_json
+from core.output import check_output
 
 
 def main(argv: Sequence[str] | None = None) -> int:

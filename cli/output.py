@@ -1,39 +1,18 @@
-"""The output folder: checked before anything is measured, cleared only when there is something to put in its place."""
+"""What a run owns in its output folder: cleared only when there is something to put in its place."""
 
 import shutil
-import tempfile
 from pathlib import Path
-
-from core.errors import OutputError
 
 # Everything a run writes; --overwrite replaces these and leaves other files in the folder alone.
 OWN_FOLDERS = ("model", "model.failed", "analysis", "evaluation", "visualization")
+OWN_FILES = ("model.gguf", "report.html")
 RECORD = "run.json"
-
-
-def check_output(folder: Path, overwrite: bool) -> None:
-    """Raise OutputError (one line) when the folder cannot be used; leaves no trace of the attempt."""
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"--output {folder} is a file; give a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise OutputError(f"--output {folder} exists and is not empty; give another folder, or add --overwrite")
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OutputError(f"--output {folder} cannot be written ({error.strerror}); give another folder") from error
-    finally:
-        for path in missing:
-            if path.is_dir():
-                path.rmdir()
 
 
 def clear_earlier_run(folder: Path) -> None:
     """Remove what an earlier run left, its record first: from here on the folder does not look finished."""
-    (folder / RECORD).unlink(missing_ok=True)
-    (folder / "model.gguf").unlink(missing_ok=True)
+    for name in (RECORD, *OWN_FILES):
+        (folder / name).unlink(missing_ok=True)
     for name in OWN_FOLDERS:
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)

@@ -50,12 +50,12 @@ def new_figure(
     )
     axes = list(figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0])
     for ax in axes:
-        _quieten(ax)
-    _layer_axis(axes[-1], num_layers)
+        quieten(ax)
+    layer_axis(axes[-1], num_layers)
     return figure, axes
 
 
-def _quieten(ax: "Axes") -> None:
+def quieten(ax: "Axes") -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_color(QUIET)
     ax.tick_params(which="both", color=QUIET, labelcolor=INK, labelsize=9)
@@ -63,9 +63,14 @@ def _quieten(ax: "Axes") -> None:
     ax.set_axisbelow(True)
 
 
-def _layer_axis(ax: "Axes", num_layers: int) -> None:
-    """A tick a layer; numbers on all up to 24 layers, on every 2nd, 4th, 5th ... beyond."""
-    step = next(step for step in (1, 2, 4, 5, 10, 20, 50, 100, num_layers) if num_layers <= 24 * step)
+def layer_step(num_layers: int, most: int = 24) -> int:
+    """Numbers stand on every such layer, so that no more than ``most`` do."""
+    return next(step for step in (1, 2, 4, 5, 10, 20, 50, 100, num_layers) if num_layers <= most * step)
+
+
+def layer_axis(ax: "Axes", num_layers: int, most: int = 24) -> None:
+    """A tick a layer; numbers on all up to ``most`` layers, on every 2nd, 4th, 5th ... beyond."""
+    step = layer_step(num_layers, most)
     ax.set_xticks(range(0, num_layers, step))
     ax.set_xticks(range(num_layers), minor=True)
     ax.set_xlim(-0.7, num_layers - 0.3)

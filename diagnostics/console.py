@@ -13,7 +13,7 @@ from diagnostics.diagnosis import Diagnosis
 from diagnostics.finding import Finding
 from diagnostics.next_command import next_command
 from diagnostics.reports import requested
-from diagnostics.wording import bytes_text, percent
+from diagnostics.wording import bytes_text, decimal, percent
 
 WIDTH = 100
 MISSING = "-"
@@ -35,7 +35,7 @@ def closing_report(
     argv: the options of this run. output: its folder. written: paths to name, in this order.
     """
     sections = [
-        table([("", "dense", "pruned", "change"), *metric_rows(plan, evaluation)]),
+        table([("", "dense", "pruned", "change"), *metric_rows(sizes(plan), evaluation)]),
         table([("pruning ratio", "requested", "achieved"), *ratio_rows(plan)]),
         "\n".join(["Findings", *(finding_text(finding) for finding in diagnosis.findings)]),
         next_step(diagnosis.findings, program, argv, output),
@@ -86,23 +86,28 @@ def next_step(findings: Sequence[Finding], program: str, argv: Sequence[str], ou
 # What it cost
 
 
-def metric_rows(plan: PruningPlan, evaluation: Mapping[str, Any] | None) -> list[Row]:
+def sizes(plan: PruningPlan) -> tuple[int, int]:
+    """Parameters before and after."""
+    return plan.architecture.total_params, plan.architecture.total_params - plan.removed_params
+
+
+def metric_rows(planned: tuple[float | None, float | None], evaluation: Mapping[str, Any] | None) -> list[Row]:
+    """Label, dense, pruned, change. planned: parameters before and after, where the evaluation does not count them."""
     dense, pruned = ((evaluation or {}).get(side) or {} for side in ("dense", "pruned"))
-    total = plan.architecture.total_params
-    parameters = dense.get("parameters", total), pruned.get("parameters", total - plan.removed_params)
+    parameters = dense.get("parameters", planned[0]), pruned.get("parameters", planned[1])
     rows = [
         _row("parameters", *parameters, _count),
         _row("bytes", dense.get("bytes"), pruned.get("bytes"), bytes_text),
     ]
     for name in _keys(dense, pruned, "perplexity"):
         before, after = (_inside(side, "perplexity", name, "perplexity") for side in (dense, pruned))
-        rows.append(_row(f"perplexity {name}", before, after, _decimal))
+        rows.append(_row(f"perplexity {name}", before, after, decimal))
     for task in _keys(dense, pruned, "tasks"):
         rows += _task_rows(task, *(_inside(side, "tasks", task) or {} for side in (dense, pruned)))
     for name in _keys(dense, pruned, "latency"):
         if name.endswith("_tokens_per_s"):
             before, after = (_inside(side, "latency", name) for side in (dense, pruned))
-            rows.append(_row(f"{name.removesuffix('_tokens_per_s')} tokens/s", before, after, _decimal))
+            rows.append(_row(f"{name.removesuffix('_tokens_per_s')} tokens/s", before, after, decimal))
     return [row for row in rows if row[1:3] != (MISSING, MISSING)]
 
 
@@ -117,7 +122,7 @@ def _task_row(task: str, metric: str, dense: Mapping[str, Any], pruned: Mapping[
     known = [value for value in (before, after) if _is_number(value)]
     label, error = f"{task} {metric}", f"{metric}_stderr"
     if not all(0 <= value <= 1 for value in known):
-        return _row(label, before, after, _decimal)
+        return _row(label, before, after, decimal)
     change = f"{100 * (known[1] - known[0]):+.1f} points" if len(known) == 2 else MISSING
     return (label, _share(before, dense.get(error)), _share(after, pruned.get(error)), change)
 
@@ -151,7 +156,3 @@ def _is_number(value: Any) -> TypeGuard[float]:
 
 def _count(value: float) -> str:
     return f"{value:,.0f}"
-
-
-def _decimal(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}" if abs(value) < 1 else f"{value:.2f}"

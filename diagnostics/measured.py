@@ -32,6 +32,11 @@ class Scores(Protocol):
     def notes(self) -> list[str]: ...
 
 
+def extreme_threshold(achieved: float) -> float:
+    """A layer is extreme above max(0.5, min(0.9, 1.5 r)), r = achieved = removed / prunable parameters."""
+    return max(0.5, min(0.9, 1.5 * achieved))
+
+
 @dataclass(frozen=True)
 class Range:
     """Smallest and largest value over layers, their ratio, and why the ratio is None where it is."""
@@ -88,8 +93,7 @@ class Measured:
 
     @property
     def threshold(self) -> float:
-        """A layer is extreme above max(0.5, min(0.9, 1.5 r))."""
-        return max(0.5, min(0.9, 1.5 * self.achieved))
+        return extreme_threshold(self.achieved)
 
     @cached_property
     def extreme(self) -> np.ndarray:

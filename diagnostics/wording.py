@@ -42,6 +42,11 @@ def times(ratio: float) -> str:
     return f"{ratio:,.{max(0, 2 - math.floor(math.log10(ratio))) if ratio > 0 else 0}f}"
 
 
+def decimal(value: float) -> str:
+    """Perplexities, scores, speeds: two decimals, none from 1,000, four significant digits below 1."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}" if abs(value) < 1 else f"{value:.2f}"
+
+
 def bytes_text(count: float) -> str:
     """Decimal units, as disks and model hubs count: ``11.4 MB``."""
     for unit in ("B", "kB", "MB", "GB"):

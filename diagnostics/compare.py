@@ -1,0 +1,100 @@
+"""Finished runs side by side: ``python -m diagnostics.compare RESULTS…``; ``--help`` tells the rest."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from core.errors import PruningError
+from core.files import write_json, write_text
+from core.output import check_output
+from diagnostics.comparison.data import as_csv, as_json
+from diagnostics.comparison.overlap import overlaps
+from diagnostics.comparison.page import write_comparison_page
+from diagnostics.comparison.pictures import draw_comparison
+from diagnostics.comparison.ranking import rankings
+from diagnostics.comparison.runs import read_runs
+from diagnostics.comparison.tables import all_tables, best_lines, missing_lines
+
+DESCRIPTION = (
+    "Compare runs by their folders: size, perplexity and tasks before and after, what each layer lost, the criteria "
+    "of health, and which groups the plans share. Runs may be partial, dry or older: what one lacks is named."
+)
+EPILOG = """commands that work:
+  %(prog)s results/baseline results/remedied
+  %(prog)s results/experiments/* --output results/comparison
+
+written with --output DIR: comparison.json, comparison.csv, comparison.md, report.html, two pictures
+exit codes: 0 done; 2 a folder cannot be read or written (one line says why)
+"""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; --help lists all options\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(
+        prog="python -m diagnostics.compare",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RESULTS", help="folders that runs wrote with --output")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="also write files there (default: print only)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier comparison in DIR (default off)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = build_parser().parse_args(argv)
+    try:
+        print(compare(options.runs, options.output, options.overwrite))
+    except PruningError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def compare(folders: Sequence[Path], output: Path | None = None, overwrite: bool = False) -> str:
+    """Read, rank, write where ``output`` is given; the text for the console.
+
+    Raises UsageError for a folder without a run, OutputError for an output folder that is not empty.
+    """
+    if output is not None:
+        check_output(output, overwrite)
+    runs = read_runs(folders)
+    ranked, shared = rankings(runs), overlaps(runs)
+    tables, best, lacking = all_tables(runs, ranked, shared), best_lines(ranked), missing_lines(runs)
+
+    written: list[Path] = []
+    if output is not None:
+        data = as_json(runs, ranked, shared)
+        written = [
+            write_json(output / "comparison.json", data),
+            write_text(output / "comparison.csv", as_csv(data)),
+            write_text(output / "comparison.md", markdown([table.markdown() for table in tables], best, lacking)),
+            *draw_comparison(output, runs),
+        ]
+        written.append(write_comparison_page(output / "report.html", runs, ranked, shared, tables, written))
+    sections = [table.console() for table in tables]
+    sections += ["\n".join([title, *lines]) for title, lines in _lists(best, lacking, written) if lines]
+    return "\n\n".join(sections)
+
+
+def markdown(tables: Sequence[str], best: Sequence[str], lacking: Sequence[str]) -> str:
+    sections = ["# Comparison", *tables]
+    sections += [f"## {title}\n\n" + "\n".join(f"- {line}" for line in lines) for title, lines in _lists(best, lacking)]
+    return "\n\n".join(sections) + "\n"
+
+
+def _lists(best: Sequence[str], lacking: Sequence[str], written: Sequence[Path] = ()) -> list[tuple[str, list[str]]]:
+    lists = [("Best", list(best)), ("Missing", list(lacking)), ("Written", [str(path) for path in written])]
+    return [(title, lines) for title, lines in lists if lines]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""Two pictures of a comparison: what each layer loses, a small plot a run; and loss against ratio."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from diagnostics.canvas import BLUE, GREEN, INK, ORANGE, QUIET, VERMILLION, layer_axis, quieten, save
+from diagnostics.comparison.runs import Named
+from diagnostics.run_folder import number
+from diagnostics.wording import percent
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLUMNS = 3
+WIDTH, HEIGHT, HEAD = 4.2, 2.3, 0.9  # of one small plot, and of the title above them; inches
+SHAPES = tuple((shape, colour) for shape in "osD^v" for colour in (BLUE, ORANGE, GREEN, VERMILLION, INK))
+
+
+def draw_comparison(folder: Path, runs: Sequence[Named]) -> list[Path]:
+    """What could be drawn: rates where a run tells them, loss where a pruned model was evaluated."""
+    written = []
+    with_rates = [item for item in runs if item.run.rates]
+    if with_rates:
+        written.append(draw_rates(folder / "pruning_ratio_by_layer.png", with_rates))
+    losses = losses_by_dataset(runs)
+    if losses:
+        written.append(draw_losses(folder / "loss_against_ratio.png", losses))
+    return written
+
+
+def draw_rates(path: Path, runs: Sequence[Named]) -> Path:
+    """One small plot a run, all with the same axes."""
+    columns = min(COLUMNS, len(runs))
+    figure, axes = _grid(
+        len(runs), columns, "Pruning ratio by layer", "of the prunable parameters; red: extreme layers"
+    )
+    num_layers = max(len(item.run.rates) for item in runs)
+    for index, (ax, item) in enumerate(zip(axes, runs, strict=True)):
+        _draw_run(ax, item)
+        layer_axis(ax, num_layers, 12)
+        ax.set_ylim(0, 104)
+        if index % columns == 0:
+            ax.set_ylabel("removed, %", color=INK)
+    return save(figure, path)
+
+
+def _draw_run(ax: "Axes", item: Named) -> None:
+    run = item.run
+    extreme = run.extreme_layers or ()
+    for layer, rate in enumerate(run.rates):
+        if rate is not None:
+            ax.bar(layer, 100 * rate, width=0.8, color=VERMILLION if layer in extreme else BLUE)
+    if run.threshold is not None:
+        ax.axhline(100 * run.threshold, color=VERMILLION, linestyle=":", linewidth=1.2)
+    if run.of_prunable is not None:
+        ax.axhline(100 * run.of_prunable, color=INK, linestyle="--", linewidth=1.0)
+    size = "" if run.of_total is None else f", {percent(run.of_total)} of all removed"
+    ax.set_title(f"{item.name}{size}", fontsize=10, loc="left", color=INK)
+
+
+def losses_by_dataset(runs: Sequence[Named]) -> dict[str, list[tuple[str, float, float]]]:
+    """Dataset -> (run, removed fraction of all parameters, pruned loss in nats/token)."""
+    found: dict[str, list[tuple[str, float, float]]] = {}
+    for item in runs:
+        for dataset in item.run.perplexity("pruned"):
+            loss = number(item.run.evaluation, "pruned", "perplexity", dataset, "nll_nats_per_token")
+            if loss is not None and item.run.of_total is not None:
+                found.setdefault(dataset, []).append((item.name, item.run.of_total, loss))
+    return found
+
+
+def draw_losses(path: Path, losses: Mapping[str, Sequence[tuple[str, float, float]]]) -> Path:
+    """One plot a dataset; a mark of its own for each run, named beside it by rank so that names do not overlap."""
+    figure, axes = _grid(len(losses), 1, "Loss against pruning ratio", "lower is better; runs from worst to best", 2.2)
+    for ax, (dataset, points) in zip(axes, losses.items(), strict=True):
+        for index, (name, ratio, loss) in sorted(enumerate(points), key=lambda item: -item[1][2]):
+            shape, colour = SHAPES[index % len(SHAPES)]
+            ax.plot(100 * ratio, loss, shape, color=colour, markersize=8, label=f"{name}  {loss:.3f}", linestyle="")
+        ax.margins(0.15)
+        ax.set_xlabel("removed parameters, % of all", color=INK)
+        ax.set_ylabel("nats per token", color=INK)
+        ax.set_title(dataset, fontsize=10, loc="left", color=QUIET)
+        ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=9, borderaxespad=0.0)
+    return save(figure, path)
+
+
+def _grid(count: int, columns: int, title: str, subtitle: str, stretch: float = 1.0) -> "tuple[Figure, list[Axes]]":
+    """``count`` plots in rows of ``columns``. stretch: of one plot, leaving its right part to a legend if above 1."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = -(-count // columns)
+    width, height = max(6.0, stretch * columns * WIDTH), HEAD + rows * HEIGHT * (1.3 if stretch > 1 else 1) + 0.3
+    figure = Figure(figsize=(width, height), facecolor="white")
+    FigureCanvasAgg(figure)
+    figure.text(0.2 / width, 1 - 0.15 / height, title, fontsize=14, weight="bold", color=INK, va="top")
+    figure.text(0.2 / width, 1 - 0.48 / height, subtitle, fontsize=10, color=QUIET, va="top")
+    right = 0.6 if stretch > 1 else 1 - 0.2 / width
+    figure.subplots_adjust(0.75 / width, 0.6 / height, right, 1 - (HEAD + 0.2) / height, 0.15, 0.6)
+    axes = np.ravel(figure.subplots(rows, columns, squeeze=False))
+    for ax in axes:
+        quieten(ax)
+    for ax in axes[count:]:
+        ax.set_visible(False)
+    return figure, list(axes[:count])
