@@ -41,6 +41,7 @@ def run(options: argparse.Namespace) -> None:
     from cli.low_memory import StreamedModel, streams
     from cli.steps import decide, explain, facts, judge_with
     from diagnostics.console import closing_report
+    from diagnostics.page.run_page import write_run_page
     from evaluation.evaluate import write_results
     from models.loading import load_model
 
@@ -75,6 +76,7 @@ def run(options: argparse.Namespace) -> None:
         if calibration is not None:
             windows["calibration"] = calibration
         record = run_record(resolved(options), stages, job.device, windows, facts(decision) | {"streamed": streamed})
+        written.append(write_run_page(options.output, record, options.argv, written))
         written.append(write_json(options.output / RECORD, record))
     results = {"dense": dense, "pruned": pruned}
     print(closing_report(diagnosis, plan, results, options.argv, options.output, written))

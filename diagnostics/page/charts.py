@@ -242,7 +242,9 @@ def _path(x: Callable[[float], float], y: Axis, values: Sequence[float | None]) 
 
 def _band(x: Callable[[float], float], y: Axis, low: Sequence[float | None], high: Sequence[float | None]) -> str:
     """The area between two rows of values; empty where one of them has gaps."""
-    pairs = [(layer, a, b) for layer, (a, b) in enumerate(zip(low, high, strict=True)) if a is not None and b is not None]
+    pairs = [
+        (layer, a, b) for layer, (a, b) in enumerate(zip(low, high, strict=True)) if a is not None and b is not None
+    ]
     if len(pairs) < max(1, len(low)) or not all(_fits(a, y) and _fits(b, y) for _, a, b in pairs):
         return ""
     there = [f"{x(layer):g},{y(b):g}" for layer, _, b in pairs]

@@ -1,0 +1,158 @@
+"""The page of one run: what was removed, why, what it cost, what to do next."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from core.files import write_text
+from diagnostics.console import MISSING, metric_rows
+from diagnostics.next_command import next_command, without
+from diagnostics.page.headline import headline
+from diagnostics.page.heat import layers_by_kind
+from diagnostics.page.render import render
+from diagnostics.page.why import reasons
+from diagnostics.run_folder import Run, at, items, number, read_run
+from diagnostics.wording import bytes_text, percent
+
+NOT_MEASURED = "not measured"
+COMPARE = "python -m diagnostics.compare"
+NEVER_AGAIN = ("--dry_run", "--output", "--overwrite", "--plan")  # of a command that carries a plan out
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to do or to know. command: to be copied, None where there is nothing to run."""
+
+    title: str
+    severity: str
+    text: str
+    advice: str
+    command: str | None
+
+
+def write_run_page(
+    folder: Path,
+    record: Mapping[str, Any],
+    argv: Sequence[str],
+    written: Sequence[Path],
+    program: str = "python run_global_pruning.py",
+) -> Path:
+    """Write ``<folder>/report.html`` from the files in ``folder``; returns its path.
+
+    record: the content of run.json, which is written later. argv: the options of this run, for the commands.
+    written: what the run wrote, linked where it lies inside the folder.
+    """
+    run = replace(read_run(folder), record=dict(record))
+    return write_text(folder / "report.html", run_page(run, argv, written, program))
+
+
+def run_page(run: Run, argv: Sequence[str], written: Sequence[Path], program: str) -> str:
+    """The HTML text."""
+    why = reasons(run)
+    values = {
+        "title": headline(run),
+        "subtitle": _subtitle(run),
+        "heat": layers_by_kind(run),
+        "why": why,
+        "metrics": _metrics(run),
+        "ratios": _ratios(run),
+        "proof": _proof(run),
+        "steps": next_steps(run, argv, program),
+        "details": _details(run),
+        "files": [path.relative_to(run.folder).as_posix() for path in written if path.is_relative_to(run.folder)],
+    }
+    return render("run.html", values)
+
+
+def next_steps(run: Run, argv: Sequence[str], program: str) -> list[Step]:
+    """The findings as they stand in gradient_diagnosis.json; a dry run begins with carrying its plan out."""
+    steps = [_carry_out(run, argv, program)] if run.option("dry_run") is True and run.plan else []
+    for found in items(run.diagnosis, "diagnosis"):
+        flags = at(found, "flags")
+        command = next_command(program, argv, flags, run.folder) if isinstance(flags, str) else None
+        title = str(at(found, "issue") or "finding").replace("_", " ")
+        texts = [str(at(found, key) or "") for key in ("severity", "description", "recommendation")]
+        steps.append(Step(title[:1].upper() + title[1:], texts[0], texts[1], texts[2], command))
+    return [*steps, *_comparison(run, steps)]
+
+
+def _carry_out(run: Run, argv: Sequence[str], program: str) -> Step:
+    plan, output = run.folder / "analysis" / "pruning_plan.json", run.folder.with_name(f"{run.folder.name}_pruned")
+    options = [*without(argv, NEVER_AGAIN), "--plan", str(plan), "--output", str(output)]
+    text = "This was a dry run: the plan stands, and no model was made."
+    return Step("Carry the plan out", "info", text, "", f"{program} {shlex.join(options)}")
+
+
+def _comparison(run: Run, steps: Sequence[Step]) -> list[Step]:
+    """How to judge the first remedy against this run, once it has been tried."""
+    tried = next((step.command for step in steps if step.command), None)
+    if tried is None:
+        return []
+    other = shlex.split(tried)[-1]
+    text = "A remedy is advice until held-out loss at equal size confirms it. When the run above is done:"
+    return [Step("Compare both", "info", text, "", f"{COMPARE} {shlex.join([str(run.folder), other])}")]
+
+
+def _subtitle(run: Run) -> str:
+    model, criterion, data = (run.option(name) for name in ("base_model", "importance_method", "dataset"))
+    kind, replayed = at(run.plan, "base", "model_type"), run.option("plan")
+    parts = [
+        f"{model} ({kind})" if model and kind else str(model or kind or "model not known"),
+        f"replayed {replayed}" if replayed else f"ranked by {criterion}" if criterion else "",
+        f"calibrated on {data}" if data and at(run.record, "windows", "calibration") else "",
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def _metrics(run: Run) -> list[tuple[str, ...]]:
+    rows = metric_rows(run.parameters, run.evaluation)
+    return [tuple(NOT_MEASURED if cell == MISSING else cell for cell in row[:3]) + row[3:] for row in rows]
+
+
+def _ratios(run: Run) -> list[tuple[str, str, str]]:
+    budget = at(run.comparison, "budget")
+    rows = []
+    for name in ("total", "prunable"):
+        values = (number(budget, f"{what}_of_{name}") for what in ("requested", "achieved"))
+        requested, achieved = (NOT_MEASURED if value is None else percent(value, 2) for value in values)
+        rows.append((f"of {name} parameters", requested, achieved))
+    return rows
+
+
+def _proof(run: Run) -> str:
+    checks, passed = items(run.verification, "checks"), at(run.verification, "passed")
+    if not checks:
+        return "The saved model was not verified."
+    errors = [error for check in checks if (error := number(check, "error")) is not None]
+    largest = f", largest error {max(errors):.1e}" if errors else ""
+    return f"The saved model {'passed' if passed is True else 'FAILED'} its {len(checks)} checks{largest}."
+
+
+def _details(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
+    """How it was run, by heading; as run.json has it."""
+    timings, memory = at(run.record, "timings_s"), at(run.record, "peak_memory_bytes")
+    sections = {
+        "Options": [(f"--{name}", _plain(value)) for name, value in _items(at(run.record, "options"))],
+        "Windows": [(name, _plain(at(value, "source"))) for name, value in _items(at(run.record, "windows"))],
+        "Seconds by stage": [(name, _plain(value)) for name, value in _items(timings)],
+        "Largest memory": [(name, bytes_text(value)) for name, value in _items(memory) if number(value) is not None],
+        "Environment": [
+            (name, _plain(value)) for name, value in _items(at(run.record, "environment")) if name != "packages"
+        ],
+        "Packages": [(name, _plain(value)) for name, value in _items(at(run.record, "environment", "packages"))],
+    }
+    return [(title, rows) for title, rows in sections.items() if rows]
+
+
+def _items(value: Any) -> list[tuple[str, Any]]:
+    return list(value.items()) if isinstance(value, dict) else []
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
