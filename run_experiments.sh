@@ -49,38 +49,24 @@ run() {
     fi
 }
 
-# perplexities FILE: one line for each side and dataset, from JSON with one value a line
-perplexities() {
-    awk '
-        /^  "(dense|pruned)": [{]/ { split($0, part, "\""); side = part[2] }
-        /": [{]$/ { split($0, part, "\""); name = part[2] }
-        /"perplexity": [0-9]/ { sub(/,$/, "", $2); printf "  %-8s %s %.2f\n", side, name, $2 }
-    ' "$1"
-}
-
 note_on() {
     case " ${failed[*]-} " in *" $1 "*) echo " (failed this time; these figures are from an earlier run)" ;; esac
 }
 
+# One table over all experiments that left results; -P, so that the folder this is called from is not searched.
 compare() {
-    local name analysis layer
+    local name folders=()
     for name in "${experiments[@]}"; do
-        analysis=$OUTPUT/$name/analysis
-        echo
-        if [ ! -f "$analysis/pruning_summary_by_layer.txt" ]; then
+        if [ -f "$OUTPUT/$name/analysis/pruning_comparison.json" ]; then
+            folders+=("$OUTPUT/$name")
+            [ -n "$(note_on "$name")" ] && echo "$name$(note_on "$name")"
+        else
             echo "$name: no result in $OUTPUT/$name"
-            continue
-        fi
-        echo "$name$(note_on "$name")"
-        for layer in 2 3 4; do
-            grep "Layer $layer " "$analysis/pruning_summary_by_layer.txt" | sed 's/^/  /'
-        done
-        echo "  raw gradients:$(grep -h '"mean_ratio"' "$analysis/gradient_diagnosis.json" | tr -d ',' | tr -s ' ')"
-        if [ -f "$OUTPUT/$name/evaluation/evaluation_results.json" ]; then
-            echo "  perplexity"
-            perplexities "$OUTPUT/$name/evaluation/evaluation_results.json" | sed 's/^/  /'
         fi
     done
+    [ "${#folders[@]}" -gt 0 ] || return 0
+    PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH} "$PYTHON" -P -m diagnostics.compare \
+        "${folders[@]}" --output "$OUTPUT/comparison" --overwrite
 }
 
 for name in "${experiments[@]}"; do
@@ -90,9 +76,14 @@ done
 echo
 echo "=== Layers 2-4, raw gradient ratio and perplexity of the ${#experiments[@]} experiments"
 compare
+compared=$?
 echo
 if [ "${#failed[@]}" -gt 0 ]; then
     echo "${#failed[@]} of ${#experiments[@]} experiments failed: ${failed[*]}" >&2
+    exit 1
+fi
+if [ "$compared" -ne 0 ]; then
+    echo "All ${#experiments[@]} experiments finished, but they could not be compared" >&2
     exit 1
 fi
 echo "All ${#experiments[@]} experiments finished. The one to keep has the lowest perplexity at equal size."

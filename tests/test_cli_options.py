@@ -120,7 +120,7 @@ def test_base_model_and_output_name_what_is_read_and_written(workspace: Workspac
     assert output.exists() is False
     config = json.loads((tmp_path / "out" / "model" / "config.json").read_text())
     assert config["model_type"] == "pruned_qwen3"
-    expected = {"analysis", "evaluation", "model", "run.json", "visualization"}
+    expected = {"analysis", "evaluation", "model", "report.html", "run.json", "visualization"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == expected
 
 

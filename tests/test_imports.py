@@ -34,7 +34,11 @@ WITHOUT_TORCH = (
     "importance.scoring",
     "pruning.planning",
     "pruning.plan_file",
-    *sorted(f"diagnostics.{path.stem}" for path in (ROOT / "diagnostics").glob("*.py") if path.stem != "__init__"),
+    *sorted(
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in (ROOT / "diagnostics").rglob("*.py")
+        if path.stem != "__init__"
+    ),
     "pruning.targets",
     "pruning.uniform",
 )

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,20 +11,35 @@ SCRIPT = Path(__file__).parents[1] / "run_experiments.sh"
 OWN_VARIABLES = ("MODEL", "RATIO", "METHOD", "DATASET", "OUTPUT", "PYTHON")
 
 PROGRAM = """#!/usr/bin/env bash
+[ "$1" = -P ] && exec "$REAL_PYTHON" "$@"
 echo "$*" >> "$CALLS"
 out=${!#}
 name=$(basename "$out")
 [ "$name" = "${FAIL:-}" ] && exit 7
 mkdir -p "$out/analysis" "$out/evaluation"
-for layer in 2 3 4 12 20; do
-    echo "Layer $layer  $layer.5 %  of $name"
-done > "$out/analysis/pruning_summary_by_layer.txt"
+cat > "$out/analysis/pruning_comparison.json" <<'JSON'
+{
+  "total_params": {
+    "original": 1000,
+    "pruned": 800
+  },
+  "budget": {
+    "achieved_of_prunable": 0.25
+  }
+}
+JSON
 cat > "$out/analysis/gradient_diagnosis.json" <<'JSON'
 {
   "gradient_statistics": {
-    "mean_ratio": 1234.5,
-    "norm_ratio": 2.0
-  }
+    "mean_ratio": 1234.5
+  },
+  "layers": [
+    {"layer_idx": 0, "pruning_rate": 0.1},
+    {"layer_idx": 1, "pruning_rate": 0.1},
+    {"layer_idx": 2, "pruning_rate": 0.225},
+    {"layer_idx": 3, "pruning_rate": 0.325},
+    {"layer_idx": 4, "pruning_rate": 0.425}
+  ]
 }
 JSON
 cat > "$out/evaluation/evaluation_results.json" <<'JSON'
@@ -63,7 +79,7 @@ def experiments(program: Path, *arguments: str, **variables: str) -> subprocess.
     folder = program.parent / "elsewhere"
     folder.mkdir(exist_ok=True)
     inherited = {key: value for key, value in os.environ.items() if key not in OWN_VARIABLES}
-    settings = {"PYTHON": str(program), "CALLS": str(program.parent / "calls")} | variables
+    settings = {"PYTHON": str(program), "REAL_PYTHON": sys.executable, "CALLS": str(program.parent / "calls")} | variables
     return subprocess.run(
         ["bash", str(SCRIPT), *arguments],
         cwd=folder,
@@ -115,15 +131,30 @@ def test_variables_and_further_arguments_reach_every_run(program: Path, tmp_path
         assert f"--output {out}/" in call
 
 
+def rows(comparison: str, table: str) -> dict[str, str]:
+    """Run -> the rest of its row in one table of the comparison, blanks squeezed."""
+    lines = comparison.split(f"\n{table}\n")[1].split("\n\n")[0].splitlines()[1:]
+    return {line.split()[0]: " ".join(line.split()[1:]) for line in lines if "  " in line}
+
+
 def test_comparison_shows_layers_2_to_4_ratio_and_perplexity(program: Path) -> None:
-    comparison = experiments(program).stdout.split("=== Layers 2-4")[1]
+    result = experiments(program)
+    comparison = result.stdout.split("=== Layers 2-4")[1]
+    layers, cost = rows(comparison, "Layers"), rows(comparison, "Cost")
     for name in ("baseline", "norm_log", "temperature_1"):
-        assert [line for line in comparison.splitlines() if line.endswith(f"of {name}")] == [
-            f"  Layer {layer}  {layer}.5 %  of {name}" for layer in (2, 3, 4)
-        ]
-    assert comparison.count('"mean_ratio": 1234.5') == 3
-    assert comparison.count("dense    pydoc 10.13") == 3
-    assert comparison.count("pruned   pydoc 12.50") == 3
+        assert layers[name].startswith("22.5 % 32.5 % 42.5 % 32.5 points none 1,234 "), result.stderr
+        assert "10.13 → 12.50 +23.4 %" in cost[name]
+    report = program.parent / "elsewhere/results/experiments/comparison/report.html"
+    assert "is best of 3" in report.read_text(encoding="utf-8")
+
+
+def test_the_folder_it_is_called_from_is_not_searched_for_modules(program: Path) -> None:
+    folder = program.parent / "elsewhere"
+    (folder / "diagnostics").mkdir(parents=True)
+    (folder / "diagnostics" / "__init__.py").write_text("raise SystemExit('the wrong diagnostics')")
+    result = experiments(program)
+    assert result.returncode == 0, result.stderr
+    assert "the wrong diagnostics" not in result.stderr
 
 
 def test_a_failed_experiment_does_not_stop_the_others(program: Path) -> None:
@@ -134,7 +165,7 @@ def test_a_failed_experiment_does_not_stop_the_others(program: Path) -> None:
     assert "1 of 3 experiments failed: norm_log" in result.stderr
     comparison = result.stdout.split("=== Layers 2-4")[1]
     assert "norm_log: no result" in comparison
-    assert "Layer 2  2.5 %  of temperature_1" in comparison
+    assert set(rows(comparison, "Layers")) == {"baseline", "temperature_1"}
 
 
 def test_figures_of_an_earlier_run_are_marked(program: Path) -> None:
@@ -149,8 +180,10 @@ def test_the_projects_own_environment_is_preferred(program: Path, tmp_path: Path
     (copy / ".venv/bin").mkdir(parents=True)
     (copy / "run_experiments.sh").write_text(SCRIPT.read_text())
     (copy / ".venv/bin/python").symlink_to(program)
+    for room in ("core", "diagnostics"):
+        (copy / room).symlink_to(SCRIPT.parent / room)
     environment = {key: value for key, value in os.environ.items() if key not in OWN_VARIABLES}
-    environment["CALLS"] = str(tmp_path / "calls")
+    environment |= {"CALLS": str(tmp_path / "calls"), "REAL_PYTHON": sys.executable}
     result = subprocess.run(
         ["bash", str(copy / "run_experiments.sh")],
         cwd=tmp_path,

@@ -14,7 +14,6 @@ from diagnostics.page.charts import Chart, scatter
 from diagnostics.page.headline import brief
 from diagnostics.page.heat import Cell, HeatMap, runs_by_layer
 from diagnostics.page.render import render
-from diagnostics.run_folder import number
 from diagnostics.wording import percent
 
 PROGRAM = "python run_global_pruning.py"
@@ -94,12 +93,17 @@ def _replay(item: Named, model: str) -> str:
 def _loss_charts(runs: Sequence[Named]) -> list[Chart]:
     charts = []
     for dataset, losses in losses_by_dataset(runs).items():
-        dense = [number(item.run.evaluation, "dense", "perplexity", dataset, "nll_nats_per_token") for item in runs]
         points = [
-            (name, 100 * ratio, loss, f"{name}: {percent(ratio, 2)} removed, {loss:.4f} nats per token")
-            for name, ratio, loss in losses
+            (
+                loss.name,
+                100 * loss.of_total,
+                loss.pruned,
+                f"{loss.name}: {percent(loss.of_total, 2)} removed, {loss.pruned:.4f} nats per token",
+            )
+            for loss in losses
         ]
-        points += [("dense", 0.0, loss, f"dense: {loss:.4f} nats per token") for loss in dict.fromkeys(dense) if loss]
+        dense = dict.fromkeys(loss.dense for loss in losses if loss.dense is not None)
+        points += [("dense", 0.0, loss, f"dense: {loss:.4f} nats per token") for loss in dense]
         description = "Held-out loss after pruning; lower is better."
         labels = ("removed parameters, % of all", "nats per token")
         charts.append(scatter(f"Loss against ratio, {dataset}", description, labels, points))

@@ -1,6 +1,7 @@
 """Two pictures of a comparison: what each layer loses, a small plot a run; and loss against ratio."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,25 +63,41 @@ def _draw_run(ax: "Axes", item: Named) -> None:
     ax.set_title(f"{item.name}{size}", fontsize=10, loc="left", color=INK)
 
 
-def losses_by_dataset(runs: Sequence[Named]) -> dict[str, list[tuple[str, float, float]]]:
-    """Dataset -> (run, removed fraction of all parameters, pruned loss in nats/token)."""
-    found: dict[str, list[tuple[str, float, float]]] = {}
+@dataclass(frozen=True)
+class Loss:
+    """of_total: removed fraction of all parameters. dense, pruned: held-out loss, nats per token."""
+
+    name: str
+    of_total: float
+    dense: float | None
+    pruned: float
+
+
+def losses_by_dataset(runs: Sequence[Named]) -> dict[str, list[Loss]]:
+    found: dict[str, list[Loss]] = {}
     for item in runs:
         for dataset in item.run.perplexity("pruned"):
-            loss = number(item.run.evaluation, "pruned", "perplexity", dataset, "nll_nats_per_token")
-            if loss is not None and item.run.of_total is not None:
-                found.setdefault(dataset, []).append((item.name, item.run.of_total, loss))
+            dense, pruned = (
+                number(item.run.evaluation, side, "perplexity", dataset, "nll_nats_per_token")
+                for side in ("dense", "pruned")
+            )
+            if pruned is not None and item.run.of_total is not None:
+                found.setdefault(dataset, []).append(Loss(item.name, item.run.of_total, dense, pruned))
     return found
 
 
-def draw_losses(path: Path, losses: Mapping[str, Sequence[tuple[str, float, float]]]) -> Path:
-    """One plot a dataset; a mark of its own for each run, named beside it by rank so that names do not overlap."""
-    figure, axes = _grid(len(losses), 1, "Loss against pruning ratio", "lower is better; runs from worst to best", 2.2)
+def draw_losses(path: Path, losses: Mapping[str, Sequence[Loss]]) -> Path:
+    """One plot a dataset; a mark of its own for each run, named beside the plot so that names do not overlap."""
+    figure, axes = _grid(len(losses), 1, "Loss against pruning ratio", "lower is better; runs from worst to best", 1.9)
     for ax, (dataset, points) in zip(axes, losses.items(), strict=True):
-        for index, (name, ratio, loss) in sorted(enumerate(points), key=lambda item: -item[1][2]):
+        for index, loss in sorted(enumerate(points), key=lambda item: -item[1].pruned):
             shape, colour = SHAPES[index % len(SHAPES)]
-            ax.plot(100 * ratio, loss, shape, color=colour, markersize=8, label=f"{name}  {loss:.3f}", linestyle="")
-        ax.margins(0.15)
+            label = f"{loss.name}  {loss.pruned:.3f}"
+            ax.plot(100 * loss.of_total, loss.pruned, shape, color=colour, markersize=8, label=label, linestyle="")
+        for dense in dict.fromkeys(loss.dense for loss in points if loss.dense is not None):
+            label = f"dense  {dense:.3f}"
+            ax.plot(0, dense, "o", color="white", markeredgecolor=INK, markersize=8, label=label, linestyle="")
+        ax.margins(0.08, 0.15)
         ax.set_xlabel("removed parameters, % of all", color=INK)
         ax.set_ylabel("nats per token", color=INK)
         ax.set_title(dataset, fontsize=10, loc="left", color=QUIET)
@@ -99,7 +116,7 @@ def _grid(count: int, columns: int, title: str, subtitle: str, stretch: float = 
     FigureCanvasAgg(figure)
     figure.text(0.2 / width, 1 - 0.15 / height, title, fontsize=14, weight="bold", color=INK, va="top")
     figure.text(0.2 / width, 1 - 0.48 / height, subtitle, fontsize=10, color=QUIET, va="top")
-    right = 0.6 if stretch > 1 else 1 - 0.2 / width
+    right = 0.62 if stretch > 1 else 1 - 0.2 / width
     figure.subplots_adjust(0.75 / width, 0.6 / height, right, 1 - (HEAD + 0.2) / height, 0.15, 0.6)
     axes = np.ravel(figure.subplots(rows, columns, squeeze=False))
     for ax in axes:

@@ -1,6 +1,6 @@
 """The comparison as tables of text: the same cells on the console, in Markdown and in the page."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from diagnostics.comparison.health import CRITERIA
@@ -48,23 +48,22 @@ def cost_table(runs: Sequence[Named], ranked: Sequence[Ranking]) -> Table:
     for dataset in datasets:
         header += [f"perplexity {dataset}", "change", "rank"]
     header += tasks
-    rows = []
-    for item in runs:
-        run, row = item.run, [item.name]
-        row += [
-            _text(run.of_total, _percent),
-            _text(run.of_prunable, _percent),
-            _text(run.parameters[1], "{:,.0f}".format),
-        ]
-        for dataset in datasets:
-            dense, pruned = (run.perplexity(side).get(dataset) for side in ("dense", "pruned"))
-            row += [_arrow(dense, pruned, decimal), _change(dense, pruned), _rank(item.name, dataset, ranked)]
-        row += [
-            _arrow(*(run.tasks(side).get(task, (None,))[0] for side in ("dense", "pruned")), _value) for task in tasks
-        ]
-        rows.append(tuple(row))
+    rows = [tuple(_cost_row(item, datasets, tasks, ranked)) for item in runs]
     note = "dense → pruned; rank: among runs of one model, on one text, of equal size" if datasets or tasks else ""
     return Table("Cost", tuple(header), tuple(rows), note)
+
+
+def _cost_row(item: Named, datasets: Sequence[str], tasks: Sequence[str], ranked: Sequence[Ranking]) -> list[str]:
+    run = item.run
+    row = [item.name, _text(run.of_total, _percent), _text(run.of_prunable, _percent)]
+    row.append(_text(run.parameters[1], "{:,.0f}".format))
+    for dataset in datasets:
+        dense, pruned = (run.perplexity(side).get(dataset) for side in ("dense", "pruned"))
+        row += [_arrow(dense, pruned, decimal), _change(dense, pruned), _rank(item.name, dataset, ranked)]
+    for task in tasks:
+        before, after = (run.tasks(side).get(task, (None,))[0] for side in ("dense", "pruned"))
+        row.append(_arrow(before, after, _value))
+    return row
 
 
 def layer_table(runs: Sequence[Named]) -> Table:
@@ -136,7 +135,7 @@ def _rank(name: str, dataset: str, ranked: Sequence[Ranking]) -> str:
     return MISSING
 
 
-def _names(found: Iterable[dict[str, object]]) -> list[str]:
+def _names(found: Iterable[Mapping[str, object]]) -> list[str]:
     return list(dict.fromkeys(name for names in found for name in names))
 
 

@@ -199,7 +199,8 @@ def scatter(
 ) -> Chart:
     """A mark a point. labels: of x and y. points: (name, x, y, exact values in words); each gets its own colour."""
     width = LEAST_WIDTH
-    x = axis([point[1] for point in points], LEFT, width - RIGHT)
+    room = 0.04 * max(abs(point[1]) for point in points)  # so that no mark stands on the right edge
+    x = axis([value for point in points for value in (point[1], point[1] + room)], LEFT, width - RIGHT)
     y = axis([point[2] for point in points], HEIGHT - BOTTOM, TOP)
     series = tuple(
         Series(name, f"run-{index % 5}", SHAPES[index // 5 % len(SHAPES)], (Mark(x(px), y(py), tip),))

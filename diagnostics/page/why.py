@@ -99,7 +99,8 @@ def _priors(run: Run) -> list[Chart]:
     method = at(run.diagnosis, "prior", "method")
     unit = "1 − cosine" if method == "similarity" else "nats per token"
     description = "What removing each block, or the whole layer, costs alone; measured on calibration windows."
-    chart = layer_lines("Prior: loss without the block", description, unit, several, log=False)
+    positive = all(value is None or value > 0 for values in several for value in values.by_layer)
+    chart = layer_lines("Prior: loss without the block", description, unit, several, log=positive)
     return [] if chart is None else [chart]
 
 
