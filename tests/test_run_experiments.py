@@ -79,7 +79,11 @@ def experiments(program: Path, *arguments: str, **variables: str) -> subprocess.
     folder = program.parent / "elsewhere"
     folder.mkdir(exist_ok=True)
     inherited = {key: value for key, value in os.environ.items() if key not in OWN_VARIABLES}
-    settings = {"PYTHON": str(program), "REAL_PYTHON": sys.executable, "CALLS": str(program.parent / "calls")} | variables
+    settings = {
+        "PYTHON": str(program),
+        "REAL_PYTHON": sys.executable,
+        "CALLS": str(program.parent / "calls"),
+    } | variables
     return subprocess.run(
         ["bash", str(SCRIPT), *arguments],
         cwd=folder,

@@ -174,7 +174,7 @@ def layer_lines(title: str, description: str, y_label: str, several: Sequence[Va
     known = [v for values in several for v in (*values.by_layer, *values.low, *values.high) if v is not None]
     if log:
         known = [v for v in known if v > 0]
-    if not known:
+    if not any(v in known for values in several for v in values.by_layer):
         return None
     num_layers = max(len(values.by_layer) for values in several)
     width, x = _layer_axis(num_layers)
