@@ -15,7 +15,6 @@ from run_folders import record, write_run
 from workspace import Workspace
 
 from core.files import write_json
-from core.measures import GradientStatistics, Importance
 from diagnostics.compare import compare
 from diagnostics.page.charts import Values, axis, layer_bars, layer_lines, scatter
 from diagnostics.page.headline import headline
@@ -390,15 +389,12 @@ def test_a_run_without_evaluation_or_gradients_writes_its_page(workspace: Worksp
     assert "Gradients: not measured (magnitude looks at none)" in page.visible
 
 
-def test_gradients_of_unlike_layers_need_a_log_axis(tmp_path: Path) -> None:
-    """The statistics of a run as they are written, not as a test invents them."""
+def test_equal_factors_are_equal_steps_on_a_log_axis() -> None:
     mean = np.geomspace(1e-8, 1e-2, 6)
-    gradients = GradientStatistics(mean, mean, mean / 2, mean * 2, "weights")
-    assert Importance(np.ones(3), "taylor", gradients).gradients is gradients
-    chart = layer_lines(
-        "t", "d", "y", [Values("g", "gradient", mean.tolist(), (mean / 2).tolist(), (mean * 2).tolist())], log=True
-    )
+    values = Values("g", "gradient", mean.tolist(), (mean / 2).tolist(), (mean * 2).tolist())
+    chart = layer_lines("t", "d", "y", [values], log=True)
     assert chart is not None
     heights = [mark.y for mark in chart.series[0].marks]
     assert np.allclose(np.diff(heights), np.diff(heights)[0], atol=0.02)
+    assert heights[0] > heights[-1]
     assert chart.series[0].band
