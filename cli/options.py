@@ -10,7 +10,7 @@ from typing import NoReturn
 from cli.together import check_together
 from cli.values import batch_size, names, number, one_of, shard_size, tau
 
-CRITERIA = ("taylor", "taylor_2nd", "fisher", "wanda", "magnitude")
+CRITERIA = ("taylor", "taylor_2nd", "fisher", "obs", "wanda", "magnitude")
 NORM_METHODS = ("log", "minmax", "zscore", "sqrt")
 MEASURES = ("ppl", "tasks", "speed")
 

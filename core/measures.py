@@ -6,6 +6,7 @@ import numpy as np
 
 GRADIENTS_OF_WEIGHTS = "weights"
 GRADIENTS_OF_INPUTS = "inputs of o_proj/down_proj"
+GRADIENTS_OF_OUTPUTS = "outputs of o_proj/down_proj"
 NO_GRADIENTS = "none"
 
 
@@ -15,7 +16,7 @@ class GradientStatistics:
 
     mean: mean over windows of the mean |g| over the layer's prunable tensors. norm: mean over windows of the L2
     norm of the same gradients. min, max: smallest and largest mean |g| over windows.
-    source: which gradients these are (``weights`` or ``inputs of o_proj/down_proj``).
+    source: which gradients these are, one of the GRADIENTS_OF constants.
     """
 
     mean: np.ndarray

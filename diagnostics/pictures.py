@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from core.groups import KINDS
-from core.measures import GRADIENTS_OF_WEIGHTS, GradientStatistics, Importance
+from core.measures import GRADIENTS_OF_OUTPUTS, GRADIENTS_OF_WEIGHTS, GradientStatistics, Importance
 from core.plan import PruningPlan
 from diagnostics.canvas import (
     BARE,
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 LONGEST_NAME = 40  # characters of a list of layers that still fit into a title
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+SYMBOLS = {GRADIENTS_OF_WEIGHTS: "∂L/∂w", GRADIENTS_OF_OUTPUTS: "∂L/∂y"}
 OFFSETS = (-0.2, 0.2)  # attention left, MLP right of a layer's tick
 
 
@@ -170,7 +171,7 @@ def draw_gradients(path: Path, diagnosis: Diagnosis, gradients: GradientStatisti
     m, layers = diagnosis.measured, np.arange(diagnosis.measured.architecture.num_layers)
     subtitle = f"gradients of {gradients.source}, before any transform; band: smallest to largest window"
     figure, (upper, lower) = new_figure(len(layers), 2, gradients_title(m), subtitle, BARE)
-    symbol = "∂L/∂w" if gradients.source == GRADIENTS_OF_WEIGHTS else "∂L/∂a"
+    symbol = SYMBOLS.get(gradients.source, "∂L/∂a")
     low, mean, high, norm = (
         np.where(np.isfinite(values) & (values > 0), values, np.nan)
         for values in (gradients.min, gradients.mean, gradients.max, gradients.norm)

@@ -7,10 +7,11 @@ from core.groups import Architecture
 from core.measures import Importance
 from core.windows import TokenWindows
 from importance.fisher import fisher_importance
+from importance.obs import obs_importance
 from importance.taylor import taylor_importance
 from importance.weights import magnitude_importance, wanda_importance
 
-CRITERIA = ("taylor", "taylor_2nd", "fisher", "wanda", "magnitude")
+CRITERIA = ("taylor", "taylor_2nd", "fisher", "obs", "wanda", "magnitude")
 
 
 def measure_importance(
@@ -32,6 +33,8 @@ def measure_importance(
     assert windows is not None, f"{criterion} needs calibration windows"
     if criterion == "fisher":
         return fisher_importance(model, family, architecture, windows, batch_size=batch_size)
+    if criterion == "obs":
+        return obs_importance(model, family, architecture, windows, batch_size=batch_size)
     if criterion == "wanda":
         return wanda_importance(model, family, architecture, windows, batch_size=batch_size)
     return taylor_importance(

@@ -1,0 +1,219 @@
+"""Second moments at o_proj and down_proj: of what goes in, and of the loss's gradient at what comes out.
+
+    H = E_t[x_t x_t^T]        g_d = E_t[(dL/dy_td)^2]
+
+x is the input and y the output of ``o_proj`` or ``down_proj``, t runs over all tokens of all windows, and L is the
+NLL summed over the sequence. H (x) diag(g) is K-FAC's approximation of the loss's curvature in the weight (Martens and
+Grosse 2015, arXiv:1503.05671), outputs taken as independent and gradients those of the true targets. Weights are
+frozen: no weight gradient is formed.
+
+H takes 4 n^2 bytes, 0.8 GB for 14,336 channels, so layers are measured in as many passes as the memory for them asks.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from core.batching import TOKENS_A_BATCH, for_each_batch, is_out_of_memory
+from core.errors import UsageError
+from core.families import Family
+from core.groups import ATTENTION, MLP, Architecture, LayerShape
+from core.measures import GRADIENTS_OF_OUTPUTS, GradientStatistics
+from core.windows import TokenWindows
+from importance.measuring import (
+    LayerGradients,
+    NonFiniteGuard,
+    checkpointed_layers,
+    layers_to_recompute,
+    left_as_found,
+    summed_nll,
+)
+
+LEAST_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class LayerMoments:
+    """Of one layer, by kind (attention, mlp): inputs float32 (n, n), H; outputs float64 (C,), g."""
+
+    layer: int
+    inputs: tuple[torch.Tensor, torch.Tensor]
+    outputs: tuple[torch.Tensor, torch.Tensor]
+
+
+class MomentMeter:
+    """Measures the moments of all layers, a few at a time, and the gradient statistics on the way."""
+
+    def __init__(
+        self,
+        model: Any,
+        family: Family,
+        architecture: Architecture,
+        windows: TokenWindows,
+        *,
+        batch_size: int | None = None,
+        most_bytes: int | None = None,
+    ) -> None:
+        """most_bytes: of moments that are held at once; None: half the weights' bytes, at least 1 GiB."""
+        self.model, self.family, self.architecture, self.windows = model, family, architecture, windows
+        self.batch_size = batch_size
+        self.parameter = next(model.parameters())
+        weights = architecture.total_params * self.parameter.element_size()
+        self.most_bytes = most_bytes or max(LEAST_BYTES, weights // 2)
+        self.statistics = np.zeros((4, architecture.num_layers))
+        self.windows_used, self.windows_skipped = len(windows), 0
+
+    def passes(self) -> list[range]:
+        """Layers by pass: consecutive ones, as many as fit into most_bytes, but one at least."""
+        tokens = max(TOKENS_A_BATCH, (self.batch_size or 1) * self.windows.seq_len)
+        found: list[range] = []
+        left = 0
+        for layer, shape in enumerate(self.architecture.layers):
+            needed = layer_bytes(shape, self.architecture.hidden_size, tokens, self.parameter.element_size())
+            if not found or needed > left:
+                found.append(range(layer, layer))
+                left = self.most_bytes
+            found[-1] = range(found[-1].start, layer + 1)
+            left -= needed
+        return found
+
+    def __iter__(self) -> Iterator[LayerMoments]:
+        """The moments of each layer in turn. Between two of them the model is as found.
+
+        Raises NumericalError when more than 5 % of the windows yield NaN or Inf (a batch is skipped as a whole),
+        UsageError when memory does not suffice.
+        """
+        passes = self.passes()
+        for number, layers in enumerate(passes, 1):
+            of = f" pass {number} of {len(passes)}" if len(passes) > 1 else ""
+            yield from self._measure(layers, f"importance (obs){of}")
+
+    def _measure(self, layers: range, description: str) -> Iterator[LayerMoments]:
+        with enough_memory(self.architecture, layers):
+            collector = _Collector(self.architecture, layers, self.parameter.device)
+        gradients, guard = LayerGradients(self.architecture.num_layers), NonFiniteGuard(len(self.windows))
+
+        def step(batch: np.ndarray) -> None:
+            collector.pending.clear()  # of a batch that ran out of memory
+            ids = torch.from_numpy(batch).to(self.parameter.device)
+            recomputed = layers_to_recompute(self.model, self.architecture, ids.numel())
+            with torch.enable_grad(), checkpointed_layers(self.model, self.family, recomputed):
+                loss = summed_nll(self.model, ids)
+                loss.backward()
+            mean, norm = collector.layer_statistics(len(batch))
+            if guard.admit(mean, bool(torch.isfinite(loss)), windows=len(batch)):
+                collector.keep()
+                gradients.add(mean, norm)
+            collector.pending.clear()
+
+        with left_as_found(self.model) as handles:
+            collector.attach(self.model, self.family, handles)
+            for_each_batch(self.windows.ids, step, self.batch_size, description)
+        n = max(gradients.windows, 1)
+        found = np.stack([gradients.mean / n, gradients.norm / n, gradients.min, gradients.max])
+        self.statistics[:, layers.start : layers.stop] = found[:, layers.start : layers.stop]
+        self.windows_used = min(self.windows_used, gradients.windows)
+        self.windows_skipped = max(self.windows_skipped, guard.skipped)
+        for layer in tqdm(layers, desc=f"{description} solving", unit="layer", leave=False):
+            yield collector.take(layer, tokens=n * self.windows.seq_len)
+
+    def gradient_statistics(self) -> GradientStatistics:
+        """Of the gradients at the outputs, complete once all layers have been measured."""
+        mean, norm, low, high = self.statistics
+        return GradientStatistics(mean, norm, low, high, GRADIENTS_OF_OUTPUTS)
+
+
+def inputs_of(shape: LayerShape) -> tuple[int, int]:
+    """n by kind: H*D inputs of o_proj, F of down_proj."""
+    return shape.num_heads * shape.head_dim, shape.intermediate_size
+
+
+def layer_bytes(shape: LayerShape, hidden_size: int, tokens: int, element_size: int) -> int:
+    """What a layer's moments take, with the inputs and gradients of a batch of so many tokens."""
+    return sum(4 * n * n + tokens * element_size * (n + hidden_size) for n in inputs_of(shape))
+
+
+class _Collector:
+    """Hooks that keep the inputs and output gradients of one batch, and the moments of those that were admitted."""
+
+    def __init__(self, architecture: Architecture, layers: range, device: torch.device) -> None:
+        self.architecture, self.layers = architecture, layers
+        self.pending: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+        self.inputs: dict[tuple[int, int], torch.Tensor] = {}
+        self.outputs: dict[tuple[int, int], torch.Tensor] = {}
+        for layer in layers:
+            for kind, n in enumerate(inputs_of(architecture.layers[layer])):
+                self.inputs[layer, kind] = torch.zeros(n, n, device=device)
+                self.outputs[layer, kind] = torch.zeros(architecture.hidden_size, dtype=torch.float64, device=device)
+
+    def attach(self, model: Any, family: Family, handles: list[Any]) -> None:
+        decoder = model.get_submodule(family.layers)
+        for layer, kind in self.inputs:
+            module = decoder[layer].get_submodule((family.attention_output, family.mlp_output)[kind])
+            handles.append(
+                module.register_forward_hook(
+                    lambda _module, args, output, key=(layer, kind): self._watch(key, args[0], output)
+                )
+            )
+
+    def _watch(self, key: tuple[int, int], inputs: torch.Tensor, output: torch.Tensor) -> torch.Tensor | None:
+        if not torch.is_grad_enabled():  # first half of a checkpointed layer; the recomputation comes with gradients
+            return None
+        # Weights are frozen, so gradients start at the first output that asks for one: nothing before it is computed.
+        watched = output if output.requires_grad else output.detach().requires_grad_()
+        values = inputs.detach()  # a hook that held ``inputs`` would keep the graph alive
+        watched.register_hook(lambda gradient: self.pending.__setitem__(key, (values, gradient)))
+        return watched
+
+    def layer_statistics(self, batch: int) -> tuple[np.ndarray, np.ndarray]:
+        """mean |d| and L2 norm of the watched outputs' gradients, each float64 (B, L); 0 in other layers."""
+        l1, l2, count = np.zeros((3, batch, self.architecture.num_layers))
+        for (layer, _), (_, gradient) in self.pending.items():
+            flat = gradient.flatten(1).float()
+            l1[:, layer] += torch.linalg.vector_norm(flat, 1, dim=1).double().cpu().numpy()
+            l2[:, layer] += torch.linalg.vector_norm(flat, 2, dim=1).double().square().cpu().numpy()
+            count[:, layer] += flat.shape[1]
+        return l1 / np.maximum(count, 1), np.sqrt(l2)
+
+    def keep(self) -> None:
+        """Add the batch: x x^T in float32, products and sums; squares of gradients in float32, sums in float64."""
+        try:
+            for key, (inputs, gradient) in self.pending.items():
+                rows = inputs.flatten(0, 1).float()
+                self.inputs[key].addmm_(rows.T, rows)  # in place: no second matrix of that size
+                self.outputs[key] += gradient.float().square().sum((0, 1), dtype=torch.float64)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            # Part of the batch has been added: it cannot come again in smaller pieces.
+            raise UsageError("the second moments do not fit in memory: name a smaller --batch_size") from None
+
+    def take(self, layer: int, tokens: int) -> LayerMoments:
+        """Hand a layer's moments over, as means; they are no longer held here."""
+
+        def mean(sums: dict[tuple[int, int], torch.Tensor], kind: int) -> torch.Tensor:
+            return sums.pop((layer, kind)).div_(tokens)
+
+        attention, mlp = ((mean(self.inputs, kind), mean(self.outputs, kind)) for kind in (ATTENTION, MLP))
+        return LayerMoments(layer, (attention[0], mlp[0]), (attention[1], mlp[1]))
+
+
+@contextmanager
+def enough_memory(architecture: Architecture, layers: range) -> Iterator[None]:
+    """UsageError in place of an allocator's complaint: what was needed, and what needs less."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        width = max(max(inputs_of(architecture.layers[layer])) for layer in layers)
+        raise UsageError(
+            f"obs does not fit in memory: layer {layers.start} has {width:,} inputs, whose moments take "
+            f"{4 * width**2 / 1e9:.1f} GB and five times that while they are solved; "
+            "try --device cpu or --importance_method fisher"
+        ) from None

@@ -1,0 +1,172 @@
+"""Greedy removal with refit: worked out by hand, against brute-force least squares, in chunks, and made convex."""
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+
+from importance import elimination
+from importance.elimination import Elimination, convex, eliminate, in_order
+
+
+def problem(tokens: int = 40, inputs: int = 8, outputs: int = 5, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Correlated inputs X float64 (tokens, inputs), and a weight (outputs, inputs)."""
+    generator = torch.Generator().manual_seed(seed)
+    mixed = torch.randn(inputs, inputs, generator=generator, dtype=torch.float64) + 2 * torch.eye(inputs)
+    x = torch.randn(tokens, inputs, generator=generator, dtype=torch.float64) @ mixed
+    return x, torch.randn(outputs, inputs, generator=generator, dtype=torch.float64)
+
+
+def refit_error(x: torch.Tensor, weight: torch.Tensor, gone: list[int]) -> float:
+    """E|Wx - Ux|^2 with the best U on the inputs that stay, by an independent least-squares solver."""
+    target = x @ weight.T
+    stays = [j for j in range(x.shape[1]) if j not in gone]
+    if not stays:
+        return float(target.square().sum() / len(x))
+    best = np.linalg.lstsq(x[:, stays].numpy(), target.numpy(), rcond=None)[0]
+    return float(np.square(target.numpy() - x[:, stays].numpy() @ best).sum() / len(x))
+
+
+def test_two_inputs_by_hand() -> None:
+    """H = [[2, 1], [1, 2]], V = [3, 4]. H^-1 = [[2, -1], [-1, 2]] / 3, so removing one costs V_j^2 / (2/3):
+    9 * 1.5 = 13.5 or 16 * 1.5 = 24. Input 0 goes; the other becomes 4 + 3 * H_01 / H_11 = 5.5 and costs
+    5.5^2 * H_11 = 60.5. Together 74 = V H V^T = 9*2 + 2*12*1 + 16*2."""
+    moment = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
+    found = eliminate(moment, torch.tensor([[3.0, 4.0]]), 1, ridge=0.0)
+    assert found.order.tolist() == [0, 1]
+    np.testing.assert_allclose(found.cost, [13.5, 60.5])
+
+
+def test_uncorrelated_inputs_cost_what_they_carry() -> None:
+    """H diagonal: nothing stands in for anything, the cost is h_j * |V_j|^2: 4*1, 1*9, 2*2, and 0 for a dead one.
+    Inputs 0 and 2 tie: the lower index goes first."""
+    moment = torch.diag(torch.tensor([4.0, 1.0, 2.0, 3.0]))
+    weight = torch.tensor([[1.0, 3.0, 1.0, 0.0], [0.0, 0.0, 1.0, 0.0]])
+    found = eliminate(moment, weight, 1, ridge=0.0)
+    assert found.order.tolist() == [3, 0, 2, 1]
+    np.testing.assert_allclose(found.cost, [0, 4, 4, 9], atol=1e-12)
+
+
+def test_the_ridge_is_a_share_of_the_mean_diagonal() -> None:
+    """H = diag(1, 3), mean 2, a quarter of it 0.5: costs 1.5 * 1 and 3.5 * 1."""
+    found = eliminate(torch.diag(torch.tensor([1.0, 3.0])), torch.ones(1, 2), 1, ridge=0.25)
+    np.testing.assert_allclose(found.cost, [1.5, 3.5])
+
+
+@pytest.mark.parametrize(("run", "seed"), [(1, 0), (1, 1), (2, 2), (4, 3)])
+def test_costs_add_up_to_the_error_of_the_best_refit(run: int, seed: int) -> None:
+    x, weight = problem(seed=seed)
+    found = eliminate(x.T @ x / len(x), weight, run, ridge=0.0)
+    assert sorted(found.order) == list(range(8 // run))
+    for count in range(1, len(found.order) + 1):
+        gone = [group * run + j for group in found.order[:count] for j in range(run)]
+        assert found.cost[:count].sum() == pytest.approx(refit_error(x, weight, gone), rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_step_is_the_cheapest_by_brute_force(seed: int) -> None:
+    x, weight = problem(inputs=6, seed=seed)
+    order: list[int] = []
+    while len(order) < 6:
+        rest = [j for j in range(6) if j not in order]
+        order.append(min(rest, key=lambda j: refit_error(x, weight, [*order, j])))
+    assert eliminate(x.T @ x / len(x), weight, 1, ridge=0.0).order.tolist() == order
+
+
+def test_a_combination_of_others_goes_for_nothing_and_then_they_are_dear() -> None:
+    x, weight = problem()
+    x[:, 3] = x[:, 1] - 2 * x[:, 6]
+    found = eliminate(x.T @ x / len(x), weight, 1, ridge=1e-9)
+    assert found.order[0] in (1, 3, 6)
+    assert found.cost[0] < 1e-6 * found.cost[1]
+    assert found.cost[0] >= 0
+
+
+def test_a_large_chunk_looks_at_all_and_equals_one_at_a_time() -> None:
+    """16 groups in chunks of 8: the 2 * 8 cheapest are all there are."""
+    x, weight = problem(inputs=16)
+    moment = x.T @ x / len(x)
+    exact = eliminate(moment, weight, 1, chunk=1)
+    chunked = eliminate(moment, weight, 1, chunk=8)
+    assert chunked.order.tolist()[:8] == exact.order.tolist()[:8]
+    np.testing.assert_allclose(chunked.cost, exact.cost, rtol=1e-9)
+
+
+@pytest.mark.parametrize("chunk", [2, 3, 7])
+@pytest.mark.parametrize("run", [1, 2])
+def test_chunks_pay_the_true_error_and_little_more_than_the_greedy_one(chunk: int, run: int) -> None:
+    x, weight = problem(tokens=200, inputs=48, outputs=12)
+    moment = x.T @ x / len(x)
+    exact, chunked = (eliminate(moment, weight, run, ridge=0.0, chunk=size) for size in (1, chunk))
+    assert sorted(chunked.order) == list(range(48 // run))
+    half = 24 // run
+    gone = [group * run + j for group in chunked.order[:half] for j in range(run)]
+    assert chunked.cost[:half].sum() == pytest.approx(refit_error(x, weight, gone), rel=1e-8)
+    assert chunked.cost[:half].sum() <= 1.1 * exact.cost[:half].sum()
+    assert chunked.cost.sum() == pytest.approx(exact.cost.sum(), rel=1e-9)
+
+
+def test_wide_blocks_go_in_chunks_of_a_hundredth(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    original = elimination._cheapest
+
+    def watching(state: elimination._State, count: int) -> tuple[torch.Tensor, np.ndarray]:
+        sizes.append(count)
+        return original(state, count)
+
+    monkeypatch.setattr(elimination, "_cheapest", watching)
+    monkeypatch.setattr(elimination, "EXACT", 20)
+    x, weight = problem(inputs=20)
+    eliminate(x.T @ x, weight, 1)
+    assert set(sizes) == {1}
+    monkeypatch.setattr(elimination, "CHUNKS", 5)
+    monkeypatch.setattr(elimination, "EXACT", 19)
+    eliminate(x.T @ x, weight, 1)
+    assert sizes.count(4) == 5
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_the_unit_of_the_inputs_changes_no_order(scale: float) -> None:
+    x, weight = problem()
+    found, scaled = (eliminate(factor * x.T @ x, weight, 1) for factor in (1.0, scale))
+    assert found.order.tolist() == scaled.order.tolist()
+    np.testing.assert_allclose(scaled.cost, scale * found.cost, rtol=1e-9)
+
+
+def test_the_moment_is_not_changed_and_a_zero_one_is_no_error() -> None:
+    x, weight = problem()
+    moment = x.T @ x
+    before = moment.clone()
+    eliminate(moment, weight, 1)
+    assert torch.equal(moment, before)
+    found = eliminate(torch.zeros(8, 8), torch.zeros(5, 8), 2)
+    assert found.order.tolist() == [0, 1, 2, 3]
+    assert found.cost.tolist() == [0, 0, 0, 0]
+
+
+def test_convex_pools_what_falls() -> None:
+    """3 1 pools to 2 2; then 5 4 3 to 4 4 4; 6 stays. A 0 at the end pulls 6, 3, 4 and 5 down to
+    18 / 5."""
+    np.testing.assert_allclose(convex(np.array([3.0, 1, 5, 4, 3, 6])), [2, 2, 4, 4, 4, 6])
+    np.testing.assert_allclose(convex(np.array([3.0, 1, 5, 4, 3, 6, 0])), [2, 2, 3.6, 3.6, 3.6, 3.6, 3.6])
+    np.testing.assert_allclose(convex(np.array([1.0, 2, 2, 8])), [1, 2, 2, 8])
+
+
+def test_convex_is_the_largest_convex_minorant_of_the_running_sum() -> None:
+    cost = np.random.default_rng(0).exponential(size=40).cumsum() + np.random.default_rng(1).exponential(9, size=40)
+    pooled = convex(cost)
+    assert (np.diff(pooled) >= -1e-12).all()
+    total = np.concatenate([[0], np.cumsum(cost)])
+    under = [
+        min(total[i] + (total[j] - total[i]) * (k - i) / (j - i) for i in range(k + 1) for j in range(k, 41) if i < j)
+        for k in range(41)
+    ]
+    np.testing.assert_allclose(np.concatenate([[0], np.cumsum(pooled)]), under, rtol=1e-9, atol=1e-9)
+
+
+def test_values_rank_in_the_order_of_removal_also_where_pooled() -> None:
+    for order in permutations(range(4)):
+        values = in_order(Elimination(np.array(order), np.array([3.0, 1.0, 2.0, 7.0])))
+        assert np.argsort(values, kind="stable").tolist() == list(order)
+        np.testing.assert_allclose(values[list(order)], [2, 2, 2, 7])
