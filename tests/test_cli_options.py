@@ -105,12 +105,17 @@ def test_same_options_same_seed_same_plan_bytes(workspace: Workspace, base: dict
     assert again == base
 
 
-@pytest.mark.parametrize("criterion", ["taylor_2nd", "fisher", "magnitude"])
+@pytest.mark.parametrize("criterion", ["taylor_2nd", "fisher", "obs", "magnitude"])
 def test_criteria_differ(criterion: str, workspace: Workspace, base: dict[str, Any]) -> None:
     found = observe(workspace.run(f"criterion-{criterion}", "--importance_method", criterion))
     assert found["importance"] != base["importance"]
     source = json.loads((workspace.root / f"criterion-{criterion}/analysis/gradient_diagnosis.json").read_text())
-    expected = {"taylor_2nd": "weights", "fisher": "inputs of o_proj/down_proj", "magnitude": "none"}
+    expected = {
+        "taylor_2nd": "weights",
+        "fisher": "inputs of o_proj/down_proj",
+        "obs": "outputs of o_proj/down_proj",
+        "magnitude": "none",
+    }
     assert source["gradient_source"] == expected[criterion]
 
 

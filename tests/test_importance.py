@@ -333,7 +333,7 @@ def test_no_graph_outlives_its_window(llama: Any) -> None:
     gc.disable()
     try:
         before = sum(type(item) is torch.Tensor for item in gc.get_objects())
-        for criterion in ("fisher", "taylor"):
+        for criterion in ("fisher", "taylor", "obs"):
             measured(llama, criterion)
         after = sum(type(item) is torch.Tensor for item in gc.get_objects())
     finally:
