@@ -64,7 +64,7 @@ def no_gradients(m: Measured, active: ActiveRemedies) -> Finding | None:
         text = "Run without --plan to measure importances, gradients and scores."
     else:
         description = f"{active.criterion} looks at no gradient: gradient_statistics are null."
-        text = "--importance_method taylor or fisher measures gradients; it may also rank differently."
+        text = "--importance_method taylor, fisher or obs measures gradients; it may also rank differently."
     return Finding("no_gradient_statistics", "info", description, text)
 
 

@@ -19,7 +19,8 @@ followed by an update; the rest is updated once a chunk. With n inputs and C out
 
     2 n^3 (inverse) + 2/3 n^3 + C n^2 (updates) + 8 m n (2 m + C) (inside chunks)       floating point operations
 
-whatever m is, but as products of matrices instead of n passes over the memory H^-1 takes. Everything is float64.
+whatever m is, but as products of matrices instead of n passes over the memory H^-1 takes. Everything is float64, up
+to three matrices (n, n) at once.
 """
 
 from dataclasses import dataclass

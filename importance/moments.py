@@ -214,6 +214,6 @@ def enough_memory(architecture: Architecture, layers: range) -> Iterator[None]:
         width = max(max(inputs_of(architecture.layers[layer])) for layer in layers)
         raise UsageError(
             f"obs does not fit in memory: layer {layers.start} has {width:,} inputs, whose moments take "
-            f"{4 * width**2 / 1e9:.1f} GB and five times that while they are solved; "
+            f"{4 * width**2 / 1e9:.1f} GB and six times that again while they are solved; "
             "try --device cpu or --importance_method fisher"
         ) from None
