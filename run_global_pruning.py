@@ -29,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    """check → windows → load → importance → scores → plan → explain → surgery → save → verify → evaluate → report."""
+    """check → windows → load → importance → scores → plan → explain → repair → surgery → save → verify → evaluate →
+    report."""
     for note in idle_options(options):
         print(f"note: {note}", file=sys.stderr)
     check_output(options.output, options.overwrite)
@@ -39,6 +40,7 @@ def run(options: argparse.Namespace) -> None:
     from cli.deliver import deliver, write_card
     from cli.job import describe, make_deterministic, prepare, quieten_libraries, read_windows
     from cli.low_memory import StreamedModel, streams
+    from cli.repair import repair
     from cli.steps import decide, explain, facts, judge_with
     from diagnostics.console import closing_report
     from diagnostics.page.run_page import write_run_page
@@ -61,13 +63,15 @@ def run(options: argparse.Namespace) -> None:
     with stages("explain"):
         diagnosis, written = explain(decision, job, options)
     judge = judge_with(job, options, held_out, stages)
-    dense, pruned = judge(model, "dense"), None
+    dense, pruned, repaired = judge(model, "dense"), None, None
 
     if not options.dry_run:
+        repaired, report = repair(model, job, options, plan, calibration, stages)
         model, delivered = deliver(model, job, options, plan, calibration, stages)
         pruned = judge(model, "pruned")
         if delivered:
-            written = [*delivered, write_card(plan, job, options, calibration, dense, pruned), *written]
+            delivered.append(write_card(plan, job, options, calibration, dense, pruned, repaired))
+        written = [*delivered, *report, *written]
 
     with stages("report"):
         if dense is not None:
@@ -75,7 +79,8 @@ def run(options: argparse.Namespace) -> None:
         windows = {f"evaluation {name}": item for name, item in held_out.items()}
         if calibration is not None:
             windows["calibration"] = calibration
-        record = run_record(resolved(options), stages, job.device, windows, facts(decision) | {"streamed": streamed})
+        found = facts(decision, repaired) | {"streamed": streamed}
+        record = run_record(resolved(options), stages, job.device, windows, found)
         written.append(write_run_page(options.output, record, options.argv, written))
         written.append(write_json(options.output / RECORD, record))
     results = {"dense": dense, "pruned": pruned}

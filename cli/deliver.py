@@ -18,6 +18,7 @@ from models.reference import reference, verification_windows
 from models.saving import save_checkpoint
 from models.stock import save_stock_checkpoint, stock_model
 from models.verification import insist, verify, verify_files, write_verification
+from pruning.reconstruction import Reconstruction
 from pruning.surgery import operate
 
 
@@ -29,7 +30,7 @@ def deliver(
     calibration: TokenWindows | None,
     stages: Stages,
 ) -> tuple[Any, list[Path]]:
-    """Prune ``model`` (it must not be used again) and write what the options ask for.
+    """Prune ``model`` (repaired or not; it must not be used again) and write what the options ask for.
 
     Returns the pruned model (None where it was never in memory) and the paths, ``<output>/model`` first. A folder
     that fails its checks is set aside as ``model.failed``: VerificationError.
@@ -84,6 +85,7 @@ def write_card(
     calibration: TokenWindows | None,
     dense: dict[str, Any] | None,
     pruned: dict[str, Any] | None,
+    repaired: Reconstruction | None = None,
 ) -> Path:
     """``<output>/model/README.md``: what was removed, how, with what result, and how to load it."""
     transforms: dict[str, Any] = {}
@@ -104,6 +106,7 @@ def write_card(
         stored_dtype=str(job.saved_dtype).removeprefix("torch."),
         dense=dense,
         pruned=pruned,
+        repair=repaired.sentence() if repaired is not None else "",
         inherited=inherited_metadata(job.source.path),
         ships_code=options.target != "stock",
     )

@@ -26,7 +26,7 @@ class Job:
     """What the options resolve to.
 
     dtype: the model computes in it. saved_dtype: checkpoints are written in it. plan: a replayed decision, or None.
-    needs_text: whether anything is measured on calibration windows. evaluates: datasets for perplexity.
+    needs_text: whether anything is measured or refitted on calibration windows. evaluates: datasets for perplexity.
     """
 
     source: ModelSource
@@ -62,7 +62,8 @@ def prepare(options: argparse.Namespace) -> Job:
     plan = read_plan(options.plan, source.architecture) if options.plan else None
     if plan is not None:
         check_plan(options.target, plan, **shapes)
-    needs_text = plan is None and (options.importance_method != "magnitude" or options.temperature > 0)
+    measures = plan is None and (options.importance_method != "magnitude" or options.temperature > 0)
+    needs_text = measures or options.reconstructs
     if plan is None:
         budget_params(source.architecture, options.pruning_ratio, options.ratio_of, limits)
     if needs_text:

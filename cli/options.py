@@ -60,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     _score_options(parser.add_argument_group("score transforms (clip, then normalise inside each layer)"))
     _correction_options(parser.add_argument_group("correction by block (after normalising, before ranking)"))
     _calibration_options(parser.add_argument_group("calibration"))
+    _repair_options(parser.add_argument_group("repair (after the plan, before surgery)"))
     _output_options(parser.add_argument_group("output"))
     _evaluation_options(parser.add_argument_group("evaluation"))
     return parser
@@ -273,6 +274,22 @@ def _calibration_options(group: argparse._ArgumentGroup) -> None:
         default=0,
         metavar="S",
         help="of every random choice (default 0)",
+    )
+
+
+def _repair_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--reconstruct",
+        choices=("none", "least_squares"),
+        default="none",
+        help="refit o_proj and down_proj on the calibration windows to the dense model's outputs (default none)",
+    )
+    add(
+        "--reconstruct_target",
+        choices=("dense", "pruned"),
+        default="dense",
+        help="outputs of the dense block on the dense stream, or on the pruned one (default dense)",
     )
 
 

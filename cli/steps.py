@@ -23,6 +23,7 @@ from importance.priors import measure_prior
 from importance.scoring import Scores, score_groups
 from pruning.plan_file import write_plan
 from pruning.planning import plan_removal
+from pruning.reconstruction import Reconstruction
 from pruning.uniform import plan_uniform
 
 
@@ -120,11 +121,13 @@ def judge_with(
     return judge
 
 
-def facts(decision: Decision) -> dict[str, Any]:
-    """What run.json keeps of a measurement beside timings."""
+def facts(decision: Decision, repaired: Reconstruction | None = None) -> dict[str, Any]:
+    """What run.json keeps of measurement and repair beside timings."""
     importance = decision.importance
     return {
         "windows_used": importance.windows_used if importance else 0,
         "windows_skipped": importance.windows_skipped if importance else 0,
         "second_order_share": importance.second_order_share if importance else None,
+        "repaired_blocks": repaired.num_repaired if repaired else 0,
+        "repair_median_change": repaired.median_change if repaired else None,
     }

@@ -25,6 +25,12 @@ def check_together(options: argparse.Namespace) -> None:
     options.eval_datasets = options.eval_datasets or [options.dataset]
     if options.export and options.no_save_model:
         raise ValueError("--export needs the saved model: leave --no_save_model out")
+    options.reconstructs = options.reconstruct != "none" and not options.dry_run
+    if options.reconstructs and options.num_samples < 2:
+        raise ValueError(
+            f"--reconstruct {options.reconstruct} holds a window out to decide by: --num_samples {options.num_samples} "
+            "is too few, use 2 or more"
+        )
     if options.low_memory:
         _check_low_memory(options)
     if options.output is None:
@@ -43,6 +49,10 @@ def _check_low_memory(options: argparse.Namespace) -> None:
         raise ValueError("--low_memory needs --importance_method magnitude with --temperature 0, or --plan FILE")
     if options.measures:
         raise ValueError("--low_memory evaluates nothing: add --run_evaluation none")
+    if options.reconstruct != "none":
+        raise ValueError(
+            f"--low_memory runs no layer to refit: leave out --reconstruct {options.reconstruct}, or --low_memory"
+        )
     if options.device not in ("auto", "cpu"):
         raise ValueError(f"--low_memory works on the CPU, not on --device {options.device}: leave one of them out")
 
@@ -52,13 +62,14 @@ def idle_options(options: argparse.Namespace) -> list[str]:
     taylor = options.importance_method.startswith("taylor")
     replay = options.plan is not None
     needs_text = not replay and (options.importance_method != "magnitude" or options.temperature > 0)
-    batches = options.measures or options.temperature > 0 or (needs_text and not taylor)
+    repairs = options.reconstructs
+    batches = options.measures or options.temperature > 0 or (needs_text and not taylor) or repairs
     rules = [
         ({"norm_method"}, not options.enable_grad_norm, "needs --enable_grad_norm"),
         ({"clip_percentile_low", "clip_percentile_high"}, not options.enable_grad_clip, "needs --enable_grad_clip"),
         ({"tau", "prior", "prior_samples"}, options.temperature == 0, "needs --temperature above 0"),
         ({"gradient_reduction"}, not taylor, "acts on taylor and taylor_2nd only"),
-        ({"num_samples", "seq_len"}, not needs_text and not replay, "acts where text is measured, not on magnitude"),
+        (_CALIBRATES, not (needs_text or replay or repairs), "acts where text is measured, not on magnitude"),
         ({"prior_samples"}, options.prior_samples > options.num_samples, "is cut to --num_samples"),
         ({"batch_size"}, not batches, "does not act here: taylor takes one sequence a backward pass, magnitude none"),
         ({"eval_task_path"}, not options.tasks, "needs --eval_tasks or --run_evaluation tasks"),
@@ -69,19 +80,22 @@ def idle_options(options: argparse.Namespace) -> list[str]:
         ),
         ({"verify"}, options.no_save_model, "needs the saved model"),
         (
-            {"no_save_model", "max_shard_size", "verify", "no_verify", "export"},
+            _DELIVERS,
             options.dry_run,
             "does not act with --dry_run, which prunes nothing",
         ),
+        ({"reconstruct_target"}, options.reconstruct == "none", "needs --reconstruct least_squares"),
         (_DECIDES_THE_PLAN, replay, "does not act with --plan, which holds the decision already"),
+        (_CALIBRATES, replay and not repairs, "does not act with --plan, which holds the decision already"),
     ]
     return [f"--{name} {why}" for names, idle, why in rules if idle for name in sorted(names & options.given)]
 
 
-_DELIVERS = {"no_save_model", "max_shard_size", "verify", "no_verify", "export"}
+_DELIVERS = {"no_save_model", "max_shard_size", "verify", "no_verify", "export", "reconstruct", "reconstruct_target"}
+_CALIBRATES = {"num_samples", "seq_len"}
 _DECIDES_THE_PLAN = {
     *("pruning_ratio", "ratio_of", "importance_method", "gradient_reduction", "freeze_first_n_layers"),
     *("freeze_last_n_layers", "max_block_ratio", "min_kv_heads", "round_to", "epsilon", "enable_grad_clip"),
     *("clip_percentile_low", "clip_percentile_high", "enable_grad_norm", "norm_method", "temperature", "tau"),
-    *("prior", "prior_samples", "num_samples", "seq_len"),
+    *("prior", "prior_samples"),
 }

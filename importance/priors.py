@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from core.batching import for_each_batch
 from core.errors import NumericalError
 from core.families import Family
+from core.layers import bypassed
 from core.measures import Prior
 from core.windows import TokenWindows
 from importance.measuring import left_as_found, token_nll
@@ -72,11 +73,11 @@ class _LossPrior:
         sums = _Sums(len(self.layers))
         inputs, sums.dense = self._dense_pass(ids)
         for index, layer in enumerate(self.layers):
-            with _bypassed(self.layers[:index], restart=inputs[index]):
+            with bypassed(self.layers[:index], restart=inputs[index]):
                 for kind, path in enumerate((self.family.attention, self.family.mlp)):
                     with _silenced(layer.get_submodule(path), is_attention=kind == 0):
                         sums.block[index, kind] = self._nll(ids)
-            with _bypassed(self.layers[: index + 1], restart=inputs[index]):
+            with bypassed(self.layers[: index + 1], restart=inputs[index]):
                 sums.layer[index] = self._nll(ids)
         return sums
 
@@ -144,24 +145,6 @@ class _SimilarityPrior:
 def _distance(before: torch.Tensor, after: torch.Tensor) -> float:
     """Sum over tokens of 1 - cosine; float64, because the cosine of neighbouring layers is close to 1."""
     return float((1.0 - F.cosine_similarity(before.double(), after.double(), dim=-1)).clamp_min(0.0).sum())
-
-
-@contextmanager
-def _bypassed(layers: list[nn.Module], restart: torch.Tensor) -> Iterator[None]:
-    """Layers before a variant hand their input on; the last of them hands over the cached stream instead.
-
-    The model's own forward still builds masks and positions and ends with its own norm and head, so this needs to
-    know nothing about a family. With no layer to bypass the model starts from its embeddings, which is the same.
-    """
-    try:
-        for layer in layers[:-1]:
-            layer.forward = lambda hidden, *_args, **_kwargs: hidden
-        if layers:
-            layers[-1].forward = lambda _hidden, *_args, **_kwargs: restart
-        yield
-    finally:
-        for layer in layers:
-            layer.__dict__.pop("forward", None)
 
 
 @contextmanager

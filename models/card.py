@@ -53,6 +53,7 @@ def model_card(
     stored_dtype: str,
     dense: Mapping[str, Any] | None = None,
     pruned: Mapping[str, Any] | None = None,
+    repair: str = "",
     inherited: Mapping[str, Any] | None = None,
     ships_code: bool = True,
 ) -> str:
@@ -61,6 +62,7 @@ def model_card(
     base_model: hub id, folder (its name is given, never its path) or ``demo``. criterion: None for a replayed plan.
     transforms: option -> value of what acted on the scores, empty for none. calibration: one sentence on the text,
     empty where none was read. dense, pruned: the two halves of evaluation_results.json, None where not measured.
+    repair: one sentence on how the weights that stayed were refitted, empty where they were not.
     inherited: ``inherited_metadata``. ships_code: False where the family's own class loads the folder.
     """
     shown = _shown_name(base_model)
@@ -74,7 +76,7 @@ def model_card(
         "head with its query heads) and MLP channels really left the weight matrices; nothing is masked or sparse.\n",
         f"## How to load it\n\n{LOADING.format(name=name, trust=', trust_remote_code=True' if ships_code else '')}\n",
         f"{OWN_CODE if ships_code else FAMILY_CODE}\n",
-        "## How it was pruned\n\n" + "\n".join(_method(plan, criterion, transforms, calibration)) + "\n",
+        "## How it was pruned\n\n" + "\n".join(_method(plan, criterion, transforms, calibration, repair)) + "\n",
         f"## Result\n\n{_results(dense, pruned)}\n",
         f"## Layers\n\n{_layers(plan)}\n",
     ]
@@ -99,7 +101,9 @@ def _metadata(plan: PruningPlan, base_model: str, inherited: Mapping[str, Any], 
     return data.to_yaml().strip()
 
 
-def _method(plan: PruningPlan, criterion: str | None, transforms: Mapping[str, Any], calibration: str) -> list[str]:
+def _method(
+    plan: PruningPlan, criterion: str | None, transforms: Mapping[str, Any], calibration: str, repair: str
+) -> list[str]:
     asked = f"{plan.requested_ratio:.1%} of {'all' if plan.ratio_of == 'total' else 'prunable'} parameters"
     acted = ", ".join(f"`{option}` {value}" for option, value in transforms.items())
     decision = [
@@ -113,6 +117,8 @@ def _method(plan: PruningPlan, criterion: str | None, transforms: Mapping[str, A
     ]
     if plan.removed_layers:
         lines.append(f"- layers removed whole: {', '.join(map(str, plan.removed_layers))}")
+    if repair:
+        lines.append(f"- repair: {repair}")
     if calibration:
         lines.append(f"- calibration: {calibration}")
     return lines

@@ -67,6 +67,12 @@ ACTS: dict[str, tuple[list[str], list[str], str]] = {
     "--tensor_parallel": (["--target", "vllm", "--tensor_parallel", "2"], ["--target", "vllm"], "plan"),
     "--max_shard_size": (["--max_shard_size", "20KB"], [], "files"),
     "--no_verify": (["--no_verify"], [], "files"),
+    "--reconstruct": (["--reconstruct", "least_squares", "--num_samples", "40"], ["--num_samples", "40"], "evaluation"),
+    "--reconstruct_target": (
+        ["--reconstruct", "least_squares", "--num_samples", "40", "--reconstruct_target", "pruned"],
+        ["--reconstruct", "least_squares", "--num_samples", "40"],
+        "evaluation",
+    ),
 }
 # Options whose effect is shown by a test of their own below.
 ELSEWHERE = {

@@ -88,7 +88,7 @@ def test_sections_are_visible_and_the_console_is_silent(pages: dict[str, Path], 
     assert {"removed", "cost", "next"} <= set(seen["sections"])
     for box in [*seen["sections"].values(), *seen["charts"], *seen["buttons"]]:
         assert min(box) > 20
-    assert seen["tip"].endswith(("removed", "extreme", "channels", "KV heads"))
+    assert seen["tip"].endswith(("removed", "extreme", "channels", "KV heads", "nats per token"))
     assert seen["overflow"] <= 0
 
 

@@ -1,0 +1,206 @@
+"""Repair after selection: refit o_proj and down_proj, layer by layer, to what the dense model computes.
+
+The walk goes through the model once, before surgery. A removed group is a set of columns of o_proj or down_proj, so
+the model is repaired by zeroing those and rewriting the others (``pruning.refit``); surgery then cuts the zeros away.
+The inputs of a block come from the prefix as it already is, pruned and repaired. Its target is
+
+    dense    the output of the dense block on the dense stream: makes up for errors that earlier blocks left, too
+    pruned   the output of the dense block on the same inputs
+
+Which λ, and whether the block changes at all, is decided on windows that no refit sees.
+"""
+
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from core.errors import NumericalError, UsageError
+from core.families import IN, Family, Member, member_rows
+from core.files import write_json
+from core.groups import KINDS
+from core.plan import PruningPlan
+from core.windows import TokenWindows
+from pruning.refit import Moments, choose
+from pruning.streams import LayerRunner
+
+TARGETS = ("dense", "pruned")
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
+HELD_OUT_EVERY = 4
+
+
+@dataclass(frozen=True)
+class RepairedBlock:
+    """One block. errors: Σ ‖target - output‖² / Σ ‖target‖² on held-out windows, with sliced and with final weights.
+
+    ridge: λ over the mean diagonal of K K^T; None where the block keeps its sliced weights.
+    """
+
+    layer: int
+    kind: str
+    repaired: bool
+    ridge: float | None
+    error_before: float
+    error_after: float
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What a repair did. blocks: in the order of the model, without those that needed none."""
+
+    target: str
+    ridges: tuple[float, ...]
+    windows_fitted: int
+    windows_held_out: int
+    blocks: tuple[RepairedBlock, ...]
+
+    @property
+    def num_repaired(self) -> int:
+        return sum(block.repaired for block in self.blocks)
+
+    @property
+    def median_change(self) -> float:
+        """Median over blocks of error_after / error_before - 1; 0.0 where there is none."""
+        changes = [block.error_after / block.error_before - 1 for block in self.blocks if block.error_before]
+        return float(np.median(changes)) if changes else 0.0
+
+    def line(self) -> str:
+        """One line for the console."""
+        change = f"{100 * self.median_change:+.0f} %".replace("-", "−")
+        return f"repaired {self.num_repaired} of {len(self.blocks)} blocks, held-out error of blocks {change} (median)"
+
+    def sentence(self) -> str:
+        """For the model card."""
+        towards = "the dense model's" if self.target == "dense" else "those of the dense blocks on the pruned stream"
+        return (
+            f"least squares on {self.windows_fitted} calibration windows: `o_proj` and `down_proj` of "
+            f"{self.num_repaired} blocks were refitted so that their outputs come close to {towards}; "
+            f"{self.windows_held_out} further windows decided how strongly, and whether at all"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        values = {"schema_version": 1} | asdict(self)
+        return values | {"num_repaired": self.num_repaired, "median_change": self.median_change}
+
+
+def write_reconstruction(path: Path, reconstruction: Reconstruction) -> Path:
+    return write_json(path, reconstruction.to_json())
+
+
+@torch.no_grad()
+def reconstruct(
+    model: Any,
+    family: Family,
+    plan: PruningPlan,
+    windows: TokenWindows,
+    *,
+    target: str = "dense",
+    batch_size: int | None = None,
+    stored_dtype: torch.dtype | None = None,
+    ridges: tuple[float, ...] = RIDGES,
+) -> Reconstruction:
+    """Rewrite o_proj and down_proj of ``model`` in place, all columns of removed groups zero; the rest is left alone.
+
+    windows: calibration; every fourth (the last of fewer) is held out of the refits. stored_dtype: refitted weights
+    are rounded to what they will be saved in. A layer that loses nothing keeps its weights, frozen or not. Removed
+    layers pass the stream on. About three passes over the windows, and a fourth for ``dense``.
+    Raises UsageError with fewer than two windows, NumericalError where a stream holds NaN or Inf.
+    """
+    if len(windows) < 2:
+        raise UsageError("--reconstruct holds one window out to decide by: --num_samples 1 is too few, use 2 or more")
+    walk = _Walk(model, family, plan, windows, target, batch_size, stored_dtype, ridges)
+    for layer in tqdm(range(plan.architecture.num_layers), desc="repair", unit="layer", leave=False):
+        walk.layer(layer)
+    return Reconstruction(target, ridges, len(walk.fitted), len(walk.held_out), tuple(walk.blocks))
+
+
+def held_out_windows(num_windows: int) -> np.ndarray:
+    """bool (N,): every fourth window, or the last one where there are fewer."""
+    held_out = np.arange(num_windows) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+    held_out[-1] |= not held_out.any()
+    return held_out
+
+
+class _Walk:
+    """The two streams, and the blocks so far. ``dense`` is None where nothing but the pruned stream is needed."""
+
+    def __init__(
+        self,
+        model: Any,
+        family: Family,
+        plan: PruningPlan,
+        windows: TokenWindows,
+        target: str,
+        batch_size: int | None,
+        stored_dtype: torch.dtype | None,
+        ridges: tuple[float, ...],
+    ) -> None:
+        self.plan, self.stored_dtype, self.ridges = plan, stored_dtype, ridges
+        held_out = held_out_windows(len(windows))
+        ids = np.concatenate([windows.ids[~held_out], windows.ids[held_out]])
+        self.fitted, self.held_out = range((~held_out).sum()), range((~held_out).sum(), len(ids))
+        self.runner = LayerRunner(model, family, ids, batch_size)
+        self.members = [member for member in family.members if member.axis == IN]  # attention first
+        self.pruned = self.runner.embed()
+        self.dense = self.pruned.clone() if target == "dense" else None
+        self.diverged = False  # the two streams are still the same
+        self.blocks: list[RepairedBlock] = []
+
+    def layer(self, index: int) -> None:
+        paths = [member.path for member in self.members]
+        targets: list[torch.Tensor | None] = [None] * len(paths)
+        if self.dense is not None:
+            targets = list(self.runner.advance(index, self.dense, paths))
+        if index in self.plan.removed_layers:
+            self.diverged = True
+            return
+        touched = not self.plan.keep[self.plan.groups.layer == index].all()
+        for member, target in zip(self.members, targets, strict=True):
+            if touched:
+                self._block(index, member, target)
+        self.runner.advance(index, self.pruned)
+
+    def _block(self, index: int, member: Member, target: torch.Tensor | None) -> None:
+        """Refit one block; target (N, T, C) on the CPU, None for the block's own dense output on the pruned stream."""
+        module = self.runner.layers[index].get_submodule(member.path)
+        shape = self.plan.architecture.layers[index]
+        rows = torch.from_numpy(member_rows(member, shape, self.plan.kept(index, member.kind)))
+        gone = torch.ones(module.in_features, dtype=torch.bool)
+        gone[rows] = False
+        if not gone.any() and (target is None or not self.diverged):
+            return
+        kept, gone = rows.to(module.weight.device), gone.to(module.weight.device)
+        fit, held_out = self._moments(index, member, kept, target)
+        choice = choose(
+            fit, held_out, module.weight[:, kept], module.bias, ridges=self.ridges, stored_dtype=self.stored_dtype
+        )
+        if not np.isfinite([fit.lack_energy, choice.error_before]).all():
+            raise NumericalError(f"the repair of layer {index} met NaN or Inf; try --dtype float32")
+        module.weight[:, gone] = 0.0
+        module.weight[:, kept] = choice.weight
+        if module.bias is not None and choice.bias is not None:
+            module.bias.copy_(choice.bias)
+        self.diverged = True
+        repaired, errors = choice.ridge is not None, (choice.error_before, choice.error_after)
+        self.blocks.append(RepairedBlock(index, KINDS[member.kind], repaired, choice.ridge, *errors))
+
+    def _moments(self, index: int, member: Member, kept: torch.Tensor, target: torch.Tensor | None) -> list[Moments]:
+        """The sums over fitted and over held-out windows."""
+        module = self.runner.layers[index].get_submodule(member.path)
+        whole = module.weight.float()
+        weight, bias = whole[:, kept], 0.0 if module.bias is None else module.bias.float()
+
+        def step(moments: Moments, rows: slice) -> None:
+            inputs = self.runner.input_of(member.path, index, self.pruned, rows).float().flatten(0, 1)
+            k = inputs[:, kept]
+            y = inputs @ whole.T + bias if target is None else target[rows].flatten(0, 1).to(inputs.device).float()
+            moments.add(k, y - (k @ weight.T + bias), y)
+
+        both = [Moments(module.out_features, len(kept), module.weight.device) for _ in range(2)]
+        for moments, windows in zip(both, (self.fitted, self.held_out), strict=True):
+            self.runner.in_batches(partial(step, moments), windows)
+        return both

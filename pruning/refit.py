@@ -1,0 +1,121 @@
+"""Refit what is left of a linear layer to what the whole one gave: ridge regression from sums over tokens.
+
+A block lost columns of W (o_proj or down_proj); k are the inputs that are left, W_k and b what would be kept, y the
+output to reach. What the output lacks is r = y - W_k k - b, and with K, R the matrices of all tokens
+
+    W_hat = W_k + R K^T (K K^T + λ I)^-1  =  (Y K^T + λ W_k) (K K^T + λ I)^-1    (b = 0)
+
+so the ridge pulls towards the weights there were: λ → ∞ changes nothing. λ is relative to the mean diagonal of K K^T.
+Where the module has a bias it is refitted too and not penalised: K and R are then centred, and the bias moves by
+mean(r) - (W_hat - W_k) mean(k). After OSSCAR (arXiv:2403.12983) and SlimGPT (arXiv:2412.18110).
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+
+class Moments:
+    """Sums over tokens, float64: all that a refit and its error need, whatever the number of tokens.
+
+    gram: (n, n) Σ k k^T. cross: (C, n) Σ r k^T. inputs: (n,) Σ k. lack: (C,) Σ r. lack_energy: Σ ‖r‖².
+    target_energy: Σ ‖y‖². tokens: their number.
+    """
+
+    def __init__(self, outputs: int, inputs: int, device: torch.device) -> None:
+        zeros = {"dtype": torch.float64, "device": device}
+        self.gram = torch.zeros(inputs, inputs, **zeros)  # type: ignore[call-overload]
+        self.cross = torch.zeros(outputs, inputs, **zeros)  # type: ignore[call-overload]
+        self.inputs = torch.zeros(inputs, **zeros)  # type: ignore[call-overload]
+        self.lack = torch.zeros(outputs, **zeros)  # type: ignore[call-overload]
+        self.lack_energy = self.target_energy = 0.0
+        self.tokens = 0
+
+    def add(self, k: torch.Tensor, r: torch.Tensor, y: torch.Tensor) -> None:
+        """k (tokens, n), r and y (tokens, C), float32: products in float32 a batch, sums in float64.
+
+        Nothing is added before everything is computed, so a batch that runs out of memory leaves no trace.
+        """
+        gram, cross, inputs, lack = k.T @ k, r.T @ k, k.double().sum(0), r.double().sum(0)
+        energies = float(r.double().square().sum()), float(y.double().square().sum())
+        for total, part in ((self.gram, gram), (self.cross, cross), (self.inputs, inputs), (self.lack, lack)):
+            total += part
+        self.lack_energy += energies[0]
+        self.target_energy += energies[1]
+        self.tokens += len(k)
+
+    def error(self, change: torch.Tensor, shift: torch.Tensor | None = None) -> float:
+        """Σ ‖r - change k - shift‖² / Σ ‖y‖²; change float64 (C, n), shift float64 (C,). 0 for a silent target."""
+        total = self.lack_energy - 2 * float((change * self.cross).sum()) + float(((change @ self.gram) * change).sum())
+        if shift is not None:
+            total += float(shift @ (2 * (change @ self.inputs) - 2 * self.lack + self.tokens * shift))
+        return max(total, 0.0) / self.target_energy if self.target_energy else 0.0
+
+
+def refit(moments: Moments, ridge: float, *, intercept: bool) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+    """(change of the weight (C, n), change of the bias (C,) or None), float64; None where no input carries anything.
+
+    ridge: λ over the mean diagonal of K K^T. Cholesky in float64; None too where rounding left it no definite matrix.
+    """
+    gram, cross = moments.gram.clone(), moments.cross
+    if intercept:
+        gram -= torch.outer(moments.inputs, moments.inputs) / moments.tokens
+        cross = cross - torch.outer(moments.lack, moments.inputs) / moments.tokens
+    scale = float(gram.diagonal().mean())
+    if not scale > 0:
+        return None
+    gram.diagonal().add_(ridge * scale)
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    if int(failed):
+        return None
+    change = torch.cholesky_solve(cross.T, factor).T
+    shift = (moments.lack - change @ moments.inputs) / moments.tokens if intercept else None
+    return change, shift
+
+
+@dataclass(frozen=True)
+class Choice:
+    """weight (C, n) and bias (C,) to keep, in the dtype they came in; ridge is None where they are those given.
+
+    error_before, error_after: on held-out tokens, Σ ‖y - output‖² / Σ ‖y‖².
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    ridge: float | None
+    error_before: float
+    error_after: float
+
+
+def choose(
+    fit: Moments,
+    held_out: Moments,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    *,
+    ridges: tuple[float, ...],
+    stored_dtype: torch.dtype | None = None,
+) -> Choice:
+    """Refit on ``fit`` with every ridge and keep the one with the least error on ``held_out``, if it is below none's.
+
+    weight (C, n): W_k, bias (C,): b, which ``fit`` and ``held_out`` were taken with. The errors are those of weights
+    rounded to stored_dtype, the one they will be saved in (None: their own).
+    """
+    before = held_out.error(torch.zeros_like(held_out.cross))
+    best = Choice(weight, bias, None, before, before)
+    for ridge in ridges:
+        solved = refit(fit, ridge, intercept=bias is not None)
+        if solved is None:
+            continue
+        change, shift = solved
+        new_weight = _rounded(weight.double() + change, weight.dtype, stored_dtype)
+        new_bias = None if bias is None or shift is None else _rounded(bias.double() + shift, bias.dtype, stored_dtype)
+        moved = None if bias is None or new_bias is None else new_bias.double() - bias.double()
+        after = held_out.error(new_weight.double() - weight.double(), moved)
+        if after < best.error_after:
+            best = Choice(new_weight, new_bias, ridge, before, after)
+    return best
+
+
+def _rounded(exact: torch.Tensor, dtype: torch.dtype, stored_dtype: torch.dtype | None) -> torch.Tensor:
+    return exact.to(stored_dtype or dtype).to(dtype)

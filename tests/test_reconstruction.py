@@ -1,0 +1,253 @@
+"""The walk through a model: streams, targets, what changes and what must not."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import build, plan_keeping, random_plan, token_ids, windows_of
+
+from core.errors import NumericalError, UsageError
+from core.families import IN, member_rows
+from core.plan import PruningPlan
+from models.architecture import architecture_of, decoder_layers
+from models.families import family_of
+from models.narrow import empty_narrow_model
+from models.reference import reference
+from pruning.reconstruction import (
+    Reconstruction,
+    held_out_windows,
+    reconstruct,
+    write_reconstruction,
+)
+from pruning.streams import LayerRunner
+from pruning.surgery import operate
+
+IDS = token_ids(rows=24, length=14)
+WINDOWS = windows_of(IDS)
+
+
+def family(model: Any) -> Any:
+    return family_of(model.config.model_type)
+
+
+def plan_for(model: Any, removed_layers: tuple[int, ...] = ()) -> PruningPlan:
+    return random_plan(architecture_of(model, family(model)), seed=3, removed_layers=removed_layers)
+
+
+def repaired(model: Any, plan: PruningPlan, **options: Any) -> tuple[Any, Reconstruction]:
+    copied = copy.deepcopy(model)
+    return copied, reconstruct(copied, family(model), plan, WINDOWS, **options)
+
+
+@torch.no_grad()
+def hidden_states(model: Any, ids: torch.Tensor) -> list[torch.Tensor]:
+    """The input of every layer and the output of the last, as the model's own forward makes them."""
+    states: list[torch.Tensor] = []
+    layers = decoder_layers(model, family(model))
+    handles = [layer.register_forward_pre_hook(lambda _m, args: states.append(args[0])) for layer in layers]
+    last = layers[-1].register_forward_hook(
+        lambda _m, _a, out: states.append(out[0] if isinstance(out, tuple) else out)
+    )
+    model(input_ids=ids, use_cache=False)
+    for handle in (*handles, last):
+        handle.remove()
+    return states
+
+
+@pytest.mark.parametrize("batch_size", [None, 5, 1])
+@torch.no_grad()
+def test_streams_are_the_models_own_hidden_states(family_model: Any, batch_size: int | None) -> None:
+    expected = hidden_states(family_model, IDS)
+    runner = LayerRunner(family_model, family(family_model), IDS.numpy(), batch_size)
+    hidden = runner.embed()
+    torch.testing.assert_close(hidden, expected[0])
+    for index in range(3):
+        runner.advance(index, hidden)
+        torch.testing.assert_close(hidden, expected[index + 1], rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_runner_gives_inputs_and_outputs_of_modules(family_model: Any) -> None:
+    row = family(family_model)
+    seen: dict[str, torch.Tensor] = {}
+    layer = decoder_layers(family_model, row)[0]
+    for path in (row.attention_output, row.mlp_output):
+        layer.get_submodule(path).register_forward_hook(
+            lambda _m, args, out, p=path: seen.update({p: args[0], p + " out": out})
+        )
+    family_model(input_ids=IDS)
+    wanted = dict(seen)
+    runner = LayerRunner(family_model, row, IDS.numpy(), 10)
+    hidden = runner.embed()
+    for path in (row.attention_output, row.mlp_output):
+        found = runner.input_of(path, 0, hidden, slice(3, 9))
+        torch.testing.assert_close(found, wanted[path][3:9], rtol=1e-5, atol=1e-5)
+    outputs = runner.advance(0, hidden, [row.attention_output, row.mlp_output])
+    for path, output in zip((row.attention_output, row.mlp_output), outputs, strict=True):
+        torch.testing.assert_close(output, wanted[path + " out"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("target", ["dense", "pruned"])
+@pytest.mark.parametrize("removed_layers", [(), (1,)])
+def test_sliced_repaired_model_equals_the_masked_one(
+    family_model: Any, target: str, removed_layers: tuple[int, ...]
+) -> None:
+    """Surgery on the repaired model computes what the repaired dense model does with the removed groups silenced."""
+    row, plan = family(family_model), plan_for(family_model, removed_layers)
+    model, done = repaired(family_model, plan, target=target)
+    assert done.num_repaired >= 2
+    changed = {
+        name for name, tensor in model.state_dict().items() if not torch.equal(tensor, family_model.state_dict()[name])
+    }
+    outputs = [member.path for member in row.members if member.axis == IN]
+    assert changed <= {f"{row.layers}.{i}.{path}.{part}" for i in range(3) for path in outputs for part in _PARTS}
+    for index, layer in enumerate(decoder_layers(model, row)):
+        for member in row.members:
+            if member.axis == IN and index not in removed_layers:
+                kept = member_rows(member, plan.architecture.layers[index], plan.kept(index, member.kind))
+                weight = layer.get_submodule(member.path).weight
+                assert not weight[:, np.setdiff1d(np.arange(weight.shape[1]), kept)].any()
+    expected = reference(model, row, plan, IDS[:3].numpy()).logits
+    narrow = operate(model, empty_narrow_model(model, row, plan), row, plan)
+    with torch.no_grad():
+        actual = narrow(input_ids=IDS[:3], use_cache=False).logits
+    assert float((actual - expected).norm() / expected.norm()) <= 1e-5
+
+
+_PARTS = ("weight", "bias")
+
+
+@pytest.mark.parametrize("target", ["dense", "pruned"])
+def test_a_plan_that_removes_nothing_changes_nothing(family_model: Any, target: str) -> None:
+    architecture = architecture_of(family_model, family(family_model))
+    plan = plan_keeping(architecture, np.ones(len(architecture.groups), dtype=bool))
+    model, done = repaired(family_model, plan, target=target)
+    assert done.blocks == ()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), family_model.parameters(), strict=True))
+
+
+def test_a_layer_that_loses_nothing_keeps_its_weights_behind_others_that_do(llama: Any) -> None:
+    plan = plan_for(llama)
+    keep = plan.keep.copy()
+    keep[plan.groups.layer == 2] = True
+    model, done = repaired(llama, plan_keeping(plan.architecture, keep))
+    assert {block.layer for block in done.blocks} == {0, 1}
+    pairs = zip(model.model.layers[2].parameters(), llama.model.layers[2].parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_whole_block_is_refitted_where_its_layer_lost_something_and_its_inputs_changed() -> None:
+    """One KV head: attention loses nothing. Its inputs are still dense in layer 0 and no longer so in layer 1."""
+    model = build("llama-mqa")
+    for target, expected in (("dense", [(0, "mlp"), (1, "attention")]), ("pruned", [(0, "mlp"), (1, "mlp")])):
+        _, done = repaired(model, plan_for(model), target=target)
+        assert [(block.layer, block.kind) for block in done.blocks][:2] == expected
+
+
+def test_errors_are_those_of_the_blocks_outputs_on_held_out_windows(llama: Any) -> None:
+    """The first two blocks, with nothing pruned before the first, against outputs taken by hooks."""
+    keep = plan_for(llama).keep.copy()
+    keep[:10] = np.arange(10) % 2 == 0  # of layer 0: 2 of 4 KV heads, 3 of the first 6 channels
+    model, done = repaired(llama, plan_keeping(plan_for(llama).architecture, keep), ridges=(1e-3, 0.1))
+    assert [(block.layer, block.kind) for block in done.blocks[:2]] == [(0, "attention"), (0, "mlp")]
+    assert done.blocks[0].repaired
+    held_out = IDS[torch.from_numpy(held_out_windows(len(IDS)))]
+    outputs: list[torch.Tensor] = []
+    for net in (llama, model):
+        for path in ("self_attn.o_proj", "mlp.down_proj"):
+            module = net.model.layers[0].get_submodule(path)
+            module.register_forward_hook(lambda _m, _a, out: outputs.append(out.double()))
+        with torch.no_grad():
+            net(input_ids=held_out)
+    for block, target, output in zip(done.blocks[:2], outputs[:2], outputs[2:], strict=True):
+        error = float((target - output).square().sum() / target.square().sum())
+        assert block.error_after == pytest.approx(error, rel=1e-4)
+        assert (block.error_after < block.error_before) == block.repaired
+    assert done.windows_fitted + done.windows_held_out == len(IDS)
+
+
+def test_targets_agree_until_the_streams_part(llama: Any) -> None:
+    plan = plan_for(llama)
+    dense, to_dense = repaired(llama, plan, target="dense")
+    pruned, to_pruned = repaired(llama, plan, target="pruned")
+    first = [net.model.layers[0].self_attn.o_proj.weight for net in (dense, pruned)]
+    later = [net.model.layers[2].mlp.down_proj.weight for net in (dense, pruned)]
+    torch.testing.assert_close(*first, rtol=1e-3, atol=1e-4)
+    assert (later[0] - later[1]).abs().max() > 1e-2
+    assert to_dense.blocks[-1].error_before > to_pruned.blocks[-1].error_before
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "llama-biased-tied-mha"])
+def test_batches_do_not_show(name: str) -> None:
+    model = build(name)
+    plan = plan_for(model)
+    results = [repaired(model, plan, batch_size=size, ridges=(0.1,)) for size in (1, 7, None)]
+    for other, done in results[1:]:
+        for a, b in zip(other.parameters(), results[0][0].parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+        assert [block.ridge for block in done.blocks] == [block.ridge for block in results[0][1].blocks]
+
+
+def test_running_out_of_memory_halves_the_batch_and_counts_nothing_twice(llama: Any) -> None:
+    plan = plan_for(llama)
+    _, wanted = repaired(llama, plan)
+    victim = copy.deepcopy(llama)
+
+    def full(_module: Any, args: Any) -> None:
+        if len(args[0]) > 3:
+            raise torch.OutOfMemoryError("pretended")
+
+    victim.model.layers[1].mlp.down_proj.register_forward_pre_hook(full)
+    done = reconstruct(victim, family(llama), plan, WINDOWS)
+    assert [block.error_after for block in done.blocks] == pytest.approx(
+        [block.error_after for block in wanted.blocks], rel=1e-3
+    )
+    with pytest.raises(UsageError, match="--batch_size 8"):
+        reconstruct(copy.deepcopy(victim), family(llama), plan, WINDOWS, batch_size=8)
+
+
+def test_the_same_again_gives_the_same_bytes(llama: Any, tmp_path: Path) -> None:
+    runs = [repaired(llama, plan_for(llama)) for _ in range(2)]
+    for a, b in zip(*(model.parameters() for model, _ in runs), strict=True):
+        assert torch.equal(a, b)
+    files = [write_reconstruction(tmp_path / f"{i}.json", done) for i, (_, done) in enumerate(runs)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    found = json.loads(files[0].read_text())
+    assert found["num_repaired"] == sum(block["repaired"] for block in found["blocks"]) > 0
+    assert set(found["blocks"][0]) == {"layer", "kind", "repaired", "ridge", "error_before", "error_after"}
+
+
+def test_weights_are_rounded_to_what_they_are_saved_in(llama: Any) -> None:
+    with torch.no_grad():
+        for parameter in llama.parameters():
+            parameter.copy_(parameter.bfloat16().float())
+    model, done = repaired(llama, plan_for(llama), stored_dtype=torch.bfloat16)
+    assert done.num_repaired
+    assert all(torch.equal(p, p.bfloat16().float()) for p in model.parameters())
+
+
+def test_a_bfloat16_model_is_repaired_in_float32_sums(llama: Any) -> None:
+    plan = plan_for(llama)
+    _, exact = repaired(llama, plan)
+    model, half = repaired(llama.bfloat16(), plan)
+    assert model.model.layers[0].mlp.down_proj.weight.dtype == torch.bfloat16
+    assert half.blocks[0].error_after == pytest.approx(exact.blocks[0].error_after, rel=0.05)
+
+
+def test_two_windows_are_needed_and_finite_streams(llama: Any) -> None:
+    with pytest.raises(UsageError, match="--num_samples 1"):
+        reconstruct(llama, family(llama), plan_for(llama), windows_of(IDS[:1]))
+    assert held_out_windows(2).tolist() == [False, True]
+    assert held_out_windows(8).tolist() == [False, False, False, True] * 2
+    with torch.no_grad():
+        llama.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+    with pytest.raises(NumericalError, match="layer 1"):
+        reconstruct(llama, family(llama), plan_for(llama), WINDOWS)
+    for module in llama.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+        assert "forward" not in module.__dict__
