@@ -18,7 +18,7 @@ REQUIRED := import sys; sys.exit(sys.version_info < (3, 11))
 .PHONY: demo test lint clean
 
 demo: $(INSTALLED)
-	$(BIN)/python run_global_pruning.py $(DEMO_ARGS) --output $(DEMO_OUTPUT) --overwrite
+	GLOBAL_PRUNING_CACHE=none $(BIN)/python run_global_pruning.py $(DEMO_ARGS) --output $(DEMO_OUTPUT) --overwrite
 
 test: lint
 	$(BIN)/python -m pytest

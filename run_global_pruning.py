@@ -34,18 +34,18 @@ def run(options: argparse.Namespace) -> None:
     for note in idle_options(options):
         print(f"note: {note}", file=sys.stderr)
     check_output(options.output, options.overwrite)
-    stages = Stages()
+    asked, stages = resolved(options), Stages()
 
     # Imported here, so that --help and wrong options answer at once.
+    from cli.cache import KeptMeasurements
     from cli.deliver import deliver, write_card
     from cli.job import describe, make_deterministic, prepare, quieten_libraries, read_windows
-    from cli.low_memory import StreamedModel, streams
+    from cli.measured import ModelOnDemand
     from cli.repair import repair
-    from cli.steps import decide, explain, facts, judge_with
+    from cli.steps import decide, explain, facts, judge_dense, judge_pruned
     from diagnostics.console import closing_report
     from diagnostics.page.run_page import write_run_page
     from evaluation.evaluate import write_results
-    from models.loading import load_model
 
     quieten_libraries()
     with stages("check", quietly=True):
@@ -54,21 +54,21 @@ def run(options: argparse.Namespace) -> None:
     with stages("windows", quietly=True):
         calibration, held_out = read_windows(job, options)
     print(describe(job, options.target), file=sys.stderr)
-    streamed = streams(job, options)
-    with stages("open checkpoint" if streamed else "load model"):
-        model = StreamedModel(job, options) if streamed else load_model(job.source, job.device, job.dtype)
+    kept = KeptMeasurements(job, options, stages)
+    model = ModelOnDemand(job, options, stages)
+    if not options.dry_run:
+        model()  # needed in any case: weights that cannot be loaded are found before an earlier run is cleared
 
-    decision = decide(model, job, options, calibration, stages)
+    decision = decide(model, job, options, calibration, kept, stages)
     plan = decision.plan
     with stages("explain"):
         diagnosis, written = explain(decision, job, options)
-    judge = judge_with(job, options, held_out, stages)
-    dense, pruned, repaired = judge(model, "dense"), None, None
+    dense, pruned, repaired = judge_dense(model, job, options, held_out, kept, stages), None, None
 
     if not options.dry_run:
-        repaired, report = repair(model, job, options, plan, calibration, stages)
-        model, delivered = deliver(model, job, options, plan, calibration, stages)
-        pruned = judge(model, "pruned")
+        repaired, report = repair(model(), job, options, plan, calibration, stages)
+        smaller, delivered = deliver(model.give_away(), job, options, plan, calibration, stages)
+        pruned = judge_pruned(smaller, job, options, held_out, stages)
         if delivered:
             delivered.append(write_card(plan, job, options, calibration, dense, pruned, repaired))
         written = [*delivered, *report, *written]
@@ -79,8 +79,8 @@ def run(options: argparse.Namespace) -> None:
         windows = {f"evaluation {name}": item for name, item in held_out.items()}
         if calibration is not None:
             windows["calibration"] = calibration
-        found = facts(decision, repaired) | {"streamed": streamed}
-        record = run_record(resolved(options), stages, job.device, windows, found)
+        known = facts(decision, kept, model.streamed, repaired)
+        record = run_record(asked, resolved(options), stages, job.device, windows, known)
         written.append(write_run_page(options.output, record, options.argv, written))
         written.append(write_json(options.output / RECORD, record))
     results = {"dense": dense, "pruned": pruned}

@@ -318,6 +318,12 @@ def _output_options(group: argparse._ArgumentGroup) -> None:
     )
     add("--verify", action="store_true", default=True, help="load the saved model afresh and prove it (default on)")
     add("--no_verify", dest="verify", action="store_false", help="skip that proof (default off)")
+    add(
+        "--cache_dir",
+        metavar="DIR",
+        help="keep importance, priors and dense perplexities here and take them from earlier runs; none: do neither "
+        "(default $GLOBAL_PRUNING_CACHE, or global-pruning in the user's cache folder)",
+    )
     add("--export", choices=("gguf",), help="also write <output>/model.gguf, f16, for llama.cpp (default none)")
     add("--no_save_model", action="store_true", help="prune and evaluate, but save no weights (default off)")
 

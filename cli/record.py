@@ -32,15 +32,20 @@ class Stages:
 
 
 def run_record(
+    asked: dict[str, Any],
     options: dict[str, Any],
     stages: Stages,
     device: Any,
     windows: dict[str, TokenWindows],
     facts: dict[str, Any],
 ) -> dict[str, Any]:
-    """The content of run.json. options: as resolved. facts: anything else worth keeping (skipped windows, ...)."""
+    """The content of run.json. asked: options as parsed. options: as resolved for this model and machine.
+
+    facts: anything else worth keeping (skipped windows, ...).
+    """
     return {
         "schema_version": SCHEMA_VERSION,
+        "asked": asked,
         "options": options,
         "environment": environment(device),
         "seeds": {"seed": options["seed"]},

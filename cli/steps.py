@@ -2,13 +2,13 @@
 
 import argparse
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cli.cache import KeptMeasurements
 from cli.job import Job
-from cli.low_memory import StreamedModel
+from cli.measured import DensePerplexities, ModelOnDemand, importance_of, prior_of
 from cli.output import clear_earlier_run
 from cli.record import Stages
 from core.measures import Importance, Prior
@@ -18,8 +18,6 @@ from diagnostics.diagnosis import Diagnosis, diagnose
 from diagnostics.pictures import draw_pictures
 from diagnostics.remedies import ActiveRemedies
 from diagnostics.reports import write_reports
-from importance.measure import measure_importance
-from importance.priors import measure_prior
 from importance.scoring import Scores, score_groups
 from pruning.plan_file import write_plan
 from pruning.planning import plan_removal
@@ -38,38 +36,34 @@ class Decision:
 
 
 def decide(
-    model: Any, job: Job, options: argparse.Namespace, calibration: TokenWindows | None, stages: Stages
+    model: ModelOnDemand,
+    job: Job,
+    options: argparse.Namespace,
+    calibration: TokenWindows | None,
+    kept: KeptMeasurements,
+    stages: Stages,
 ) -> Decision:
     """Importance, prior, scores, plan; or the plan that is replayed."""
     if job.plan is not None:
         return Decision(job.plan)
-    architecture, family = job.source.architecture, job.source.family
-    with stages("importance"):
-        if isinstance(model, StreamedModel):
-            importance = model.magnitude()
-        else:
-            importance = measure_importance(
-                model,
-                family,
-                architecture,
-                calibration,
-                criterion=options.importance_method,
-                gradient_reduction=options.gradient_reduction,
-                batch_size=options.batch_size,
-            )
+    importance = importance_of(model, job, options, calibration, kept, stages)
     prior = None
     if options.temperature > 0:
         assert calibration is not None
-        with stages("prior"):
-            some = calibration.head(options.prior_samples)
-            prior = measure_prior(model, family, some, method=options.prior, batch_size=options.batch_size)
+        prior = prior_of(model, job, options, calibration, kept, stages)
     with stages("plan"):
-        scores = score_groups(architecture.groups, importance.values, job.transforms, frozen=job.frozen, prior=prior)
-        asked = {"ratio": options.pruning_ratio, "ratio_of": options.ratio_of, "limits": job.limits}
-        if job.limits.uniform:
-            plan = plan_uniform(architecture, scores.score, scores.order, **asked)
-        else:
-            plan = plan_removal(architecture, scores.order, **asked)
+        return plan_with(job, options, importance, prior)
+
+
+def plan_with(job: Job, options: argparse.Namespace, importance: Importance, prior: Prior | None) -> Decision:
+    """Scores and plan under the job's transforms and limits; numpy only."""
+    architecture = job.source.architecture
+    scores = score_groups(architecture.groups, importance.values, job.transforms, frozen=job.frozen, prior=prior)
+    asked = {"ratio": options.pruning_ratio, "ratio_of": options.ratio_of, "limits": job.limits}
+    if job.limits.uniform:
+        plan = plan_uniform(architecture, scores.score, scores.order, **asked)
+    else:
+        plan = plan_removal(architecture, scores.order, **asked)
     return Decision(plan, importance, prior, scores)
 
 
@@ -92,36 +86,78 @@ def explain(decision: Decision, job: Job, options: argparse.Namespace) -> tuple[
     return diagnosis, written
 
 
-def judge_with(
-    job: Job, options: argparse.Namespace, held_out: dict[str, TokenWindows], stages: Stages
-) -> Callable[[Any, str], dict[str, Any] | None]:
-    """A function of (model, label) that measures dense and pruned models alike; None where nothing is measured."""
-    from evaluation.evaluate import evaluate, not_finite
-
-    def judge(model: Any, label: str) -> dict[str, Any] | None:
-        if not options.measures:
-            return None
-        with stages(f"evaluate {label}"):
-            result = evaluate(
-                model,
-                job.source.tokenizer,
-                held_out,
-                task_names=options.tasks,
-                task_path=options.eval_task_path,
-                measures=options.measures,
-                batch_size=options.batch_size,
-                seed=options.seed,
-                label=label,
-                stored_as=job.saved_dtype,
-            )
-        for sentence in not_finite(result, label):
-            print(f"finding: {sentence}", file=sys.stderr)
-        return result
-
-    return judge
+def judge_dense(
+    model: ModelOnDemand,
+    job: Job,
+    options: argparse.Namespace,
+    held_out: dict[str, TokenWindows],
+    kept: KeptMeasurements,
+    stages: Stages,
+) -> dict[str, Any] | None:
+    """Measure the dense model, or take its perplexities from an earlier run; None where nothing is measured."""
+    if not options.measures:
+        return None
+    perplexities = DensePerplexities(held_out, kept)
+    if options.measures == {"ppl"} and not perplexities.missing:
+        params = job.source.architecture.total_params
+        measured: dict[str, Any] = {}
+        sizes = {"parameters": params, "bytes": params * job.saved_dtype.itemsize}
+        result: dict[str, Any] = sizes | {"perplexity": measured, "tasks": {}, "latency": None}
+    else:
+        result = judge(model(), "dense", job, options, perplexities.missing, stages)
+        measured = result["perplexity"]
+    result["perplexity"] = perplexities.completed(measured)
+    _say_what_is_not_finite(result, "dense")
+    return result
 
 
-def facts(decision: Decision, repaired: Reconstruction | None = None) -> dict[str, Any]:
+def judge_pruned(
+    model: Any, job: Job, options: argparse.Namespace, held_out: dict[str, TokenWindows], stages: Stages
+) -> dict[str, Any] | None:
+    """The same of the pruned model, which no cache knows."""
+    if not options.measures:
+        return None
+    result = judge(model, "pruned", job, options, held_out, stages)
+    _say_what_is_not_finite(result, "pruned")
+    return result
+
+
+def judge(
+    model: Any,
+    label: str,
+    job: Job,
+    options: argparse.Namespace,
+    held_out: dict[str, TokenWindows],
+    stages: Stages,
+) -> dict[str, Any]:
+    """What ``--run_evaluation`` asks for, measured on one model."""
+    from evaluation.evaluate import evaluate
+
+    with stages(f"evaluate {label}"):
+        return evaluate(
+            model,
+            job.source.tokenizer,
+            held_out,
+            task_names=options.tasks,
+            task_path=options.eval_task_path,
+            measures=options.measures,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            label=label,
+            stored_as=job.saved_dtype,
+        )
+
+
+def _say_what_is_not_finite(result: dict[str, Any], label: str) -> None:
+    from evaluation.evaluate import not_finite
+
+    for sentence in not_finite(result, label):
+        print(f"finding: {sentence}", file=sys.stderr)
+
+
+def facts(
+    decision: Decision, kept: KeptMeasurements, streamed: bool, repaired: Reconstruction | None
+) -> dict[str, Any]:
     """What run.json keeps of measurement and repair beside timings."""
     importance = decision.importance
     return {
@@ -130,4 +166,6 @@ def facts(decision: Decision, repaired: Reconstruction | None = None) -> dict[st
         "second_order_share": importance.second_order_share if importance else None,
         "repaired_blocks": repaired.num_repaired if repaired else 0,
         "repair_median_change": repaired.median_change if repaired else None,
+        "streamed": streamed,
+        "cache": kept.outcomes,
     }

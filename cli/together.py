@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from cli.output import cache_folder
 from core.windows import DATASETS
 
 DEFAULT_TASK = "pydoc_cloze"
@@ -23,6 +24,7 @@ def check_together(options: argparse.Namespace) -> None:
         options.measures.add("tasks")
     options.tasks = options.eval_tasks or ([DEFAULT_TASK] if "tasks" in options.measures else [])
     options.eval_datasets = options.eval_datasets or [options.dataset]
+    options.cache_dir = cache_folder(options.cache_dir)
     if options.export and options.no_save_model:
         raise ValueError("--export needs the saved model: leave --no_save_model out")
     options.reconstructs = options.reconstruct != "none" and not options.dry_run
@@ -85,6 +87,7 @@ def idle_options(options: argparse.Namespace) -> list[str]:
             "does not act with --dry_run, which prunes nothing",
         ),
         ({"reconstruct_target"}, options.reconstruct == "none", "needs --reconstruct least_squares"),
+        ({"cache_dir"}, replay and "ppl" not in options.measures, "does not act with --plan, where nothing is kept"),
         (_DECIDES_THE_PLAN, replay, "does not act with --plan, which holds the decision already"),
         (_CALIBRATES, replay and not repairs, "does not act with --plan, which holds the decision already"),
     ]

@@ -129,7 +129,7 @@ def open_weights(source: ModelSource, dtype: torch.dtype | None) -> tuple[Any, S
             empty.generation_config = GenerationConfig.from_pretrained(
                 source.path, config_file_name="config.json", _from_model_config=True
             )
-    return empty, open_tensors(_local_folder(source.path), empty, dtype)
+    return empty, open_tensors(local_folder(source.path), empty, dtype)
 
 
 def choose_device(name: str) -> torch.device:
@@ -192,7 +192,7 @@ def _empty_model(config: Any, family: Family, trust_remote_code: bool) -> Any:
         raise ModelError(f"config.json describes no model that can be built: {_first_line(error)}") from error
 
 
-def _local_folder(path: str) -> Path:
+def local_folder(path: str) -> Path:
     """Where the weights of a folder or hub id lie; those of a hub id are downloaded, safetensors only."""
     if Path(path).is_dir():
         return Path(path)

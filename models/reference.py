@@ -61,7 +61,7 @@ def reference(model: Any, family: Family, plan: PruningPlan, windows: np.ndarray
     """
     ids = torch.from_numpy(windows).to(model.device)
     layers = decoder_layers(model, family)
-    with _without_removed_groups(layers, family, plan):
+    with without_removed_groups(layers, family, plan):
         with recorded_blocks([layers[index] for index in plan.remaining_layers], family) as blocks:
             logits = logits_of(model, ids)
         continuation, step_logits = _greedy_without_cache(model, _prompts(ids))
@@ -74,7 +74,7 @@ def reference(model: Any, family: Family, plan: PruningPlan, windows: np.ndarray
 
 
 @contextmanager
-def _without_removed_groups(layers: list[Any], family: Family, plan: PruningPlan) -> Iterator[None]:
+def without_removed_groups(layers: list[Any], family: Family, plan: PruningPlan) -> Iterator[None]:
     """Inside, the inputs of o_proj and down_proj that belong to removed groups are 0, whatever they would be."""
     hooks = []
     try:

@@ -89,6 +89,7 @@ ELSEWHERE = {
     "--eval_task_path": "test_tasks",
     "--verify": "test_verify_is_the_default_and_can_be_said",
     "--low_memory": "test_low_memory_never_holds_the_model_and_changes_no_result",
+    "--cache_dir": "test_cache_dir_names_where_measurements_are_kept",
     "--export": "test_export_writes_a_gguf_file_beside_the_model",
 }
 
@@ -278,6 +279,19 @@ def test_low_memory_never_holds_the_model_and_changes_no_result(workspace: Works
     assert observe(whole)["plan"] == observe(streamed)["plan"]
     first, second = (folder / "model" / "model.safetensors" for folder in (whole, streamed))
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_cache_dir_names_where_measurements_are_kept(workspace: Workspace, base: dict[str, Any]) -> None:
+    folder = workspace.root / "kept"
+    outcomes = []
+    for name in ("cold", "warm"):
+        run = workspace.run(f"cache-{name}", "--cache_dir", str(folder))
+        assert observe(run) == base
+        outcomes.append(set(json.loads((run / "run.json").read_text())["facts"]["cache"].values()))
+    assert outcomes == [{"miss"}, {"hit"}]
+    assert sorted(path.name.split("-")[0] for path in folder.iterdir()) == ["dense_perplexity", "importance"]
+    assert workspace.run("cache-none", "--cache_dir", "none").is_dir()
+    assert not Path("none").exists()
 
 
 def test_export_writes_a_gguf_file_beside_the_model(workspace: Workspace, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ BEFORE_ANY_STAGE = ("cli.options", "cli.output", "cli.record", "cli.together", "
 BY_HAND = ("models.demo.train", "models.demo.recipe", "evaluation.tasks.build_pydoc_cloze")
 WITHOUT_TORCH = (
     "core",
+    "core.cache",
     "core.families",
     "core.files",
     "core.groups",
@@ -31,6 +32,7 @@ WITHOUT_TORCH = (
     "cli.options",
     "cli.output",
     "cli.record",
+    "importance.kept",
     "importance.scoring",
     "pruning.planning",
     "pruning.plan_file",

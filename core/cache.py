@@ -1,0 +1,83 @@
+"""Results kept between runs: an entry is one file, named after the hash of everything the result depends on.
+
+The file is in the safetensors format, so reading it runs no code. Beside the arrays its metadata hold a SHA-256 over
+everything in it, and as JSON the full key and further facts. An entry is believed only if that sum is right and the
+key inside is the key asked for. Writing goes through a temporary name in the same folder, so of two programs that
+write one entry the later wins and a reader sees one or the other, whole.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.files import plain, write_atomically
+
+SUFFIX = ".safetensors"
+METADATA = "entry"
+
+
+class BadEntryError(Exception):
+    """A file stands where the entry should, and it is not that entry; ``str(error)`` says why. Measure again."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """arrays: by name. facts: whatever JSON can hold (NaN and Inf would come back as None)."""
+
+    arrays: dict[str, np.ndarray]
+    facts: dict[str, Any]
+
+
+def entry_path(folder: Path, part: str, key: dict[str, Any]) -> Path:
+    """Where the entry for ``key`` lies. part: what it is (``importance``), for people who look into the folder."""
+    return folder / f"{part}-{hashlib.sha256(_json(key).encode()).hexdigest()}{SUFFIX}"
+
+
+def write_entry(path: Path, key: dict[str, Any], entry: Entry) -> Path:
+    """Write the entry whole or not at all; equal entries give equal bytes."""
+    from safetensors.numpy import save_file
+
+    arrays = {name: np.ascontiguousarray(array) for name, array in entry.arrays.items()}
+    about = _json({"key": key, "facts": entry.facts})
+    # One text, because the format gives several in no fixed order.
+    metadata = {METADATA: f"{_checksum(about, arrays)} {about}"}
+    return write_atomically(path, lambda temporary: save_file(arrays, temporary, metadata))
+
+
+def read_entry(path: Path, key: dict[str, Any]) -> Entry | None:
+    """The entry for ``key``, None where there is no file. BadEntryError: it cannot be read, does not add up to its
+    checksum, or was made for another key."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if not path.exists():
+            return None
+        with safe_open(path, "np") as file:
+            checksum, about = file.metadata()[METADATA].split(" ", 1)
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        intact, found = checksum == _checksum(about, arrays), json.loads(about)
+    except FileNotFoundError:
+        return None  # removed between the two looks
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
+        raise BadEntryError(f"damaged ({error})") from None
+    if not intact:
+        raise BadEntryError("damaged (its checksum is another)")
+    if found["key"] != json.loads(_json(key)):
+        raise BadEntryError("foreign (it was made for another key)")
+    return Entry(arrays, found["facts"])
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(plain(value), allow_nan=False)
+
+
+def _checksum(about: str, arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(f"{about}\n".encode())
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape}\n".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,50 @@
+"""What was measured as a cache entry, and back: the same numbers, bit for bit."""
+
+from core.cache import Entry
+from core.measures import GradientStatistics, Importance, Prior
+
+STATISTICS = ("mean", "norm", "min", "max")
+
+
+def importance_entry(importance: Importance) -> Entry:
+    """values float64 (G,); mean, norm, min and max float64 (L,) where gradients were seen."""
+    gradients = importance.gradients
+    arrays = {"values": importance.values}
+    if gradients is not None:
+        arrays |= {f"gradient_{name}": getattr(gradients, name) for name in STATISTICS}
+    facts = {
+        "criterion": importance.criterion,
+        "gradient_source": gradients.source if gradients else None,
+        "windows_used": importance.windows_used,
+        "windows_skipped": importance.windows_skipped,
+        "second_order_share": importance.second_order_share,
+        "notes": importance.notes,
+    }
+    return Entry(arrays, facts)
+
+
+def importance_from(entry: Entry) -> Importance:
+    arrays, facts = entry.arrays, entry.facts
+    source = facts["gradient_source"]
+    gradients = None
+    if source is not None:
+        gradients = GradientStatistics(**{name: arrays[f"gradient_{name}"] for name in STATISTICS}, source=source)
+    return Importance(
+        values=arrays["values"],
+        criterion=facts["criterion"],
+        gradients=gradients,
+        windows_used=facts["windows_used"],
+        windows_skipped=facts["windows_skipped"],
+        second_order_share=facts["second_order_share"],
+        notes=facts["notes"],
+    )
+
+
+def prior_entry(prior: Prior) -> Entry:
+    """block float64 (L, 2), layer float64 (L,)."""
+    facts = {"method": prior.method, "num_windows": prior.num_windows, "dense_nll": prior.dense_nll}
+    return Entry({"block": prior.block, "layer": prior.layer}, facts)
+
+
+def prior_from(entry: Entry) -> Prior:
+    return Prior(block=entry.arrays["block"], layer=entry.arrays["layer"], **entry.facts)
