@@ -30,7 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """check → windows → load → importance → scores → plan → explain → repair → surgery → save → verify → evaluate →
-    report."""
+    report.
+
+    With ``--remedy auto`` several plans are tried after the first, and the best is explained and carried out.
+    """
     for note in idle_options(options):
         print(f"note: {note}", file=sys.stderr)
     check_output(options.output, options.overwrite)
@@ -41,6 +44,7 @@ def run(options: argparse.Namespace) -> None:
     from cli.deliver import deliver, write_card
     from cli.job import describe, make_deterministic, prepare, quieten_libraries, read_windows
     from cli.measured import ModelOnDemand
+    from cli.remedy import take_the_best
     from cli.repair import repair
     from cli.steps import decide, explain, facts, judge_dense, judge_pruned
     from diagnostics.console import closing_report
@@ -60,6 +64,9 @@ def run(options: argparse.Namespace) -> None:
         model()  # needed in any case: weights that cannot be loaded are found before an earlier run is cleared
 
     decision = decide(model, job, options, calibration, kept, stages)
+    if options.remedy == "auto" and options.plan is None:
+        assert calibration is not None
+        job, decision = take_the_best(model, job, options, calibration, decision, kept, stages)
     plan = decision.plan
     with stages("explain"):
         diagnosis, written = explain(decision, job, options)
@@ -81,10 +88,11 @@ def run(options: argparse.Namespace) -> None:
             windows["calibration"] = calibration
         known = facts(decision, kept, model.streamed, repaired)
         record = run_record(asked, resolved(options), stages, job.device, windows, known)
-        written.append(write_run_page(options.output, record, options.argv, written))
+        argv = None if decision.remedy is not None else options.argv  # what it tried needs no trying again
+        written.append(write_run_page(options.output, record, argv, written))
         written.append(write_json(options.output / RECORD, record))
     results = {"dense": dense, "pruned": pruned}
-    print(closing_report(diagnosis, plan, results, options.argv, options.output, written))
+    print(closing_report(diagnosis, plan, results, argv, options.output, written))
 
 
 if __name__ == "__main__":

@@ -21,22 +21,29 @@ POOL_CHARS_PER_TOKEN = 32  # ... so many tokens are asked for that a larger pool
 
 
 def calibration_windows(
-    name: str, tokenizer: "PreTrainedTokenizerBase", num_samples: int, seq_len: int, seed: int
+    name: str, tokenizer: "PreTrainedTokenizerBase", num_samples: int, seq_len: int, seed: int, *, after: int = 0
 ) -> TokenWindows:
     """``num_samples`` windows of ``seq_len`` tokens, drawn by seed from the dataset's calibration text.
 
     Positions come from a grid of random phase, so windows do not overlap; only where the text is too short for
     that they do, and ``source`` says so. Raises DataError where the text is shorter than one window.
+
+    after: windows that a first call with this seed drew; these are the next ones, which share no token with them.
+    Where the text is too short for both they are drawn by another seed, and ``source`` says that they may overlap.
     """
     text_len = _text_len(tokenizer, seq_len)
     if num_samples < 1:
         raise UsageError(f"--num_samples {num_samples} is below 1")
     text = calibration_text(name)
-    limit = max(POOL_CHARS, POOL_CHARS_PER_TOKEN * num_samples * seq_len)
+    limit = max(POOL_CHARS, POOL_CHARS_PER_TOKEN * (after or num_samples) * seq_len)
     stream = tokenise(text.documents, text.separator, tokenizer, max_chars=limit)
     _require_one_window(name, CALIBRATION, stream, text_len, seq_len)
-    starts = _random_starts(len(stream), text_len, num_samples, seed)
     source = text.source if stream.complete else f"first {stream.chars:,} characters of the {text.source}"
+    if after and len(stream) // text_len < after + num_samples:
+        starts = _random_starts(len(stream), text_len, num_samples, seed + 1)
+        source += f"; they may overlap the {after} windows drawn first, as the text has only {len(stream):,} tokens"
+    else:
+        starts = _random_starts(len(stream), text_len, after + num_samples, seed)[after:]
     if len(stream) // text_len < num_samples:
         source += f"; {num_samples} windows of {seq_len} overlap, as the text has only {len(stream):,} tokens"
     return TokenWindows(_windows(stream, starts, text_len, tokenizer), name, CALIBRATION, source)

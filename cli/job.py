@@ -47,14 +47,7 @@ class Job:
 
 def prepare(options: argparse.Namespace) -> Job:
     """Check all that needs no weights and no tokens; raises a PruningError with one line for the first problem."""
-    transforms = ScoreOptions(
-        clip=options.enable_grad_clip,
-        clip_low=options.clip_percentile_low,
-        clip_high=options.clip_percentile_high,
-        normalise=options.norm_method if options.enable_grad_norm else None,
-        temperature=options.temperature,
-        tau=options.tau,
-    )
+    transforms = transforms_of(options)
     device = choose_device("cpu" if options.low_memory else options.device)
     source = check_model(options.base_model, options.trust_remote_code)
     limits, shapes = limits_of(source, options)
@@ -62,7 +55,9 @@ def prepare(options: argparse.Namespace) -> Job:
     plan = read_plan(options.plan, source.architecture) if options.plan else None
     if plan is not None:
         check_plan(options.target, plan, **shapes)
-    measures = plan is None and (options.importance_method != "magnitude" or options.temperature > 0)
+    measures = plan is None and (
+        options.importance_method != "magnitude" or options.temperature > 0 or options.remedy == "auto"
+    )
     needs_text = measures or options.reconstructs
     if plan is None:
         budget_params(source.architecture, options.pruning_ratio, options.ratio_of, limits)
@@ -86,6 +81,17 @@ def prepare(options: argparse.Namespace) -> Job:
         plan=plan,
         needs_text=needs_text,
         evaluates=evaluates,
+    )
+
+
+def transforms_of(options: argparse.Namespace) -> ScoreOptions:
+    return ScoreOptions(
+        clip=options.enable_grad_clip,
+        clip_low=options.clip_percentile_low,
+        clip_high=options.clip_percentile_high,
+        normalise=options.norm_method if options.enable_grad_norm else None,
+        temperature=options.temperature,
+        tau=options.tau,
     )
 
 

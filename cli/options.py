@@ -59,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     _pruning_options(parser.add_argument_group("pruning"))
     _score_options(parser.add_argument_group("score transforms (clip, then normalise inside each layer)"))
     _correction_options(parser.add_argument_group("correction by block (after normalising, before ranking)"))
+    _remedy_options(parser.add_argument_group("remedies"))
     _calibration_options(parser.add_argument_group("calibration"))
     _repair_options(parser.add_argument_group("repair (after the plan, before surgery)"))
     _output_options(parser.add_argument_group("output"))
@@ -235,6 +236,16 @@ def _correction_options(group: argparse._ArgumentGroup) -> None:
         default=32,
         metavar="N",
         help="calibration windows used for the prior (default 32)",
+    )
+
+
+def _remedy_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--remedy",
+        choices=("advise", "auto"),
+        default="advise",
+        help="name remedies, or try them, measure the loss of each plan on calibration text set aside and prune with "
+        "the best; what the command line sets is the baseline, which the best never loses to there (default advise)",
     )
 
 

@@ -11,6 +11,7 @@ from cli.job import Job
 from cli.measured import DensePerplexities, ModelOnDemand, importance_of, prior_of
 from cli.output import clear_earlier_run
 from cli.record import Stages
+from core.files import write_json
 from core.measures import Importance, Prior
 from core.plan import PruningPlan
 from core.windows import TokenWindows
@@ -27,12 +28,16 @@ from pruning.uniform import plan_uniform
 
 @dataclass(frozen=True)
 class Decision:
-    """The plan and what led to it; all but the plan are None where a saved one is replayed."""
+    """The plan and what led to it; all but the plan are None where a saved one is replayed.
+
+    remedy: the content of ``remedy.json`` where the plan won against others.
+    """
 
     plan: PruningPlan
     importance: Importance | None = None
     prior: Prior | None = None
     scores: Scores | None = None
+    remedy: dict[str, Any] | None = None
 
 
 def decide(
@@ -69,7 +74,20 @@ def plan_with(job: Job, options: argparse.Namespace, importance: Importance, pri
 
 def explain(decision: Decision, job: Job, options: argparse.Namespace) -> tuple[Diagnosis, list[Path]]:
     """Diagnose the plan and write plan, reports and pictures, in place of an earlier run's; returns their paths."""
-    active = ActiveRemedies(
+    plan, importance, scores = decision.plan, decision.importance, decision.scores
+    active, architecture = active_remedies(job, options), job.source.architecture
+    diagnosis = diagnose(architecture, importance, scores, plan, decision.prior, job.frozen, active)
+    clear_earlier_run(options.output)
+    written = [write_plan(options.output / "analysis" / "pruning_plan.json", plan)]
+    if decision.remedy is not None:
+        written.append(write_json(options.output / "analysis" / "remedy.json", decision.remedy))
+    written += write_reports(options.output / "analysis", diagnosis, plan, importance, scores)
+    written += draw_pictures(options.output / "visualization", diagnosis, plan, importance, scores)
+    return diagnosis, written
+
+
+def active_remedies(job: Job, options: argparse.Namespace) -> ActiveRemedies:
+    return ActiveRemedies(
         clip=job.transforms.clip,
         normalise=job.transforms.normalise,
         temperature=job.transforms.temperature,
@@ -77,13 +95,6 @@ def explain(decision: Decision, job: Job, options: argparse.Namespace) -> tuple[
         criterion=options.importance_method,
         clip_percentiles=(job.transforms.clip_low, job.transforms.clip_high),
     )
-    plan, importance, scores = decision.plan, decision.importance, decision.scores
-    diagnosis = diagnose(job.source.architecture, importance, scores, plan, decision.prior, job.frozen, active)
-    clear_earlier_run(options.output)
-    written = [write_plan(options.output / "analysis" / "pruning_plan.json", plan)]
-    written += write_reports(options.output / "analysis", diagnosis, plan, importance, scores)
-    written += draw_pictures(options.output / "visualization", diagnosis, plan, importance, scores)
-    return diagnosis, written
 
 
 def judge_dense(

@@ -49,6 +49,8 @@ def _check_low_memory(options: argparse.Namespace) -> None:
     """Without the model in memory nothing can be run: no gradients, no activations, no evaluation."""
     if options.plan is None and (options.importance_method != "magnitude" or options.temperature):
         raise ValueError("--low_memory needs --importance_method magnitude with --temperature 0, or --plan FILE")
+    if options.remedy == "auto" and options.plan is None:
+        raise ValueError("--low_memory runs no model, and --remedy auto tries plans on it: leave one of them out")
     if options.measures:
         raise ValueError("--low_memory evaluates nothing: add --run_evaluation none")
     if options.reconstruct != "none":
@@ -62,14 +64,19 @@ def _check_low_memory(options: argparse.Namespace) -> None:
 def idle_options(options: argparse.Namespace) -> list[str]:
     """One sentence for each option that was given but cannot act next to the others."""
     taylor = options.importance_method.startswith("taylor")
-    replay = options.plan is not None
-    needs_text = not replay and (options.importance_method != "magnitude" or options.temperature > 0)
+    replay, auto = options.plan is not None, options.remedy == "auto"
+    corrects = options.temperature > 0 or auto
+    needs_text = not replay and (options.importance_method != "magnitude" or corrects)
     repairs = options.reconstructs
-    batches = options.measures or options.temperature > 0 or (needs_text and not taylor) or repairs
+    batches = options.measures or corrects or (needs_text and not taylor) or repairs
     rules = [
         ({"norm_method"}, not options.enable_grad_norm, "needs --enable_grad_norm"),
-        ({"clip_percentile_low", "clip_percentile_high"}, not options.enable_grad_clip, "needs --enable_grad_clip"),
-        ({"tau", "prior", "prior_samples"}, options.temperature == 0, "needs --temperature above 0"),
+        (
+            {"clip_percentile_low", "clip_percentile_high"},
+            not (options.enable_grad_clip or auto),
+            "needs --enable_grad_clip",
+        ),
+        ({"tau", "prior", "prior_samples"}, not corrects, "needs --temperature above 0"),
         ({"gradient_reduction"}, not taylor, "acts on taylor and taylor_2nd only"),
         (_CALIBRATES, not (needs_text or replay or repairs), "acts where text is measured, not on magnitude"),
         ({"prior_samples"}, options.prior_samples > options.num_samples, "is cut to --num_samples"),
@@ -100,5 +107,5 @@ _DECIDES_THE_PLAN = {
     *("pruning_ratio", "ratio_of", "importance_method", "gradient_reduction", "freeze_first_n_layers"),
     *("freeze_last_n_layers", "max_block_ratio", "min_kv_heads", "round_to", "epsilon", "enable_grad_clip"),
     *("clip_percentile_low", "clip_percentile_high", "enable_grad_norm", "norm_method", "temperature", "tau"),
-    *("prior", "prior_samples"),
+    *("prior", "prior_samples", "remedy"),
 }

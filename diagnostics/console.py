@@ -24,7 +24,7 @@ def closing_report(
     diagnosis: Diagnosis,
     plan: PruningPlan,
     evaluation: Mapping[str, Any] | None,
-    argv: Sequence[str],
+    argv: Sequence[str] | None,
     output: Path,
     written: Sequence[Path],
     program: str = "python run_global_pruning.py",
@@ -32,13 +32,15 @@ def closing_report(
     """The text a run ends with, without a final newline.
 
     evaluation: the content of ``evaluation_results.json``; None, or its pruned half None, where not measured.
-    argv: the options of this run. output: its folder. written: paths to name, in this order.
+    argv: the options of this run, None where the remedies were tried already: then no flags are named and no next
+    command. output: its folder. written: paths to name, in this order.
     """
+    untried = argv is not None
     sections = [
         table([("", "dense", "pruned", "change"), *metric_rows(sizes(plan), evaluation)]),
         table([("pruning ratio", "requested", "achieved"), *ratio_rows(plan)]),
-        "\n".join(["Findings", *(finding_text(finding) for finding in diagnosis.findings)]),
-        next_step(diagnosis.findings, program, argv, output),
+        "\n".join(["Findings", *(finding_text(finding, untried) for finding in diagnosis.findings)]),
+        next_step(diagnosis.findings, program, argv, output) if argv is not None else "",
         "\n".join(["Written", *(shlex.quote(str(path)) for path in written)]) if written else "",
     ]
     return "\n\n".join(section for section in sections if section)
@@ -60,7 +62,7 @@ def ratio_rows(plan: PruningPlan) -> list[Row]:
     ]
 
 
-def finding_text(finding: Finding) -> str:
+def finding_text(finding: Finding, with_flags: bool = True) -> str:
     """Severity, issue and numbers, wrapped under one another; then the flags, on a line of their own."""
     indent = " " * 8
     text = textwrap.fill(
@@ -70,7 +72,7 @@ def finding_text(finding: Finding) -> str:
         break_long_words=False,
         break_on_hyphens=False,
     )
-    return f"{text}\n{indent}try {finding.flags}" if finding.flags else text
+    return f"{text}\n{indent}try {finding.flags}" if finding.flags and with_flags else text
 
 
 def next_step(findings: Sequence[Finding], program: str, argv: Sequence[str], output: Path) -> str:

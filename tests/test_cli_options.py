@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ ELSEWHERE = {
     "--eval_task_path": "test_tasks",
     "--verify": "test_verify_is_the_default_and_can_be_said",
     "--low_memory": "test_low_memory_never_holds_the_model_and_changes_no_result",
+    "--remedy": "test_remedy_auto_tries_plans_and_prunes_with_the_best",
     "--cache_dir": "test_cache_dir_names_where_measurements_are_kept",
     "--export": "test_export_writes_a_gguf_file_beside_the_model",
 }
@@ -292,6 +294,18 @@ def test_cache_dir_names_where_measurements_are_kept(workspace: Workspace, base:
     assert sorted(path.name.split("-")[0] for path in folder.iterdir()) == ["dense_perplexity", "importance"]
     assert workspace.run("cache-none", "--cache_dir", "none").is_dir()
     assert not Path("none").exists()
+
+
+def test_remedy_auto_tries_plans_and_prunes_with_the_best(workspace: Workspace, base: dict[str, Any]) -> None:
+    advised = observe(workspace.run("advise", "--remedy", "advise"))
+    assert advised == base
+    run = workspace.run("auto", "--remedy", "auto")
+    record = json.loads((run / "analysis" / "remedy.json").read_text())
+    assert len(record["tried"]) >= 7
+    (taken,) = [trial for trial in record["tried"] if trial["taken"]]
+    assert taken["nll_nats_per_token"] <= record["tried"][0]["nll_nats_per_token"]
+    replayed = workspace.run("auto-by-hand", *shlex.split(taken["flags"]))
+    assert observe(run)["plan"] == observe(replayed)["plan"]
 
 
 def test_export_writes_a_gguf_file_beside_the_model(workspace: Workspace, tmp_path: Path) -> None:

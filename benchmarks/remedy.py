@@ -1,0 +1,85 @@
+"""Whether ``--remedy auto`` pays: held-out perplexity of its plan and of the baseline's, paired over windows.
+
+    python -m benchmarks.remedy                                        # the embedded model, offline
+    python -m benchmarks.remedy --base_model path/to/model --dataset wikitext2 --ratios 0.2 0.5
+
+For each ratio and seed the program is run twice as people run it (dry, ``--remedy advise`` and ``auto``, one cache).
+Both plans are then measured on the evaluation windows, which neither importance nor the trials have seen. Groups are
+silenced by hooks, which gives the loss of the pruned model. ``difference`` is auto minus baseline in nats per token
+with its standard error over windows; auto loses where it is above twice that error.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calibration import evaluation_windows
+from cli.job import prepare
+from cli.options import parse_options
+from cli.remedy import loss_under
+from diagnostics.trials import paired
+from models.loading import load_model
+from pruning.plan_file import read_plan
+
+
+PROGRAM = Path(__file__).resolve().parent.parent / "run_global_pruning.py"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base_model", default="demo")
+    parser.add_argument("--dataset", default="pydoc")
+    parser.add_argument("--importance_method", default="taylor")
+    parser.add_argument("--ratios", nargs="+", default=["0.2", "0.3", "0.5"])
+    parser.add_argument("--seeds", nargs="+", default=["0", "1", "2"])
+    options = parser.parse_args()
+    base = ["--base_model", options.base_model, "--dataset", options.dataset]
+    base += ["--importance_method", options.importance_method]
+    job = prepare(parsed := parse_options(base))
+    model = load_model(job.source, job.device, job.dtype)
+    windows = evaluation_windows(options.dataset, job.source.tokenizer, parsed.eval_seq_len, None, options.dataset)
+    rows = []
+    with tempfile.TemporaryDirectory() as work:
+        for ratio in options.ratios:
+            for seed in options.seeds:
+                found = {}
+                for remedy in ("advise", "auto"):
+                    output = Path(work) / f"{ratio}-{seed}-{remedy}"
+                    plan_into(output, [*base, "--pruning_ratio", ratio, "--seed", seed, "--remedy", remedy], work)
+                    plan = read_plan(output / "analysis" / "pruning_plan.json", job.source.architecture)
+                    found[remedy] = loss_under(model, job, plan, windows, None, remedy)
+                taken = json.loads((output / "analysis" / "remedy.json").read_text())["taken"]
+                rows.append(row(ratio, seed, found["advise"], found["auto"], taken))
+                print(rows[-1], file=sys.stderr, flush=True)
+    print("| ratio | seed | baseline | auto | difference, nats/token | auto loses | taken |")
+    print("|---|---|---|---|---|---|---|")
+    print("\n".join(rows))
+    return 0
+
+
+def plan_into(output: Path, arguments: list[str], work: str) -> None:
+    """Run the program as from a shell; it says nothing unless it fails."""
+    dry = ["--dry_run", "--run_evaluation", "none", "--cache_dir", f"{work}/cache", "--output", str(output)]
+    command = [sys.executable, str(PROGRAM), *arguments, *dry]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{command} failed:\n{done.stderr[-2000:]}")
+
+
+def row(ratio: str, seed: str, baseline: np.ndarray, auto: np.ndarray, taken: dict[str, Any]) -> str:
+    mean, error = paired(auto, baseline)
+    before, after = (math.exp(float(np.mean(nll))) for nll in (baseline, auto))
+    loses = "yes" if mean > 2 * error else "no"
+    flags = f"`{taken['flags']}`" if taken["flags"] else "no transform"
+    return f"| {ratio} | {seed} | {before:.2f} | {after:.2f} | {mean:+.4f} ± {error:.4f} | {loses} | {flags} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
