@@ -28,7 +28,6 @@ from diagnostics.trials import paired
 from models.loading import load_model
 from pruning.plan_file import read_plan
 
-
 PROGRAM = Path(__file__).resolve().parent.parent / "run_global_pruning.py"
 
 
