@@ -298,9 +298,10 @@ def _repair_options(group: argparse._ArgumentGroup) -> None:
     )
     add(
         "--reconstruct_target",
-        choices=("dense", "pruned"),
-        default="dense",
-        help="outputs of the dense block on the dense stream, or on the pruned one (default dense)",
+        choices=("stream", "dense", "pruned"),
+        default="stream",
+        help="what brings the residual stream back to the dense model's, or the dense block's outputs on the dense or "
+        "on the pruned stream (default stream; gemma: dense)",
     )
 
 

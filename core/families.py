@@ -38,6 +38,7 @@ class Family:
     """One supported ``model_type``: class names, module paths, members.
 
     pre_mlp_norm: the layer's norm whose input is the residual stream between attention and MLP.
+    norms_outputs: a norm stands between o_proj (and down_proj) and the residual stream.
     per_layer_lists: config attributes that hold one entry per layer and must follow the layers that remain.
     """
 
@@ -47,6 +48,7 @@ class Family:
     base_class: str
     members: tuple[Member, ...]
     pre_mlp_norm: str = "post_attention_layernorm"
+    norms_outputs: bool = False
     layers: str = "model.layers"
     attention: str = "self_attn"
     mlp: str = "mlp"

@@ -1,5 +1,7 @@
 """The supported families. Adding one is adding a row here and a line in tests/conftest.py."""
 
+from typing import Any
+
 from core.errors import ModelError
 from core.families import IN, OUT, Family, Member
 
@@ -20,15 +22,15 @@ FUSED = (
     Member("mlp.gate_up_proj", OUT, ("channel", "channel")),
     Member("mlp.down_proj", IN, ("channel",)),
 )
-GEMMA_NORM = "pre_feedforward_layernorm"
+GEMMA: dict[str, Any] = {"pre_mlp_norm": "pre_feedforward_layernorm", "norms_outputs": True}
 
 _ROWS = (
     Family("llama", "Llama", "LlamaConfig", "LlamaModel", SEPARATE),
     Family("mistral", "Mistral", "MistralConfig", "MistralModel", SEPARATE),
     Family("qwen2", "Qwen2", "Qwen2Config", "Qwen2Model", SEPARATE),
     Family("qwen3", "Qwen3", "Qwen3Config", "Qwen3Model", SEPARATE),
-    Family("gemma2", "Gemma2", "Gemma2Config", "Gemma2Model", SEPARATE, pre_mlp_norm=GEMMA_NORM),
-    Family("gemma3_text", "Gemma3", "Gemma3TextConfig", "Gemma3TextModel", SEPARATE, pre_mlp_norm=GEMMA_NORM),
+    Family("gemma2", "Gemma2", "Gemma2Config", "Gemma2Model", SEPARATE, **GEMMA),
+    Family("gemma3_text", "Gemma3", "Gemma3TextConfig", "Gemma3TextModel", SEPARATE, **GEMMA),
     Family("phi3", "Phi3", "Phi3Config", "Phi3Model", FUSED),
 )
 FAMILIES: dict[str, Family] = {row.model_type: row for row in _ROWS}

@@ -4,8 +4,15 @@ The walk goes through the model once, before surgery. A removed group is a set o
 the model is repaired by zeroing those and rewriting the others (``pruning.refit``); surgery then cuts the zeros away.
 The inputs of a block come from the prefix as it already is, pruned and repaired. Its target is
 
-    dense    the output of the dense block on the dense stream: makes up for errors that earlier blocks left, too
-    pruned   the output of the dense block on the same inputs
+    stream   what brings the residual stream behind the block back to the dense model's: with h the stream before the
+             block and y its dense output, y + h_dense - h_pruned. Every block makes up for what those before it left.
+             A token counts by 1 / mean(h^2), h the dense stream behind the block, because the norms that read the
+             stream divide by it: without, a few tokens of huge norm (the first of a window) would decide alone
+    dense    y, the output of the dense block on the dense stream
+    pruned   the output of the dense block on the pruned stream
+
+Families that put a norm behind o_proj and down_proj (``Family.norms_outputs``) have no ``stream`` target: what those
+should give for a wanted sum is no longer a matter of adding. They are repaired towards ``dense`` instead.
 
 Which λ, and whether the block changes at all, is decided on windows that no refit sees.
 """
@@ -22,20 +29,21 @@ from tqdm import tqdm
 from core.errors import NumericalError, UsageError
 from core.families import IN, Family, Member, member_rows
 from core.files import write_json
-from core.groups import KINDS
+from core.groups import ATTENTION, KINDS
 from core.plan import PruningPlan
 from core.windows import TokenWindows
 from pruning.refit import Moments, choose
 from pruning.streams import LayerRunner
 
-TARGETS = ("dense", "pruned")
+TARGETS = ("stream", "dense", "pruned")
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 HELD_OUT_EVERY = 4
 
 
 @dataclass(frozen=True)
 class RepairedBlock:
-    """One block. errors: Σ ‖target - output‖² / Σ ‖target‖² on held-out windows, with sliced and with final weights.
+    """One block. errors: Σ ‖target - output‖² / Σ ‖target‖² on held-out windows, with sliced and with final weights;
+    towards ``stream`` both sums are weighted by token, and target - output is what the stream lacks behind the block.
 
     ridge: λ over the mean diagonal of K K^T; None where the block keeps its sliced weights.
     """
@@ -75,16 +83,22 @@ class Reconstruction:
 
     def sentence(self) -> str:
         """For the model card."""
-        towards = "the dense model's" if self.target == "dense" else "those of the dense blocks on the pruned stream"
         return (
             f"least squares on {self.windows_fitted} calibration windows: `o_proj` and `down_proj` of "
-            f"{self.num_repaired} blocks were refitted so that their outputs come close to {towards}; "
-            f"{self.windows_held_out} further windows decided how strongly, and whether at all"
+            f"{self.num_repaired} blocks were refitted {_PURPOSE[self.target]}; {self.windows_held_out} further "
+            "windows decided how strongly, and whether at all"
         )
 
     def to_json(self) -> dict[str, Any]:
         values = {"schema_version": 1} | asdict(self)
         return values | {"num_repaired": self.num_repaired, "median_change": self.median_change}
+
+
+_PURPOSE = {
+    "stream": "so that the residual stream comes back to the dense model's",
+    "dense": "so that their outputs come close to the dense model's",
+    "pruned": "so that their outputs come close to those of the whole blocks on the same inputs",
+}
 
 
 def write_reconstruction(path: Path, reconstruction: Reconstruction) -> Path:
@@ -98,7 +112,7 @@ def reconstruct(
     plan: PruningPlan,
     windows: TokenWindows,
     *,
-    target: str = "dense",
+    target: str = "stream",
     batch_size: int | None = None,
     stored_dtype: torch.dtype | None = None,
     ridges: tuple[float, ...] = RIDGES,
@@ -107,11 +121,13 @@ def reconstruct(
 
     windows: calibration; every fourth (the last of fewer) is held out of the refits. stored_dtype: refitted weights
     are rounded to what they will be saved in. A layer that loses nothing keeps its weights, frozen or not. Removed
-    layers pass the stream on. About three passes over the windows, and a fourth for ``dense``.
+    layers pass the stream on. About three passes over the windows, and one more for the dense stream, if it is needed.
     Raises UsageError with fewer than two windows, NumericalError where a stream holds NaN or Inf.
     """
     if len(windows) < 2:
         raise UsageError("--reconstruct holds one window out to decide by: --num_samples 1 is too few, use 2 or more")
+    if target == "stream" and family.norms_outputs:
+        target = "dense"
     walk = _Walk(model, family, plan, windows, target, batch_size, stored_dtype, ridges)
     for layer in tqdm(range(plan.architecture.num_layers), desc="repair", unit="layer", leave=False):
         walk.layer(layer)
@@ -146,26 +162,43 @@ class _Walk:
         self.runner = LayerRunner(model, family, ids, batch_size)
         self.members = [member for member in family.members if member.axis == IN]  # attention first
         self.pruned = self.runner.embed()
-        self.dense = self.pruned.clone() if target == "dense" else None
+        self.target = target
+        self.dense = self.pruned.clone() if target != "pruned" else None
         self.diverged = False  # the two streams are still the same
         self.blocks: list[RepairedBlock] = []
 
     def layer(self, index: int) -> None:
+        """Repair layer ``index`` and carry both streams past it."""
         paths = [member.path for member in self.members]
-        targets: list[torch.Tensor | None] = [None] * len(paths)
+        before = None if self.dense is None else self.dense.clone()
+        outputs: list[torch.Tensor | None] = [None] * len(paths)
         if self.dense is not None:
-            targets = list(self.runner.advance(index, self.dense, paths))
+            outputs = list(self.runner.advance(index, self.dense, paths))
         if index in self.plan.removed_layers:
             self.diverged = True
             return
-        touched = not self.plan.keep[self.plan.groups.layer == index].all()
-        for member, target in zip(self.members, targets, strict=True):
-            if touched:
-                self._block(index, member, target)
+        if not self.plan.keep[self.plan.groups.layer == index].all():
+            for member, y in zip(self.members, outputs, strict=True):
+                target, weight = y, None
+                if self.target == "stream" and y is not None and before is not None:
+                    target = self._towards_stream(index, member, y, before)
+                    before += y  # the dense stream behind this block, as the model's own sum gives it
+                    weight = before.float().square().mean(-1, keepdim=True).clamp_min(1e-20).reciprocal()
+                self._block(index, member, target, weight)
         self.runner.advance(index, self.pruned)
 
-    def _block(self, index: int, member: Member, target: torch.Tensor | None) -> None:
-        """Refit one block; target (N, T, C) on the CPU, None for the block's own dense output on the pruned stream."""
+    def _towards_stream(self, index: int, member: Member, y: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+        """y + h_dense - h_pruned, float32 (N, T, C), with ``before`` the dense stream that enters the block."""
+        if not self.diverged:
+            return y
+        here = self.pruned if member.kind == ATTENTION else self.runner.between(index, self.pruned)
+        return y.float() + (before.float() - here.float())
+
+    def _block(
+        self, index: int, member: Member, target: torch.Tensor | None, weight: torch.Tensor | None = None
+    ) -> None:
+        """Refit one block; target (N, T, C) on the CPU, None for the block's own dense output on the pruned stream;
+        weight (N, T, 1) of the tokens, None for one each."""
         module = self.runner.layers[index].get_submodule(member.path)
         shape = self.plan.architecture.layers[index]
         rows = torch.from_numpy(member_rows(member, shape, self.plan.kept(index, member.kind)))
@@ -174,7 +207,7 @@ class _Walk:
         if not gone.any() and (target is None or not self.diverged):
             return
         kept, gone = rows.to(module.weight.device), gone.to(module.weight.device)
-        fit, held_out = self._moments(index, member, kept, target)
+        fit, held_out = self._moments(index, member, kept, target, weight)
         choice = choose(
             fit, held_out, module.weight[:, kept], module.bias, ridges=self.ridges, stored_dtype=self.stored_dtype
         )
@@ -188,19 +221,26 @@ class _Walk:
         repaired, errors = choice.ridge is not None, (choice.error_before, choice.error_after)
         self.blocks.append(RepairedBlock(index, KINDS[member.kind], repaired, choice.ridge, *errors))
 
-    def _moments(self, index: int, member: Member, kept: torch.Tensor, target: torch.Tensor | None) -> list[Moments]:
+    def _moments(
+        self, index: int, member: Member, kept: torch.Tensor, target: torch.Tensor | None, weight: torch.Tensor | None
+    ) -> list[Moments]:
         """The sums over fitted and over held-out windows."""
         module = self.runner.layers[index].get_submodule(member.path)
         whole = module.weight.float()
-        weight, bias = whole[:, kept], 0.0 if module.bias is None else module.bias.float()
+        left, bias = whole[:, kept], 0.0 if module.bias is None else module.bias.float()
 
         def step(moments: Moments, rows: slice) -> None:
             inputs = self.runner.input_of(member.path, index, self.pruned, rows).float().flatten(0, 1)
             k = inputs[:, kept]
-            y = inputs @ whole.T + bias if target is None else target[rows].flatten(0, 1).to(inputs.device).float()
-            moments.add(k, y - (k @ weight.T + bias), y)
+            y = inputs @ whole.T + bias if target is None else _tokens(target, rows, k)
+            moments.add(k, y - (k @ left.T + bias), y, None if weight is None else _tokens(weight, rows, k))
 
         both = [Moments(module.out_features, len(kept), module.weight.device) for _ in range(2)]
         for moments, windows in zip(both, (self.fitted, self.held_out), strict=True):
             self.runner.in_batches(partial(step, moments), windows)
         return both
+
+
+def _tokens(values: torch.Tensor, rows: slice, like: torch.Tensor) -> torch.Tensor:
+    """values[rows] (B, T, C) as float32 (B·T, C), where ``like`` is."""
+    return values[rows].flatten(0, 1).to(like.device).float()

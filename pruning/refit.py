@@ -19,7 +19,7 @@ class Moments:
     """Sums over tokens, float64: all that a refit and its error need, whatever the number of tokens.
 
     gram: (n, n) Σ k k^T. cross: (C, n) Σ r k^T. inputs: (n,) Σ k. lack: (C,) Σ r. lack_energy: Σ ‖r‖².
-    target_energy: Σ ‖y‖². tokens: their number.
+    target_energy: Σ ‖y‖². tokens: their number. With weights all of these are weighted sums, the number included.
     """
 
     def __init__(self, outputs: int, inputs: int, device: torch.device) -> None:
@@ -28,21 +28,23 @@ class Moments:
         self.cross = torch.zeros(outputs, inputs, **zeros)  # type: ignore[call-overload]
         self.inputs = torch.zeros(inputs, **zeros)  # type: ignore[call-overload]
         self.lack = torch.zeros(outputs, **zeros)  # type: ignore[call-overload]
-        self.lack_energy = self.target_energy = 0.0
-        self.tokens = 0
+        self.lack_energy = self.target_energy = self.tokens = 0.0
 
-    def add(self, k: torch.Tensor, r: torch.Tensor, y: torch.Tensor) -> None:
-        """k (tokens, n), r and y (tokens, C), float32: products in float32 a batch, sums in float64.
+    def add(self, k: torch.Tensor, r: torch.Tensor, y: torch.Tensor, weight: torch.Tensor | None = None) -> None:
+        """k (tokens, n), r and y (tokens, C), weight (tokens, 1), float32: products in float32, sums in float64.
 
         Nothing is added before everything is computed, so a batch that runs out of memory leaves no trace.
         """
-        gram, cross, inputs, lack = k.T @ k, r.T @ k, k.double().sum(0), r.double().sum(0)
-        energies = float(r.double().square().sum()), float(y.double().square().sum())
+        w = torch.ones_like(k[:, :1]) if weight is None else weight
+        weighted = w * k
+        gram, cross = k.T @ weighted, r.T @ weighted
+        inputs, lack = weighted.double().sum(0), (w * r).double().sum(0)
+        energies = float((w * r.square()).double().sum()), float((w * y.square()).double().sum())
         for total, part in ((self.gram, gram), (self.cross, cross), (self.inputs, inputs), (self.lack, lack)):
             total += part
         self.lack_energy += energies[0]
         self.target_energy += energies[1]
-        self.tokens += len(k)
+        self.tokens += float(w.double().sum())
 
     def error(self, change: torch.Tensor, shift: torch.Tensor | None = None) -> float:
         """Σ ‖r - change k - shift‖² / Σ ‖y‖²; change float64 (C, n), shift float64 (C,). 0 for a silent target."""

@@ -37,6 +37,7 @@ class LayerRunner:
     def __init__(self, model: Any, family: Family, ids: np.ndarray, batch_size: int | None = None) -> None:
         self.model = model
         self.layers = list(model.get_submodule(family.layers))
+        self.pre_mlp_norm = family.pre_mlp_norm
         self.ids = torch.from_numpy(ids)
         self.fixed = batch_size is not None
         self.size = batch_size or max(1, TOKENS_A_BATCH // ids.shape[1])
@@ -82,6 +83,16 @@ class LayerRunner:
         finally:
             handle.remove()
         return found[0]
+
+    def between(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
+        """(N, T, C): the residual stream between attention and MLP of layer ``index``, which receives ``hidden``."""
+        found = torch.empty_like(hidden)
+
+        def step(rows: slice) -> None:
+            found[rows] = self.input_of(self.pre_mlp_norm, index, hidden, rows).to(hidden.device)
+
+        self.in_batches(step)
+        return found
 
     def advance(self, index: int, hidden: torch.Tensor, paths: Sequence[str] = ()) -> list[torch.Tensor]:
         """Replace ``hidden`` by what layer ``index`` makes of it; returns the outputs of modules, each like hidden."""

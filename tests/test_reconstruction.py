@@ -91,7 +91,7 @@ def test_a_runner_gives_inputs_and_outputs_of_modules(family_model: Any) -> None
         torch.testing.assert_close(output, wanted[path + " out"], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("target", ["dense", "pruned"])
+@pytest.mark.parametrize("target", ["stream", "dense", "pruned"])
 @pytest.mark.parametrize("removed_layers", [(), (1,)])
 def test_sliced_repaired_model_equals_the_masked_one(
     family_model: Any, target: str, removed_layers: tuple[int, ...]
@@ -121,7 +121,7 @@ def test_sliced_repaired_model_equals_the_masked_one(
 _PARTS = ("weight", "bias")
 
 
-@pytest.mark.parametrize("target", ["dense", "pruned"])
+@pytest.mark.parametrize("target", ["stream", "dense", "pruned"])
 def test_a_plan_that_removes_nothing_changes_nothing(family_model: Any, target: str) -> None:
     architecture = architecture_of(family_model, family(family_model))
     plan = plan_keeping(architecture, np.ones(len(architecture.groups), dtype=bool))
@@ -143,7 +143,8 @@ def test_a_layer_that_loses_nothing_keeps_its_weights_behind_others_that_do(llam
 def test_a_whole_block_is_refitted_where_its_layer_lost_something_and_its_inputs_changed() -> None:
     """One KV head: attention loses nothing. Its inputs are still dense in layer 0 and no longer so in layer 1."""
     model = build("llama-mqa")
-    for target, expected in (("dense", [(0, "mlp"), (1, "attention")]), ("pruned", [(0, "mlp"), (1, "mlp")])):
+    changed, unchanged = [(0, "mlp"), (1, "attention")], [(0, "mlp"), (1, "mlp")]
+    for target, expected in (("stream", changed), ("dense", changed), ("pruned", unchanged)):
         _, done = repaired(model, plan_for(model), target=target)
         assert [(block.layer, block.kind) for block in done.blocks][:2] == expected
 
@@ -152,7 +153,7 @@ def test_errors_are_those_of_the_blocks_outputs_on_held_out_windows(llama: Any) 
     """The first two blocks, with nothing pruned before the first, against outputs taken by hooks."""
     keep = plan_for(llama).keep.copy()
     keep[:10] = np.arange(10) % 2 == 0  # of layer 0: 2 of 4 KV heads, 3 of the first 6 channels
-    model, done = repaired(llama, plan_keeping(plan_for(llama).architecture, keep), ridges=(1e-3, 0.1))
+    model, done = repaired(llama, plan_keeping(plan_for(llama).architecture, keep), target="dense")
     assert [(block.layer, block.kind) for block in done.blocks[:2]] == [(0, "attention"), (0, "mlp")]
     assert done.blocks[0].repaired
     held_out = IDS[torch.from_numpy(held_out_windows(len(IDS)))]
@@ -179,6 +180,58 @@ def test_targets_agree_until_the_streams_part(llama: Any) -> None:
     torch.testing.assert_close(*first, rtol=1e-3, atol=1e-4)
     assert (later[0] - later[1]).abs().max() > 1e-2
     assert to_dense.blocks[-1].error_before > to_pruned.blocks[-1].error_before
+
+
+def test_stream_target_brings_the_residual_stream_nearer_than_the_others(llama: Any) -> None:
+    """Behind the last layer, on other windows, mean of ‖gap‖² / ‖h‖²; with text enough for 64 x 24 weights."""
+    plan, fitted = plan_for(llama), token_ids(rows=600, length=14, seed=1)
+    others = token_ids(rows=40, length=14, seed=2)
+    dense = hidden_states(llama, others)[-1]
+    gaps = {}
+    for target in ("stream", "dense", "pruned"):
+        model = copy.deepcopy(llama)
+        reconstruct(model, family(llama), plan, windows_of(fitted), target=target)
+        gap = hidden_states(model, others)[-1] - dense
+        gaps[target] = float((gap.norm(dim=-1) / dense.norm(dim=-1)).square().mean())
+    assert gaps["stream"] < 0.97 * gaps["dense"] < gaps["pruned"]
+
+
+def test_error_of_the_last_block_is_that_of_the_stream_behind_it(llama: Any) -> None:
+    """Target minus output is h_dense - h_pruned behind the block; a token counts by 1 / mean(h_dense^2)."""
+    plan = plan_for(llama)
+    model, done = repaired(llama, plan, target="stream")
+    held_out = IDS[torch.from_numpy(held_out_windows(len(IDS)))]
+    outputs: list[torch.Tensor] = []
+    model.model.layers[2].mlp.down_proj.register_forward_hook(lambda _m, _a, out: outputs.append(out))
+    dense = hidden_states(llama, held_out)[-1]
+    gap = dense - hidden_states(model, held_out)[-1]
+    weight = 1 / dense.square().mean(-1, keepdim=True)
+    error = float((weight * gap.square()).sum() / (weight * (outputs[0] + gap).square()).sum())
+    assert done.blocks[-1].error_after == pytest.approx(error, rel=1e-3)
+
+
+def test_a_removed_layer_is_made_up_for_by_those_behind_it(llama: Any) -> None:
+    """Nothing else goes but one channel of layer 2; the stream target alone sees what layer 1 would have added."""
+    architecture = architecture_of(llama, family(llama))
+    keep = np.ones(len(architecture.groups), dtype=bool)
+    keep[-1] = False
+    plan = plan_keeping(architecture, keep, (1,))
+    gaps = {}
+    for target in ("stream", "pruned"):
+        model, _ = repaired(llama, plan, target=target)
+        with torch.no_grad():
+            for member in ("self_attn.o_proj", "mlp.down_proj"):
+                model.model.layers[1].get_submodule(member).weight.zero_()
+        gaps[target] = float((hidden_states(model, IDS)[-1] - hidden_states(llama, IDS)[-1]).norm())
+    assert gaps["stream"] < 0.9 * gaps["pruned"]
+
+
+def test_behind_a_norm_the_stream_target_is_the_dense_one() -> None:
+    for name in ("gemma2", "gemma3_text"):
+        model = build(name)
+        same = [repaired(model, plan_for(model), target=target) for target in ("stream", "dense")]
+        assert same[0][1] == same[1][1]
+        assert same[0][1].target == "dense"
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "llama-biased-tied-mha"])

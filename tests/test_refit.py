@@ -118,6 +118,20 @@ def test_errors_are_those_of_the_weights_as_stored() -> None:
     assert torch.equal(stored.weight, stored.weight.bfloat16().float())
 
 
+@pytest.mark.parametrize("intercept", [False, True])
+def test_a_token_of_weight_two_counts_like_two_tokens(intercept: bool) -> None:
+    k, r, y = random(9, 3), random(9, 2, seed=1), random(9, 2, seed=2)
+    weighted, repeated = Moments(2, 3, k.device), Moments(2, 3, k.device)
+    weighted.add(k, r, y, torch.tensor([1.0] * 6 + [2.0] * 3)[:, None])
+    repeated.add(*(torch.cat([values, values[6:]]) for values in (k, r, y)))
+    assert weighted.tokens == repeated.tokens == 12
+    solved = [refit(found, 0.1, intercept=intercept) for found in (weighted, repeated)]
+    assert solved[0] is not None
+    assert solved[1] is not None
+    torch.testing.assert_close(solved[0], solved[1], rtol=1e-5, atol=1e-6)
+    assert weighted.error(*solved[0]) == pytest.approx(repeated.error(*solved[1]), rel=1e-5)
+
+
 def test_inputs_that_are_always_zero_leave_the_weights() -> None:
     found = moments(torch.zeros(5, 2), random(5, 3), random(3, 2, seed=1))
     assert refit(found, 0.1, intercept=False) is None
