@@ -1,8 +1,13 @@
-"""Shape of the embedded model and its tokenizer; weights come from ``models/demo/train.py``."""
+"""Shapes of the small trained models and their tokenizer; weights come from ``models/demo/train.py``.
+
+``demo`` is embedded in the program, the others serve the benchmarks (benchmarks/models).
+"""
+
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedTokenizerFast
 
 BOS, EOS = "<|begin|>", "<|end|>"
 VOCABULARY = 4096
@@ -34,16 +39,46 @@ def train_tokenizer(documents: tuple[str, ...]) -> PreTrainedTokenizerFast:
     )
 
 
-def demo_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
-    """12 layers, H = 6 query heads on K = 3 KV heads of D = 32, F = 512 channels, tied embeddings."""
-    return LlamaConfig(
+SHAPES: dict[str, dict[str, Any]] = {
+    # 12 layers, H = 6 query heads on K = 3 KV heads of D = 32, F = 512 channels
+    "demo": {
+        "model_type": "llama",
+        "hidden_size": 192,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 3,
+        "head_dim": 32,
+        "intermediate_size": 512,
+    },
+    # biases on q, k and v; 8 layers, H = 8 on K = 4 of D = 20, F = 384
+    "qwen2": {
+        "model_type": "qwen2",
+        "hidden_size": 160,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "intermediate_size": 384,
+    },
+    # deep and narrow, four norms a layer; 20 layers, H = 4 on K = 2 of D = 24, F = 288, every layer sees all tokens
+    "gemma3": {
+        "model_type": "gemma3_text",
+        "hidden_size": 96,
+        "num_hidden_layers": 20,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 24,
+        "intermediate_size": 288,
+        "query_pre_attn_scalar": 24,
+        "layer_types": ["full_attention"] * 20,
+    },
+}
+
+
+def model_config(shape: str, tokenizer: PreTrainedTokenizerFast) -> Any:
+    """The configuration of one of ``SHAPES``, embeddings tied."""
+    return AutoConfig.for_model(
+        **SHAPES[shape],
         vocab_size=len(tokenizer),
-        hidden_size=192,
-        num_hidden_layers=12,
-        num_attention_heads=6,
-        num_key_value_heads=3,
-        head_dim=32,
-        intermediate_size=512,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,

@@ -1,6 +1,7 @@
-"""Train the embedded model: a small Llama with grouped-query attention, on the calibration split of ``pydoc``.
+"""Train a small model on the calibration split of ``pydoc``: the embedded one, or one that the benchmarks prune.
 
     python -m models.demo.train --minutes 60 --work /tmp/demo_training --output models/demo
+    python -m models.demo.train --shape qwen2 --minutes 30 --work /tmp/qwen2_training --output benchmarks/models/qwen2
 
 The time box is the schedule: the learning rate follows the fraction of ``--minutes`` that has passed, so the cosine
 always completes, however fast the machine. The training state is kept in ``--work``; the same command run again
@@ -20,11 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from calibration.pydoc import pydoc_corpus
 from core.files import write_atomically
-from models.demo.recipe import CONTEXT, demo_config, train_tokenizer
+from models.demo.recipe import CONTEXT, SHAPES, model_config, train_tokenizer
 
 LOOK_TOKENS = 32_768  # of held-out text, for the figures shown on the way
 SHORT_WINDOW, SHORT_UNTIL = 256, 0.8  # windows of half the context until then: attention costs less
@@ -71,16 +72,22 @@ def learning_rate(progress: float) -> float:
     return PEAK_RATE * (FINAL_FRACTION + (1 - FINAL_FRACTION) * cosine)
 
 
-def add_dropout(model: LlamaForCausalLM) -> None:
-    """Drop what each block adds to the residual stream, in training mode only (Llama has no such option)."""
+def add_dropout(model: PreTrainedModel) -> None:
+    """Drop what each block adds to the residual stream, in training mode only (these families have no such option)."""
     for layer in model.model.layers:
-        for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
-            projection.register_forward_hook(
+        normed = hasattr(layer, "post_feedforward_layernorm")  # Gemma's blocks add their output through a norm
+        last = (
+            (layer.post_attention_layernorm, layer.post_feedforward_layernorm)
+            if normed
+            else (layer.self_attn.o_proj, layer.mlp.down_proj)
+        )
+        for module in last:
+            module.register_forward_hook(
                 lambda module, _, output: torch.nn.functional.dropout(output, DROPOUT, module.training)
             )
 
 
-def make_optimizer(model: LlamaForCausalLM) -> torch.optim.AdamW:
+def make_optimizer(model: PreTrainedModel) -> torch.optim.AdamW:
     """Fused AdamW; norms are not decayed."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
@@ -88,7 +95,7 @@ def make_optimizer(model: LlamaForCausalLM) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=PEAK_RATE, betas=BETAS, fused=True)
 
 
-def loss_of(model: LlamaForCausalLM, ids: torch.Tensor, mixed: bool, reduction: str = "mean") -> torch.Tensor:
+def loss_of(model: PreTrainedModel, ids: torch.Tensor, mixed: bool, reduction: str = "mean") -> torch.Tensor:
     """Cross-entropy of the T-1 predicted tokens in nats, float32, over ids int64 (B, T)."""
     precision: AbstractContextManager[Any] = nullcontext()
     if mixed:
@@ -99,7 +106,7 @@ def loss_of(model: LlamaForCausalLM, ids: torch.Tensor, mixed: bool, reduction: 
 
 
 @torch.no_grad()
-def bits_per_byte(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, stream: np.ndarray) -> float:
+def bits_per_byte(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, stream: np.ndarray) -> float:
     """Over consecutive windows of CONTEXT tokens, BOS first; a special token counts no byte."""
     text_len = CONTEXT - 1
     windows = stream[: len(stream) // text_len * text_len].reshape(-1, text_len)
@@ -118,7 +125,7 @@ def bits_per_byte(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, s
 class Training:
     """Model, optimizer and clock; ``save`` and ``resume`` keep all three."""
 
-    def __init__(self, model: LlamaForCausalLM, state_file: Path) -> None:
+    def __init__(self, model: PreTrainedModel, state_file: Path) -> None:
         self.model = model
         self.optimizer = make_optimizer(model)
         self.state_file = state_file
@@ -181,7 +188,7 @@ def run(
                 )
 
 
-def save_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path) -> None:
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, output: Path) -> None:
     """The folder that ``from_pretrained`` loads: bfloat16 safetensors, config, generation config, tokenizer."""
     model.eval().to(torch.bfloat16).save_pretrained(output)
     tokenizer.save_pretrained(output)
@@ -189,6 +196,7 @@ def save_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, outp
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--shape", choices=SHAPES, default="demo", help="which model (%(default)s)")
     parser.add_argument("--minutes", type=float, default=60.0, help="time box of the training (%(default)s)")
     parser.add_argument("--work", type=Path, required=True, help="folder for the training state")
     parser.add_argument("--output", type=Path, required=True, help="folder for the finished model")
@@ -204,7 +212,7 @@ def main() -> None:
     torch.manual_seed(options.seed)
     corpus = pydoc_corpus()
     tokenizer = train_tokenizer(corpus.calibration)
-    model = LlamaForCausalLM(demo_config(tokenizer)).to(options.device).train()
+    model = AutoModelForCausalLM.from_config(model_config(options.shape, tokenizer)).to(options.device).train()
     print(f"{corpus.source}; {model.num_parameters():,} parameters, vocabulary {len(tokenizer)}")
     stream = token_stream(tokenizer, corpus.calibration)
     bos, size = tokenizer.bos_token_id, options.batch_size
@@ -218,7 +226,7 @@ def main() -> None:
     part = held_out[:LOOK_TOKENS]
     run(training, (short, long), options, lambda: bits_per_byte(model, tokenizer, part))
     save_model(model, tokenizer, options.output)
-    reloaded = LlamaForCausalLM.from_pretrained(options.output, dtype=torch.float32)
+    reloaded = AutoModelForCausalLM.from_pretrained(options.output, dtype=torch.float32)
     figure = bits_per_byte(reloaded, tokenizer, held_out)
     print(f"{training.step} steps, {training.elapsed_s / 60:.1f} minutes, saved model {figure:.4f} bits/byte held out")
 

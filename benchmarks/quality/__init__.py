@@ -1,0 +1,1 @@
+"""Extra loss of pruned models, this project's methods beside published ones: ``python -m benchmarks.quality``."""

@@ -1,0 +1,148 @@
+"""One cell of the comparison: a model, a method, a ratio, a seed. Measured once, kept as a line of JSON."""
+
+import ctypes
+import fcntl
+import gc
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.quality.methods import METHODS, Case, pruned
+from core.files import plain
+from core.windows import TokenWindows
+from evaluation.perplexity import window_nll
+
+DENSE = "dense"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a cell's figures depend on; equal settings mean equal figures.
+
+    model: folder name. weights: of its safetensors, first half of the SHA-256. samples × seq_len: calibration;
+    eval_samples × seq_len: each text. python: whose standard library the texts are.
+    """
+
+    model: str
+    weights: str
+    method: str
+    ratio: float
+    seed: int
+    samples: int
+    seq_len: int
+    eval_samples: int
+    python: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """achieved: removed share of the prunable parameters. nll: text -> nats per token. seconds: from the dense model
+    and the windows to the pruned model. peak_bytes: resident size above what the process had before."""
+
+    setting: Setting
+    achieved: float
+    nll: dict[str, float]
+    seconds: float
+    peak_bytes: int
+
+
+def measure(setting: Setting, case: Case, texts: dict[str, TokenWindows]) -> Cell:
+    """Prune, read the losses, put the model back."""
+    if setting.method == DENSE:
+        return Cell(setting, 0.0, losses(case, texts), 0.0, 0)
+    case.remembered_s = 0.0
+    groups = case.architecture.groups
+    with PeakMemory() as memory:
+        start = time.perf_counter()
+        with pruned(METHODS[setting.method], case, setting.ratio) as keep:
+            seconds = time.perf_counter() - start + case.remembered_s
+            peak = memory.stop()
+            achieved = float(groups.cost[~keep].sum() / groups.cost.sum())
+            return Cell(setting, achieved, losses(case, texts), seconds, peak)
+
+
+def losses(case: Case, texts: dict[str, TokenWindows]) -> dict[str, float]:
+    """Nats per predicted token on each text."""
+    found = {}
+    for name, windows in texts.items():
+        nll = window_nll(case.model, windows.ids, batch_size=8, description=f"loss on {name}")
+        found[name] = float(np.sum(nll)) / (len(windows) * (windows.seq_len - 1))
+    return found
+
+
+class PeakMemory:
+    """Peak resident size above that at the start, sampled every 5 ms (Linux). What is free goes back to it first."""
+
+    def __enter__(self) -> "PeakMemory":
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        self.start = self.highest = resident_bytes()
+        self.running = True
+        self.thread = threading.Thread(target=self._sample, daemon=True)
+        self.thread.start()
+        return self
+
+    def _sample(self) -> None:
+        while self.running:
+            self.highest = max(self.highest, resident_bytes())
+            time.sleep(0.005)
+
+    def stop(self) -> int:
+        self.running = False
+        self.thread.join()
+        return max(self.highest, resident_bytes()) - self.start
+
+    def __exit__(self, *_: object) -> None:
+        self.running = False
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def weights_of(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:32]
+
+
+# The file of results: a line a cell, so that an interrupted run goes on and two runs may write side by side.
+
+
+def read_cells(path: Path) -> dict[Setting, Cell]:
+    """A line that a killed run left half written is passed over: its cell is measured again."""
+    cells = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue
+        setting = Setting(**values.pop("setting"))
+        cells[setting] = Cell(setting, **values)
+    return cells
+
+
+def append_cell(path: Path, cell: Cell) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file, _locked(file.fileno()):
+        file.seek(0)
+        unfinished = not file.read().endswith("\n") and file.tell() > 0
+        file.write("\n" * unfinished + json.dumps(plain(asdict(cell)), allow_nan=False) + "\n")
+
+
+@contextmanager
+def _locked(handle: int) -> Iterator[None]:
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(handle, fcntl.LOCK_UN)

@@ -1,0 +1,88 @@
+"""Extra loss against ratio, one line a method: a row of plots for each text, a column for each model."""
+
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.quality.cells import Cell
+from benchmarks.quality.methods import METHODS
+from benchmarks.quality.table import extra, rows_and_columns, unique
+from diagnostics.canvas import BLUE, GREEN, INK, ORANGE, QUIET, VERMILLION, log_axis, save
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SKY, PURPLE = "#56B4E9", "#CC79A7"  # the other two of Okabe and Ito that are legible on white
+# One colour a selection; how it is repaired is the style of its line.
+COLOURS = {
+    "random": "#AAAAAA",
+    "magnitude-uniform": "#AAAAAA",
+    "magnitude": QUIET,
+    "wanda-sp": SKY,
+    "llm-pruner": PURPLE,
+    "shortgpt": INK,
+    "taylor": BLUE,
+    "taylor-log": BLUE,
+    "fisher": VERMILLION,
+    "flap": ORANGE,
+    "surgeon": GREEN,
+}
+DOTTED = ("random", "taylor-log")
+LEFT, RIGHT, TOP, BOTTOM, WIDTH, HEIGHT, GAP = 0.8, 1.9, 0.95, 0.6, 3.1, 2.6, 0.45  # inches
+
+
+def draw_losses(path: Path, cells: list[Cell]) -> Path:
+    """PNG; equal cells give equal files."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    models = unique(cells, lambda cell: cell.setting.model)
+    texts = list(cells[0].nll)
+    width = LEFT + len(models) * WIDTH + (len(models) - 1) * GAP + RIGHT
+    height = TOP + len(texts) * HEIGHT + (len(texts) - 1) * GAP + BOTTOM
+    figure = Figure(figsize=(width, height), facecolor="white")
+    FigureCanvasAgg(figure)
+    figure.text(0.2 / width, 1 - 0.15 / height, "What pruning costs", fontsize=14, weight="bold", color=INK, va="top")
+    says = "loss above the dense model, mean over seeds; solid: selection alone, dashed: least squares on what stays"
+    figure.text(0.2 / width, 1 - 0.48 / height, says, fontsize=10, color=QUIET, va="top")
+    figure.subplots_adjust(
+        left=LEFT / width,
+        right=1 - RIGHT / width,
+        bottom=BOTTOM / height,
+        top=1 - TOP / height,
+        wspace=GAP / WIDTH,
+        hspace=GAP / HEIGHT,
+    )
+    axes = figure.subplots(len(texts), len(models), sharex=True, squeeze=False)
+    for row, text in zip(axes, texts, strict=True):
+        for ax, model in zip(row, models, strict=True):
+            _draw(ax, [cell for cell in cells if cell.setting.model == model], text)
+            ax.set_title(f"{model}, {text}", fontsize=10, color=INK, loc="left")
+        row[0].set_ylabel("extra nats/token", color=INK)
+    for ax in axes[-1]:
+        ax.set_xlabel("removed, % of prunable", color=INK)
+    handles, labels = axes[0, -1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper right", bbox_to_anchor=(1.0, 1 - TOP / height), frameon=False, fontsize=9)
+    return save(figure, path)
+
+
+def _draw(ax: "Axes", cells: list[Cell], text: str) -> None:
+    methods, ratios = rows_and_columns(cells)
+    for method in methods:
+        name = method.removesuffix("+refit")
+        style = "--" if name != method else ":" if method in DOTTED else "-"
+        losses = [statistics.mean(extra(cells, method, ratio, text)) for ratio in ratios]
+        achieved = [
+            100 * statistics.mean(c.achieved for c in cells if (c.setting.method, c.setting.ratio) == (method, ratio))
+            for ratio in ratios
+        ]
+        ax.plot(achieved, losses, style, marker="o", markersize=3, color=COLOURS[name], linewidth=1.3, label=method)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(QUIET)
+    ax.tick_params(which="both", color=QUIET, labelcolor=INK, labelsize=9)
+    ax.grid(axis="y", color="#E4E4E4", linewidth=0.8)
+    ax.set_axisbelow(True)
+    log_axis(ax)
+
+
+assert set(COLOURS) >= {method.removesuffix("+refit") for method in METHODS}
