@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tables import architecture
 
 from benchmarks.baselines import (
     compensating_bias,
@@ -15,7 +16,6 @@ from benchmarks.baselines import (
     uniform_keep,
 )
 from core.groups import ATTENTION, MLP
-from tests.tables import architecture
 
 SQUARE = torch.float64
 

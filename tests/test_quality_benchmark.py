@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import build, token_ids, windows_of
 
 from benchmarks.quality.cells import DENSE, Cell, Setting, append_cell, read_cells
 from benchmarks.quality.methods import METHODS, Case, pruned
@@ -17,7 +18,6 @@ from benchmarks.quality.table import tables
 from benchmarks.quality.texts import without_prose
 from models.architecture import architecture_of
 from models.families import family_of
-from tests.conftest import build, token_ids, windows_of
 
 IDS = token_ids(6, 16)
 RATIO = 0.4

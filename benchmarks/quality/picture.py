@@ -25,9 +25,10 @@ COLOURS = {
     "taylor-log": BLUE,
     "fisher": VERMILLION,
     "flap": ORANGE,
+    "flap-no-bias": ORANGE,
     "surgeon": GREEN,
 }
-DOTTED = ("random", "taylor-log")
+DOTTED = ("random", "taylor-log", "flap-no-bias")
 LEFT, RIGHT, TOP, BOTTOM, WIDTH, HEIGHT, GAP = 0.8, 1.9, 0.95, 0.6, 3.1, 2.6, 0.45  # inches
 
 
@@ -42,8 +43,8 @@ def draw_losses(path: Path, cells: list[Cell]) -> Path:
     height = TOP + len(texts) * HEIGHT + (len(texts) - 1) * GAP + BOTTOM
     figure = Figure(figsize=(width, height), facecolor="white")
     FigureCanvasAgg(figure)
-    figure.text(0.2 / width, 1 - 0.15 / height, "What pruning costs", fontsize=14, weight="bold", color=INK, va="top")
-    says = "loss above the dense model, mean over seeds; solid: selection alone, dashed: least squares on what stays"
+    figure.text(0.2 / width, 1 - 0.15 / height, title(cells), fontsize=14, weight="bold", color=INK, va="top")
+    says = "loss above the dense model, mean over seeds; dashed: with least squares"
     figure.text(0.2 / width, 1 - 0.48 / height, says, fontsize=10, color=QUIET, va="top")
     figure.subplots_adjust(
         left=LEFT / width,
@@ -64,6 +65,18 @@ def draw_losses(path: Path, cells: list[Cell]) -> Path:
     handles, labels = axes[0, -1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper right", bbox_to_anchor=(1.0, 1 - TOP / height), frameon=False, fontsize=9)
     return save(figure, path)
+
+
+def title(cells: list[Cell]) -> str:
+    """Which method loses least on the first text at the middle ratio, over all models."""
+    methods, ratios = rows_and_columns(cells)
+    ratio, text = ratios[len(ratios) // 2], next(iter(cells[0].nll))
+    by_model = [[c for c in cells if c.setting.model == model] for model in unique(cells, lambda c: c.setting.model)]
+
+    def lost(method: str) -> float:
+        return statistics.mean(value for some in by_model for value in extra(some, method, ratio, text))
+
+    return f"{min(methods, key=lost)} loses least at {ratio:.0%}"
 
 
 def _draw(ax: "Axes", cells: list[Cell], text: str) -> None:

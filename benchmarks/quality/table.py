@@ -23,7 +23,7 @@ def extra(cells: list[Cell], method: str, ratio: float, text: str) -> list[float
     return [cell.nll[text] - dense for cell in _of(cells, method, ratio)]
 
 
-def unique(cells: list[Cell], key: Callable[[Cell], object]) -> list:  # type: ignore[type-arg]
+def unique(cells: list[Cell], key: Callable[[Cell], object]) -> list:
     return list(dict.fromkeys(map(key, cells)))
 
 
