@@ -88,11 +88,11 @@ def run(options: argparse.Namespace) -> None:
             windows["calibration"] = calibration
         known = facts(decision, kept, model.streamed, repaired)
         record = run_record(asked, resolved(options), stages, job.device, windows, known)
-        argv = None if decision.remedy is not None else options.argv  # what it tried needs no trying again
-        written.append(write_run_page(options.output, record, argv, written))
+        tried = decision.remedy is not None
+        written.append(write_run_page(options.output, record, options.argv, written, tried=tried))
         written.append(write_json(options.output / RECORD, record))
     results = {"dense": dense, "pruned": pruned}
-    print(closing_report(diagnosis, plan, results, argv, options.output, written))
+    print(closing_report(diagnosis, plan, results, None if tried else options.argv, options.output, written))
 
 
 if __name__ == "__main__":

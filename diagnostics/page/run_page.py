@@ -38,17 +38,20 @@ def write_run_page(
     argv: Sequence[str],
     written: Sequence[Path],
     program: str = "python run_global_pruning.py",
+    *,
+    tried: bool = False,
 ) -> Path:
     """Write ``<folder>/report.html`` from the files in ``folder``; returns its path.
 
     record: the content of run.json, which is written later. argv: the options of this run, for the commands.
-    written: what the run wrote, linked where it lies inside the folder.
+    written: what the run wrote, linked where it lies inside the folder. tried: whether the run itself tried the remedies
+    (``--remedy auto``); then findings come without a command.
     """
     run = replace(read_run(folder), record=dict(record))
-    return write_text(folder / "report.html", run_page(run, argv, written, program))
+    return write_text(folder / "report.html", run_page(run, argv, written, program, tried))
 
 
-def run_page(run: Run, argv: Sequence[str], written: Sequence[Path], program: str) -> str:
+def run_page(run: Run, argv: Sequence[str], written: Sequence[Path], program: str, tried: bool = False) -> str:
     """The HTML text."""
     why = reasons(run)
     values = {
@@ -59,21 +62,23 @@ def run_page(run: Run, argv: Sequence[str], written: Sequence[Path], program: st
         "metrics": _metrics(run),
         "ratios": _ratios(run),
         "proof": _proof(run),
-        "steps": next_steps(run, argv, program),
+        "steps": next_steps(run, argv, program, tried),
         "details": _details(run),
         "files": [path.relative_to(run.folder).as_posix() for path in written if path.is_relative_to(run.folder)],
     }
     return render("run.html", values)
 
 
-def next_steps(run: Run, argv: Sequence[str], program: str) -> list[Step]:
+def next_steps(run: Run, argv: Sequence[str], program: str, tried: bool = False) -> list[Step]:
     """The findings as they stand in gradient_diagnosis.json; a dry run begins with carrying its plan out."""
     steps = [_carry_out(run, argv, program)] if run.option("dry_run") is True and run.plan else []
     for found in items(run.diagnosis, "diagnosis"):
         flags = at(found, "flags")
-        command = next_command(program, argv, flags, run.folder) if isinstance(flags, str) else None
+        command = next_command(program, argv, flags, run.folder) if isinstance(flags, str) and not tried else None
         title = str(at(found, "issue") or "finding").replace("_", " ")
         texts = [str(at(found, key) or "") for key in ("severity", "description", "recommendation")]
+        if tried and isinstance(flags, str):
+            texts[2] = "--remedy auto has tried it; analysis/remedy.json has what it found."
         steps.append(Step(title[:1].upper() + title[1:], texts[0], texts[1], texts[2], command))
     return [*steps, *_comparison(run, steps)]
 
