@@ -44,8 +44,8 @@ def write_run_page(
     """Write ``<folder>/report.html`` from the files in ``folder``; returns its path.
 
     record: the content of run.json, which is written later. argv: the options of this run, for the commands.
-    written: what the run wrote, linked where it lies inside the folder. tried: whether the run itself tried the remedies
-    (``--remedy auto``); then findings come without a command.
+    written: what the run wrote, linked where it lies inside the folder. tried: whether the run itself tried the
+    remedies (``--remedy auto``); then findings come without a command.
     """
     run = replace(read_run(folder), record=dict(record))
     return write_text(folder / "report.html", run_page(run, argv, written, program, tried))
