@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
+KEPT_GAIN = 0.9  # 20 % and 50 % of the embedded model: equal perplexity on its own text, 2 % lower on source code
+
 
 class Moments:
     """Sums over tokens, float64: all that a refit and its error need, whatever the number of tokens.
@@ -98,13 +100,16 @@ def choose(
     ridges: tuple[float, ...],
     stored_dtype: torch.dtype | None = None,
 ) -> Choice:
-    """Refit on ``fit`` with every ridge and keep the one with the least error on ``held_out``, if it is below none's.
+    """Refit on ``fit`` with every ridge; keep the largest that gains KEPT_GAIN of what the best does on ``held_out``.
+
+    Nothing changes where no ridge lowers the held-out error. The best ridge fits its own kind of text so closely that
+    other text loses; a larger one that gains nearly as much stays nearer to the weights there were.
 
     weight (C, n): W_k, bias (C,): b, which ``fit`` and ``held_out`` were taken with. The errors are those of weights
     rounded to stored_dtype, the one they will be saved in (None: their own).
     """
     before = held_out.error(torch.zeros_like(held_out.cross))
-    best = Choice(weight, bias, None, before, before)
+    gains: list[tuple[float, Choice]] = []
     for ridge in ridges:
         solved = refit(fit, ridge, intercept=bias is not None)
         if solved is None:
@@ -114,9 +119,12 @@ def choose(
         new_bias = None if bias is None or shift is None else _rounded(bias.double() + shift, bias.dtype, stored_dtype)
         moved = None if bias is None or new_bias is None else new_bias.double() - bias.double()
         after = held_out.error(new_weight.double() - weight.double(), moved)
-        if after < best.error_after:
-            best = Choice(new_weight, new_bias, ridge, before, after)
-    return best
+        if after < before:
+            gains.append((before - after, Choice(new_weight, new_bias, ridge, before, after)))
+    if not gains:
+        return Choice(weight, bias, None, before, before)
+    enough = KEPT_GAIN * max(gain for gain, _ in gains)
+    return max((choice for gain, choice in gains if gain >= enough), key=lambda choice: choice.ridge or 0.0)
 
 
 def _rounded(exact: torch.Tensor, dtype: torch.dtype, stored_dtype: torch.dtype | None) -> torch.Tensor:

@@ -83,7 +83,7 @@ def test_a_column_that_is_a_combination_of_the_others_is_restored_exactly() -> N
     combination = torch.tensor([0.5, -2.0, 1.0])
     y = k @ whole[:, :3].T + (k @ combination)[:, None] * whole[:, 3]
     found = moments(k, y, whole[:, :3])
-    choice = choose(found, found, whole[:, :3], None, ridges=(1e-9, 1e-2, 1.0))
+    choice = choose(found, found, whole[:, :3], None, ridges=(1e-9, 1e6))
     assert choice.ridge == 1e-9
     assert choice.error_before > 0.1
     assert choice.error_after < 1e-6  # what products in float32 leave
@@ -107,6 +107,15 @@ def test_the_ridge_is_the_one_that_held_out_tokens_prefer() -> None:
     assert choice.ridge == 1.0
     assert choice.error_after < 1e-6
     assert choice.weight.item() == pytest.approx(2.5)
+
+
+def test_a_larger_ridge_that_gains_nearly_as_much_is_preferred() -> None:
+    """y = 2 k + k. At λ a share λ / (1 + λ) of r = k is left: it gains all but 0.8 % at 0.1, and 75 % at 1."""
+    k, weight = random(20, 1), torch.tensor([[2.0]])
+    found = moments(k, 3 * k, weight)
+    choice = choose(found, found, weight, None, ridges=(0.001, 0.1, 1.0))
+    assert choice.ridge == 0.1
+    assert choice.error_after == pytest.approx((0.1 / 1.1) ** 2 / 9, rel=1e-3)
 
 
 def test_errors_are_those_of_the_weights_as_stored() -> None:
