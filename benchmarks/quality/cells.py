@@ -45,7 +45,8 @@ class Setting:
 @dataclass(frozen=True)
 class Cell:
     """achieved: removed share of the prunable parameters. nll: text -> nats per token. seconds: from the dense model
-    and the windows to the pruned model. peak_bytes: resident size above what the process had before."""
+    and the windows to the pruned model, what an earlier cell had measured included. peak_bytes: resident size above
+    what the process had before; where an earlier cell had measured, that cell's peak holds the measurement."""
 
     setting: Setting
     achieved: float
