@@ -1,18 +1,21 @@
 #!/usr/bin/env bash
-# Three runs on one model and their comparison: a baseline, log normalisation, correction by the block prior.
+# Eight runs on one model and their comparison: a baseline, six remedies, and another calibration text.
 #
 #   bash run_experiments.sh                                        the embedded model, offline
-#   MODEL=mistralai/Mistral-7B-v0.1 DATASET=wikitext2 bash run_experiments.sh --num_samples 64
+#   MODEL=mistralai/Mistral-7B-v0.1 DATASET=wikitext2 OTHER_DATASET=c4 bash run_experiments.sh --num_samples 64
 #
 # Whatever follows the script's name goes to every run. Paths are relative to the folder you call it from.
-# A failed experiment does not stop the others; the exit status is then 1. --overwrite replaces earlier results.
+# A failed experiment does not stop the others; the exit status is then 1. Called again, it skips what is finished with
+# the same options and goes on with the rest; --overwrite runs and replaces all. Gradients and priors are measured once
+# for all runs on one text and kept in OUTPUT/cache. All are evaluated on DATASET's held-out text.
 set -uo pipefail
 
-MODEL=${MODEL:-demo}                  # hub id, folder, or demo (the embedded model)
-RATIO=${RATIO:-0.2}                   # fraction of the model's parameters to remove
-METHOD=${METHOD:-taylor}              # taylor, taylor_2nd, fisher, wanda, magnitude
-DATASET=${DATASET:-pydoc}             # calibration text: pydoc needs no network; c4, wikitext2, ptb or a path
-OUTPUT=${OUTPUT:-results/experiments} # one folder an experiment is made below it
+MODEL=${MODEL:-demo}                         # hub id, folder, or demo (the embedded model)
+RATIO=${RATIO:-0.2}                          # fraction of the model's parameters to remove
+METHOD=${METHOD:-taylor}                     # taylor, taylor_2nd, fisher, wanda, magnitude
+DATASET=${DATASET:-pydoc}                    # calibration text: pydoc needs no network; c4, wikitext2, ptb or a path
+OTHER_DATASET=${OTHER_DATASET:-python-code}  # of the eighth: the same, or python-code, made from Python's own library
+OUTPUT=${OUTPUT:-results/experiments}        # one folder an experiment is made below it
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 if [ -z "${PYTHON:-}" ]; then
@@ -20,29 +23,71 @@ if [ -z "${PYTHON:-}" ]; then
     [ -x "$here/.venv/bin/python" ] && PYTHON=$here/.venv/bin/python
 fi
 
-experiments=(baseline norm_log temperature_1)
+experiments=(
+    baseline norm_log norm_minmax clip norm_log_clip temperature_1 temperature_1_norm_log other_dataset
+)
 failed=()
 trap 'echo "interrupted" >&2; exit 130' INT
 
 flags_of() {
     case $1 in
-        baseline) ;;
+        baseline | other_dataset) ;;
         norm_log) echo --enable_grad_norm --norm_method log ;;
+        norm_minmax) echo --enable_grad_norm --norm_method minmax ;;
+        clip) echo --enable_grad_clip ;;
+        norm_log_clip) echo --enable_grad_norm --norm_method log --enable_grad_clip ;;
         temperature_1) echo --temperature 1.0 --tau 0.0 ;;
+        temperature_1_norm_log) echo --temperature 1.0 --tau 0.0 --enable_grad_norm --norm_method log ;;
     esac
 }
 
+# ours MODULE ARGUMENT...: one of the project's modules, whatever folder this is called from
+ours() {
+    PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH} "$PYTHON" -P -m "$@"
+}
+
+# other_text: the path or name of the other calibration text, made where it is not there yet
+other_text() {
+    if [ "$OTHER_DATASET" != python-code ]; then
+        echo "$OTHER_DATASET"
+    elif [ -f "$OUTPUT/python_code.txt" ]; then
+        echo "$OUTPUT/python_code.txt"
+    else
+        ours calibration.python_code "$OUTPUT/python_code.txt"
+    fi
+}
+
 run() {
-    local name=$1
+    local name=$1 text=$DATASET evaluated=() flags arguments status=0
     shift
-    local flags
     read -ra flags <<<"$(flags_of "$name")"
     echo
     echo "=== $name ${flags[*]-}"
-    "$PYTHON" "$here/run_global_pruning.py" \
-        --base_model "$MODEL" --pruning_ratio "$RATIO" --importance_method "$METHOD" --dataset "$DATASET" \
-        "$@" ${flags[@]+"${flags[@]}"} --output "$OUTPUT/$name"
-    local status=$?
+    if [ "$name" = other_dataset ]; then
+        text=$(other_text) || status=$?
+        evaluated=(--eval_datasets "$DATASET")
+    fi
+    arguments=(
+        --base_model "$MODEL" --pruning_ratio "$RATIO" --importance_method "$METHOD" --dataset "$text"
+        ${evaluated[@]+"${evaluated[@]}"} --cache_dir "$OUTPUT/cache" "$@" ${flags[@]+"${flags[@]}"} --output "$OUTPUT/$name"
+    )
+    if [ "$status" -eq 0 ] && [ -d "$OUTPUT/$name" ]; then
+        case " $* " in
+            *" --overwrite "*) ;;
+            *)
+                if [ ! -f "$OUTPUT/$name/run.json" ]; then
+                    echo "$OUTPUT/$name holds an unfinished run, which is replaced"
+                    arguments+=(--overwrite)
+                elif ours cli.finished "${arguments[@]}"; then
+                    echo "finished before with the same options: skipped"
+                    return
+                fi
+                ;;
+        esac
+    fi
+    if [ "$status" -eq 0 ]; then
+        "$PYTHON" "$here/run_global_pruning.py" "${arguments[@]}" || status=$?
+    fi
     if [ "$status" -ne 0 ]; then
         echo "=== $name FAILED (exit status $status)" >&2
         failed+=("$name")

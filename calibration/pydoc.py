@@ -84,11 +84,11 @@ def _split_new_paragraphs(document: str, seen: set[str]) -> dict[bool, list[str]
 
 def _documents(library: Path) -> Iterator[str]:
     """Topics sorted by name, then one document a module, sorted by its path inside the library."""
-    topics = _parse(library / TOPICS_FILE)
+    topics = parse(library / TOPICS_FILE)
     if topics is not None:
         yield from _topics(topics)
     for path in _sources(library):
-        module = _parse(path)
+        module = parse(path)
         if module is not None:
             yield "\n\n".join(_docstrings(module))
 
@@ -99,7 +99,7 @@ def _sources(library: Path) -> list[Path]:
     return [library / path for path in sorted(kept, key=lambda path: path.as_posix())]
 
 
-def _parse(path: Path) -> ast.Module | None:
+def parse(path: Path) -> ast.Module | None:
     """The syntax tree, or None where the file is missing or is no Python of this version."""
     try:
         with warnings.catch_warnings():

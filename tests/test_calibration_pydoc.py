@@ -11,6 +11,7 @@ import pytest
 from calibration import check_dataset
 from calibration.paragraphs import is_held_out, normalised, paragraphs
 from calibration.pydoc import pydoc_corpus
+from calibration.python_code import code_documents
 from core.errors import DataError
 
 MODULE = '''"""Module docstring,
@@ -95,3 +96,28 @@ def test_nothing_is_imported_and_the_order_is_the_same_in_every_process() -> Non
     command = [sys.executable, "-W", "error", "-c", code]
     digests = {subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout for _ in range(2)}
     assert len(digests) == 1
+
+
+# Code, the other text that every Python carries
+
+
+def test_code_has_no_docstring_and_no_comment(tmp_path: Path) -> None:
+    (tmp_path / "b.py").write_text('"""Module."""\nx = 1  # a comment\nclass C:\n    """Class."""\n')
+    (tmp_path / "a.py").write_text('def f(a):\n    """Function."""\n    return "kept"\n')
+    (tmp_path / "broken.py").write_text("def (:\n")
+    assert list(code_documents(tmp_path)) == [
+        "def f(a):\n    return 'kept'",
+        "x = 1\n\nclass C:\n    pass",
+    ]
+    with pytest.raises(DataError, match="no Python sources"):
+        list(code_documents(tmp_path / "nothing"))
+
+
+@pytest.mark.slow
+def test_code_holds_no_paragraph_of_pydocs_evaluation_text() -> None:
+    """Not as a docstring, nor inside a string that is written on one line; short ones may stand anywhere."""
+    code = normalised("\n".join(code_documents()).replace("\\n", " "))
+    held_out = [paragraph for document in pydoc_corpus().evaluation for paragraph in paragraphs(document)]
+    long = [normalised(paragraph) for paragraph in held_out if len(paragraph) > 60]
+    assert len(long) > 500
+    assert [paragraph for paragraph in long if paragraph in code] == []

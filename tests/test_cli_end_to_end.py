@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,15 +97,29 @@ def test_ctrl_c_leaves_nothing_that_looks_finished(workspace: Workspace) -> None
     assert not (output / "model").exists()
 
 
-def test_experiments_script_runs_three_experiments_and_compares_them(workspace: Workspace) -> None:
-    done = shell(
-        f"MODEL={workspace.model} RATIO=0.2 METHOD=taylor DATASET={workspace.text} OUTPUT=matrix "
-        f"bash {ROOT}/run_experiments.sh --num_samples 4 --seq_len 16 --eval_seq_len 32 --prior_samples 2",
-        workspace.root,
+def test_experiments_script_measures_once_compares_and_skips_what_is_finished(workspace: Workspace) -> None:
+    command = (
+        f"MODEL={workspace.model} RATIO=0.2 METHOD=taylor DATASET={workspace.text} "
+        f"OTHER_DATASET={workspace.other_text} OUTPUT=matrix bash {ROOT}/run_experiments.sh "
+        "--num_samples 4 --seq_len 16 --eval_seq_len 32 --prior_samples 2 --no_verify"
     )
+    done = shell(command, workspace.root)
     assert done.returncode == 0, done.stderr[-2000:]
-    runs = sorted(path.parent.name for path in (workspace.root / "matrix").glob("*/run.json"))
-    assert len(runs) == 3
+    records = {
+        path.parent.name: json.loads(path.read_text()) for path in (workspace.root / "matrix").glob("*/run.json")
+    }
+    assert len(records) == 8
+    measured = [name for name, record in records.items() if record["facts"]["cache"]["importance"] == "miss"]
+    assert sorted(measured) == ["baseline", "other_dataset"]
+    priors = [record["facts"]["cache"].get("prior") for record in records.values()]
+    assert (priors.count("miss"), priors.count("hit")) == (1, 1)
     table = done.stdout.split("\nLayers\n")[1].split("\n\n")[0]
-    assert all(f"\n{name} " in table for name in runs)  # the tiny model has layers 0, 1, 2
+    assert all(f"\n{name} " in table for name in records)  # the tiny model has layers 0, 1, 2
     assert (workspace.root / "matrix" / "comparison" / "report.html").is_file()
+    shutil.rmtree(workspace.root / "matrix" / "clip")
+    times = {path: path.stat().st_mtime_ns for path in (workspace.root / "matrix").glob("*/run.json")}
+    again = shell(command, workspace.root)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert again.stdout.count("skipped") == 7
+    assert (workspace.root / "matrix" / "clip" / "run.json").exists()
+    assert {path: path.stat().st_mtime_ns for path in times} == times

@@ -8,15 +8,31 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / "run_experiments.sh"
-OWN_VARIABLES = ("MODEL", "RATIO", "METHOD", "DATASET", "OUTPUT", "PYTHON")
+OWN_VARIABLES = ("MODEL", "RATIO", "METHOD", "DATASET", "OTHER_DATASET", "OUTPUT", "PYTHON")
+NAMES = [
+    *("baseline", "norm_log", "norm_minmax", "clip", "norm_log_clip", "temperature_1", "temperature_1_norm_log"),
+    "other_dataset",
+]
 
 PROGRAM = """#!/usr/bin/env bash
-[ "$1" = -P ] && exec "$REAL_PYTHON" "$@"
-echo "$*" >> "$CALLS"
 out=${!#}
+if [ "$1 $2" = "-P -m" ]; then
+    module=$3
+    shift 3
+    case $module in
+        cli.finished) grep -qxF -- "$*" "$out/arguments" ;;
+        diagnostics.compare) exec "$REAL_PYTHON" -P -m "$module" "$@" ;;
+        calibration.python_code) mkdir -p "$(dirname "$out")" && echo code > "$out" && echo "$out" ;;
+    esac
+    exit
+fi
+echo "$*" >> "$CALLS"
 name=$(basename "$out")
-[ "$name" = "${FAIL:-}" ] && exit 7
 mkdir -p "$out/analysis" "$out/evaluation"
+[ "$name" = "${FAIL:-}" ] && exit 7
+shift
+echo "{}" > "$out/run.json"
+echo "$*" > "$out/arguments"
 cat > "$out/analysis/pruning_comparison.json" <<'JSON'
 {
   "total_params": {
@@ -99,19 +115,26 @@ def calls(program: Path) -> list[str]:
     return (program.parent / "calls").read_text().splitlines()
 
 
-def test_three_experiments_with_defaults_that_work_offline(program: Path) -> None:
+def test_eight_experiments_with_defaults_that_work_offline(program: Path) -> None:
     result = experiments(program)
     assert result.returncode == 0, result.stderr
-    common = (
-        f"{SCRIPT.parent}/run_global_pruning.py --base_model demo --pruning_ratio 0.2 "
-        "--importance_method taylor --dataset pydoc"
-    )
+    first = f"{SCRIPT.parent}/run_global_pruning.py --base_model demo --pruning_ratio 0.2 --importance_method taylor"
+    kept = "--cache_dir results/experiments/cache"
+    common = f"{first} --dataset pydoc {kept}"
+    other = f"{first} --dataset results/experiments/python_code.txt --eval_datasets pydoc {kept}"
+    norm, clip, temperature = "--enable_grad_norm --norm_method", "--enable_grad_clip", "--temperature 1.0 --tau 0.0"
     assert calls(program) == [
         f"{common} --output results/experiments/baseline",
-        f"{common} --enable_grad_norm --norm_method log --output results/experiments/norm_log",
-        f"{common} --temperature 1.0 --tau 0.0 --output results/experiments/temperature_1",
+        f"{common} {norm} log --output results/experiments/norm_log",
+        f"{common} {norm} minmax --output results/experiments/norm_minmax",
+        f"{common} {clip} --output results/experiments/clip",
+        f"{common} {norm} log {clip} --output results/experiments/norm_log_clip",
+        f"{common} {temperature} --output results/experiments/temperature_1",
+        f"{common} {temperature} {norm} log --output results/experiments/temperature_1_norm_log",
+        f"{other} --output results/experiments/other_dataset",
     ]
     assert (program.parent / "elsewhere/results/experiments/baseline/analysis").is_dir()
+    assert (program.parent / "elsewhere/results/experiments/python_code.txt").is_file()
 
 
 def test_variables_and_further_arguments_reach_every_run(program: Path, tmp_path: Path) -> None:
@@ -124,15 +147,36 @@ def test_variables_and_further_arguments_reach_every_run(program: Path, tmp_path
         RATIO="0.3",
         METHOD="fisher",
         DATASET="c4",
+        OTHER_DATASET="my text.txt",
         OUTPUT=out,
     )
-    assert len(calls(program)) == 3
+    assert len(calls(program)) == 8
     for call in calls(program):
-        assert (
-            "--base_model some/model --pruning_ratio 0.3 --importance_method fisher --dataset c4 --num_samples 8"
-            in call
-        )
+        assert "--base_model some/model --pruning_ratio 0.3 --importance_method fisher --dataset " in call
+        assert f"--cache_dir {out}/cache --num_samples 8 " in call
         assert f"--output {out}/" in call
+    assert all("--dataset c4 --cache_dir" in call for call in calls(program)[:7])
+    assert "--dataset my text.txt --eval_datasets c4 " in calls(program)[7]
+
+
+def test_what_is_finished_with_the_same_options_is_skipped(program: Path) -> None:
+    experiments(program, FAIL="clip")
+    (program.parent / "calls").unlink()
+    result = experiments(program)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("finished before with the same options: skipped") == 7
+    assert "results/experiments/clip holds an unfinished run, which is replaced" in result.stdout
+    (call,) = calls(program)
+    assert call.endswith("--enable_grad_clip --output results/experiments/clip --overwrite")
+
+
+def test_other_options_and_overwrite_run_again(program: Path) -> None:
+    experiments(program)
+    for arguments in (["--num_samples", "8"], ["--overwrite"]):
+        (program.parent / "calls").unlink()
+        result = experiments(program, *arguments)
+        assert "skipped" not in result.stdout
+        assert len(calls(program)) == 8
 
 
 def rows(comparison: str, table: str) -> dict[str, str]:
@@ -145,11 +189,11 @@ def test_comparison_shows_layers_2_to_4_ratio_and_perplexity(program: Path) -> N
     result = experiments(program)
     comparison = result.stdout.split("=== Layers 2-4")[1]
     layers, cost = rows(comparison, "Layers"), rows(comparison, "Cost")
-    for name in ("baseline", "norm_log", "temperature_1"):
+    for name in NAMES:
         assert layers[name].startswith("22.5 % 32.5 % 42.5 % 32.5 points none 1,234 "), result.stderr
         assert "10.13 → 12.50 +23.4 %" in cost[name]
     report = program.parent / "elsewhere/results/experiments/comparison/report.html"
-    assert "is best of 3" in report.read_text(encoding="utf-8")
+    assert "is best of 8" in report.read_text(encoding="utf-8")
 
 
 def test_the_folder_it_is_called_from_is_not_searched_for_modules(program: Path) -> None:
@@ -164,17 +208,17 @@ def test_the_folder_it_is_called_from_is_not_searched_for_modules(program: Path)
 def test_a_failed_experiment_does_not_stop_the_others(program: Path) -> None:
     result = experiments(program, FAIL="norm_log")
     assert result.returncode == 1
-    assert len(calls(program)) == 3
+    assert len(calls(program)) == 8
     assert "norm_log FAILED (exit status 7)" in result.stderr
-    assert "1 of 3 experiments failed: norm_log" in result.stderr
+    assert "1 of 8 experiments failed: norm_log" in result.stderr
     comparison = result.stdout.split("=== Layers 2-4")[1]
     assert "norm_log: no result" in comparison
-    assert set(rows(comparison, "Layers")) == {"baseline", "temperature_1"}
+    assert set(rows(comparison, "Layers")) == set(NAMES) - {"norm_log"}
 
 
 def test_figures_of_an_earlier_run_are_marked(program: Path) -> None:
     experiments(program)
-    result = experiments(program, FAIL="baseline")
+    result = experiments(program, "--overwrite", FAIL="baseline")
     assert "baseline (failed this time; these figures are from an earlier run)" in result.stdout
     assert result.stdout.count("earlier run") == 1
 
@@ -197,4 +241,4 @@ def test_the_projects_own_environment_is_preferred(program: Path, tmp_path: Path
         timeout=60,
     )
     assert result.returncode == 0
-    assert len(calls(program)) == 3
+    assert len(calls(program)) == 8

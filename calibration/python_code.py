@@ -1,0 +1,62 @@
+"""Code of the standard library as a text file: a second calibration text that needs no network.
+
+    python -m calibration.python_code code.txt
+
+Docstrings and comments are left out: docstrings are what ``pydoc`` is made of, and calibration on code must not show a
+model the paragraphs that it is evaluated on. One interpreter always gives the same file.
+"""
+
+import argparse
+import ast
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from calibration.pydoc import parse
+from core.errors import DataError
+from core.files import write_text
+
+DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+PROGRESS_DELAY_S = 2.0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="written whole or not at all; its name should end in .txt")
+    file = parser.parse_args().file
+    try:
+        print(write_text(file, "\n\n".join(code_documents())))
+    except (DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def code_documents(library: Path | None = None) -> Iterator[str]:
+    """Modules at the top of this interpreter's library (or another's folder), sorted by name, a document each.
+
+    Raises DataError where there are none (a zipped standard library).
+    """
+    folder = library or Path(sysconfig.get_path("stdlib"))
+    paths = sorted(folder.glob("*.py"))
+    if not paths:
+        raise DataError(f"no Python sources in {folder}: name another text")
+    for path in tqdm(paths, desc="reading code", unit="module", delay=PROGRESS_DELAY_S, leave=False):
+        module = parse(path)
+        if module is not None:
+            yield without_docstrings(module)
+
+
+def without_docstrings(module: ast.Module) -> str:
+    """The module's source as ``ast.unparse`` writes it; a body that was only a docstring becomes ``pass``."""
+    for node in ast.walk(module):
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or ([] if isinstance(node, ast.Module) else [ast.Pass()])
+    return ast.unparse(module)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
