@@ -58,7 +58,7 @@ other_text() {
 }
 
 run() {
-    local name=$1 text=$DATASET evaluated=() flags arguments status=0
+    local name=$1 text=$DATASET evaluated=() overwrite=() flags arguments status=0
     shift
     read -ra flags <<<"$(flags_of "$name")"
     echo
@@ -77,7 +77,7 @@ run() {
             *)
                 if [ ! -f "$OUTPUT/$name/run.json" ]; then
                     echo "$OUTPUT/$name holds an unfinished run, which is replaced"
-                    arguments+=(--overwrite)
+                    overwrite=(--overwrite)
                 elif ours cli.finished "${arguments[@]}"; then
                     echo "finished before with the same options: skipped"
                     return
@@ -86,7 +86,7 @@ run() {
         esac
     fi
     if [ "$status" -eq 0 ]; then
-        "$PYTHON" "$here/run_global_pruning.py" "${arguments[@]}" || status=$?
+        "$PYTHON" "$here/run_global_pruning.py" ${overwrite[@]+"${overwrite[@]}"} "${arguments[@]}" || status=$?
     fi
     if [ "$status" -ne 0 ]; then
         echo "=== $name FAILED (exit status $status)" >&2

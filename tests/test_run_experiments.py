@@ -167,7 +167,8 @@ def test_what_is_finished_with_the_same_options_is_skipped(program: Path) -> Non
     assert result.stdout.count("finished before with the same options: skipped") == 7
     assert "results/experiments/clip holds an unfinished run, which is replaced" in result.stdout
     (call,) = calls(program)
-    assert call.endswith("--enable_grad_clip --output results/experiments/clip --overwrite")
+    assert call.startswith(f"{SCRIPT.parent}/run_global_pruning.py --overwrite --base_model demo ")
+    assert call.endswith("--enable_grad_clip --output results/experiments/clip")
 
 
 def test_other_options_and_overwrite_run_again(program: Path) -> None:
