@@ -301,7 +301,7 @@ def _repair_options(group: argparse._ArgumentGroup) -> None:
         choices=("stream", "dense", "pruned"),
         default="stream",
         help="what brings the residual stream back to the dense model's, or the dense block's outputs on the dense or "
-        "on the pruned stream (default stream; gemma: dense)",
+        "on the pruned stream; gemma takes dense for stream (default stream)",
     )
 
 
