@@ -38,7 +38,7 @@ class Family:
     """One supported ``model_type``: class names, module paths, members.
 
     pre_mlp_norm: the layer's norm whose input is the residual stream between attention and MLP.
-    norms_outputs: a norm stands between o_proj (and down_proj) and the residual stream.
+    output_norms: the layer's norms between o_proj, down_proj and the residual stream, by kind; None without such.
     per_layer_lists: config attributes that hold one entry per layer and must follow the layers that remain.
     """
 
@@ -48,7 +48,7 @@ class Family:
     base_class: str
     members: tuple[Member, ...]
     pre_mlp_norm: str = "post_attention_layernorm"
-    norms_outputs: bool = False
+    output_norms: tuple[str, str] | None = None
     layers: str = "model.layers"
     attention: str = "self_attn"
     mlp: str = "mlp"

@@ -22,7 +22,10 @@ FUSED = (
     Member("mlp.gate_up_proj", OUT, ("channel", "channel")),
     Member("mlp.down_proj", IN, ("channel",)),
 )
-GEMMA: dict[str, Any] = {"pre_mlp_norm": "pre_feedforward_layernorm", "norms_outputs": True}
+GEMMA: dict[str, Any] = {
+    "pre_mlp_norm": "pre_feedforward_layernorm",
+    "output_norms": ("post_attention_layernorm", "post_feedforward_layernorm"),
+}
 
 _ROWS = (
     Family("llama", "Llama", "LlamaConfig", "LlamaModel", SEPARATE),

@@ -11,8 +11,9 @@ The inputs of a block come from the prefix as it already is, pruned and repaired
     dense    y, the output of the dense block on the dense stream
     pruned   the output of the dense block on the pruned stream
 
-Families that put a norm behind o_proj and down_proj (``Family.norms_outputs``) have no ``stream`` target: what those
-should give for a wanted sum is no longer a matter of adding. They are repaired towards ``dense`` instead.
+Families that put a norm behind o_proj and down_proj (``Family.output_norms``) change the stream by gain · y / rms(y).
+Towards ``stream`` what the stream lacks is divided by that scale, taken at the dense y, before it is added to y. Their
+tokens count by 1 / mean(y^2) for every target, on top of the above: the norm divides by it.
 
 Which λ, and whether the block changes at all, is decided on windows that no refit sees.
 """
@@ -126,8 +127,6 @@ def reconstruct(
     """
     if len(windows) < 2:
         raise UsageError("--reconstruct holds one window out to decide by: --num_samples 1 is too few, use 2 or more")
-    if target == "stream" and family.norms_outputs:
-        target = "dense"
     walk = _Walk(model, family, plan, windows, target, batch_size, stored_dtype, ridges)
     for layer in tqdm(range(plan.architecture.num_layers), desc="repair", unit="layer", leave=False):
         walk.layer(layer)
@@ -160,6 +159,7 @@ class _Walk:
         ids = np.concatenate([windows.ids[~held_out], windows.ids[held_out]])
         self.fitted, self.held_out = range((~held_out).sum()), range((~held_out).sum(), len(ids))
         self.runner = LayerRunner(model, family, ids, batch_size)
+        self.norms = [_output_norms(layer, family) for layer in self.runner.layers]
         self.members = [member for member in family.members if member.axis == IN]  # attention first
         self.pruned = self.runner.embed()
         self.target = target
@@ -179,11 +179,15 @@ class _Walk:
             return
         if not self.plan.keep[self.plan.groups.layer == index].all():
             for member, y in zip(self.members, outputs, strict=True):
+                norm = self.norms[index][member.kind]
                 target, weight = y, None
                 if self.target == "stream" and y is not None and before is not None:
                     target = self._towards_stream(index, member, y, before)
-                    before += y  # the dense stream behind this block, as the model's own sum gives it
-                    weight = before.float().square().mean(-1, keepdim=True).clamp_min(1e-20).reciprocal()
+                    # The dense stream behind this block, as the model's own sum gives it.
+                    before += y if norm is None else self.runner.through(norm, y)
+                    weight = _one_over_mean_square(before)
+                if norm is not None and y is not None:
+                    weight = _one_over_mean_square(y) * (1.0 if weight is None else weight)
                 self._block(index, member, target, weight)
         self.runner.advance(index, self.pruned)
 
@@ -192,7 +196,9 @@ class _Walk:
         if not self.diverged:
             return y
         here = self.pruned if member.kind == ATTENTION else self.runner.between(index, self.pruned)
-        return y.float() + (before.float() - here.float())
+        lack = before.float() - here.float()
+        norm = self.norms[index][member.kind]
+        return y.float() + (lack if norm is None else _before_norm(norm, y, lack))
 
     def _block(
         self, index: int, member: Member, target: torch.Tensor | None, weight: torch.Tensor | None = None
@@ -228,12 +234,16 @@ class _Walk:
         module = self.runner.layers[index].get_submodule(member.path)
         whole = module.weight.float()
         left, bias = whole[:, kept], 0.0 if module.bias is None else module.bias.float()
+        norm = self.norms[index][member.kind]
 
         def step(moments: Moments, rows: slice) -> None:
             inputs = self.runner.input_of(member.path, index, self.pruned, rows).float().flatten(0, 1)
             k = inputs[:, kept]
             y = inputs @ whole.T + bias if target is None else _tokens(target, rows, k)
-            moments.add(k, y - (k @ left.T + bias), y, None if weight is None else _tokens(weight, rows, k))
+            w = None if weight is None else _tokens(weight, rows, k)
+            if target is None and norm is not None:
+                w = _one_over_mean_square(y)
+            moments.add(k, y - (k @ left.T + bias), y, w)
 
         both = [Moments(module.out_features, len(kept), module.weight.device) for _ in range(2)]
         for moments, windows in zip(both, (self.fitted, self.held_out), strict=True):
@@ -244,3 +254,24 @@ class _Walk:
 def _tokens(values: torch.Tensor, rows: slice, like: torch.Tensor) -> torch.Tensor:
     """values[rows] (B, T, C) as float32 (B·T, C), where ``like`` is."""
     return values[rows].flatten(0, 1).to(like.device).float()
+
+
+def _output_norms(layer: Any, family: Family) -> tuple[Any, Any]:
+    """The modules between o_proj, down_proj and the residual stream; (None, None) where there are none."""
+    paths = family.output_norms
+    return (None, None) if paths is None else (layer.get_submodule(paths[0]), layer.get_submodule(paths[1]))
+
+
+def _one_over_mean_square(values: torch.Tensor) -> torch.Tensor:
+    """float32 (..., 1) for values (..., C)."""
+    return values.float().square().mean(-1, keepdim=True).clamp_min(1e-20).reciprocal()
+
+
+def _before_norm(norm: Any, y: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+    """What to add to y so that norm(y) moves by about ``change``: the norm's scale at y, inverted. float32 (N, T, C).
+
+    RMSNorm gives gain * y / rms(y). A channel of small gain cannot be moved far, so the inverse of the gain is damped.
+    """
+    gain = norm(torch.ones_like(y[:1, :1]).to(norm.weight.device)).float().to(y.device)
+    inverse = gain / (gain.square() + 0.01 * gain.square().mean())
+    return change * inverse * y.float().square().mean(-1, keepdim=True).sqrt()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-KEPT_GAIN = 0.9  # 20 % and 50 % of the embedded model: equal perplexity on its own text, 2 % lower on source code
+KEPT_GAIN = 0.99
 
 
 class Moments:

@@ -94,6 +94,16 @@ class LayerRunner:
         self.in_batches(step)
         return found
 
+    def through(self, module: Any, values: torch.Tensor) -> torch.Tensor:
+        """What a module that works token by token makes of values (N, T, C)."""
+        found = torch.empty_like(values)
+
+        def step(rows: slice) -> None:
+            found[rows] = module(values[rows].to(self.device)).to(found.device)
+
+        self.in_batches(step)
+        return found
+
     def advance(self, index: int, hidden: torch.Tensor, paths: Sequence[str] = ()) -> list[torch.Tensor]:
         """Replace ``hidden`` by what layer ``index`` makes of it; returns the outputs of modules, each like hidden."""
         outputs = [torch.empty_like(hidden) for _ in paths]
