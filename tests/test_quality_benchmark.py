@@ -138,6 +138,25 @@ def test_the_table_gives_mean_and_spread_over_seeds() -> None:
     assert "| flap | 30.00 % | 3.0 | 2 |" in text
 
 
+def test_the_verdict_holds_ours_against_the_best_of_either_sort() -> None:
+    """pydoc: ours 0.25 of taylor's 0.125 is 2 ×. code: 0.0625 is 0.25 × flap's 0.25; no method with refit but one."""
+    ours = Cell(setting("ours"), 0.3, {"pydoc": 3.25, "code": 4.0625}, 1.0, 0)
+    refit = Cell(setting("flap+refit"), 0.3, {"pydoc": 3.5, "code": 4.125}, 1.0, 0)
+    text = tables([*CELLS, ours])
+    assert "| pydoc | 30% | 0.2500 | taylor 0.1250 | **no**, 2.00 × |  |  |" in text
+    assert "| code | 30% | 0.0625 | flap 0.2500 | yes, 0.25 × |  |  |" in text
+    assert "| taylor 0.1250 | **no**, 2.00 × | flap+refit 0.5000 | yes, 0.50 × |" in tables([*CELLS, ours, refit])
+
+
+def test_where_the_best_loses_little_not_being_worse_suffices() -> None:
+    """taylor loses 0.01: 0.0125 is within the spread of its seeds (0.0028), 0.016 is not."""
+    taylor = [Cell(setting("taylor", seed=s), 0.3, {"pydoc": 3.008 + 0.004 * s}, 1.0, 0) for s in (0, 1)]
+    dense = dataclasses.replace(CELLS[0], nll={"pydoc": 3.0})
+    for loss, answer in ((3.0125, "not worse"), (3.016, "**no**, 1.60 ×"), (3.005, "yes, 0.50 ×")):
+        text = tables([dense, *taylor, Cell(setting("ours"), 0.3, {"pydoc": loss}, 1.0, 0)])
+        assert f"| taylor 0.0100 | {answer} |" in text
+
+
 def test_the_picture_is_a_function_of_the_cells(tmp_path: Path) -> None:
     first, second = (draw_losses(tmp_path / name, CELLS).read_bytes() for name in ("a.png", "b.png"))
     assert first == second

@@ -27,11 +27,15 @@ from benchmarks.baselines import (
 from benchmarks.quality.stream import Stream, feature_mask, input_moments, output_members, outputs_restored, silence
 from core.families import Family
 from core.groups import Architecture
+from core.plan import PruningPlan
 from core.windows import TokenWindows
+from importance.elimination import eliminate, in_order
 from importance.measure import measure_importance
+from importance.moments import MomentMeter
 from importance.priors import measure_prior
 from importance.scoring import ScoreOptions, score_groups
 from pruning.planning import Limits, frozen_groups
+from pruning.reconstruction import reconstruct
 
 T = TypeVar("T")
 
@@ -112,16 +116,9 @@ def llm_pruner(case: Case, ratio: float) -> np.ndarray:
 
 
 def ranked(criterion: str, normalise: str | None = None) -> Keep:
-    """This project's own: importance per parameter, ranked over all groups."""
+    """Importance per parameter, ranked over all groups."""
 
-    def keep(case: Case, ratio: float) -> np.ndarray:
-        frozen = frozen_groups(case.architecture, Limits())
-        importance = case.importance(criterion)
-        options = ScoreOptions(normalise=normalise)
-        scores = score_groups(case.architecture.groups, importance, options, frozen=frozen, prior=None)
-        return ranked_keep(case.architecture, scores.order, ratio)
-
-    return keep
+    return lambda case, ratio: ranked_by(case, case.importance(criterion), ratio, normalise)
 
 
 def flap_selection(case: Case, ratio: float) -> np.ndarray:
@@ -202,20 +199,82 @@ def _output(case: Case, layer: int, kind: int) -> Any:
     return case.model.get_submodule(case.family.layers)[layer].get_submodule(path)
 
 
+# Ours
+
+
+def repaired(selection: Keep, target: str = "stream") -> Keep:
+    """A selection, then ``--reconstruct least_squares``."""
+
+    def keep(case: Case, ratio: float) -> np.ndarray:
+        chosen, groups = selection(case, ratio), case.architecture.groups
+        removed = int(groups.cost[~chosen].sum())
+        plan = PruningPlan(case.architecture, chosen, (), ratio, "prunable", removed, removed, "")
+        reconstruct(case.model, case.family, plan, case.windows, target=target)
+        return chosen
+
+    return keep
+
+
+def unweighted(case: Case, ratio: float) -> np.ndarray:
+    """``obs`` without the loss's gradients: every output of every block counts alike."""
+    groups = case.architecture.groups
+
+    def values() -> np.ndarray:
+        found = np.zeros(len(groups))
+        for moments in MomentMeter(case.model, case.family, case.architecture, case.windows):
+            for kind, gram in enumerate(moments.inputs):
+                rows = groups.rows(moments.layer, kind)
+                weight = _output(case, moments.layer, kind).weight.detach()
+                found[rows] = in_order(eliminate(gram, weight, weight.shape[1] // (rows.stop - rows.start)))
+        return found
+
+    return ranked_by(case, case.once("obs unweighted", values), ratio)
+
+
+def ranked_by(case: Case, importance: np.ndarray, ratio: float, normalise: str | None = None) -> np.ndarray:
+    frozen = frozen_groups(case.architecture, Limits())
+    options = ScoreOptions(normalise=normalise)
+    scores = score_groups(case.architecture.groups, importance, options, frozen=frozen, prior=None)
+    return ranked_keep(case.architecture, scores.order, ratio)
+
+
+OURS = "ours"  # the program's defaults
+
+
+def is_variant(method: str) -> bool:
+    """The defaults with one ingredient replaced."""
+    return method.startswith(f"{OURS}-")
+
+
+def is_published(method: str) -> bool:
+    return method != OURS and not is_variant(method)
+
+
+def repairs(method: str) -> bool:
+    """Published ones alone: whether weights that stay are refitted."""
+    return method.endswith("+refit")
+
+
 METHODS: dict[str, Method] = {
     "random": Method(random_uniform, "groups by chance, every layer alike"),
     "magnitude-uniform": Method(uniform("magnitude"), "summed magnitude of the weights, every layer alike"),
-    "magnitude": Method(ranked("magnitude"), "ours: the same per parameter, ranked globally"),
+    "magnitude": Method(ranked("magnitude"), "the same per parameter, ranked globally"),
     "wanda-sp": Method(uniform("wanda"), "magnitude × input norm of the output columns, every layer alike"),
     "llm-pruner": Method(llm_pruner, "weight × summed gradient, every layer alike but the ends, which stay"),
     "shortgpt": Method(shortgpt, "whole layers, by block influence"),
-    "taylor": Method(ranked("taylor"), "ours: weight × gradient a sequence, per parameter, ranked globally"),
-    "taylor-log": Method(ranked("taylor", "log"), "ours: the same with --norm_method log"),
-    "fisher": Method(ranked("fisher"), "ours: Fisher information of the group's mask, ranked globally"),
+    "taylor": Method(ranked("taylor"), "weight × gradient a sequence, per parameter, ranked globally"),
+    "taylor-log": Method(ranked("taylor", "log"), "the same, normalised by layer with log"),
+    "fisher": Method(ranked("fisher"), "Fisher information of the group's mask, ranked globally"),
     "flap": Method(flap, "fluctuation, z-scored, ranked globally; removed means become a bias"),
     "flap-no-bias": Method(flap_selection, "the same without the bias"),
     "flap+refit": Method(refitted(flap_selection), "the same selection, least squares in place of the bias"),
     "surgeon+refit": Method(surgeon, "greedy optimal brain surgeon, every layer alike, least squares"),
     "taylor+refit": Method(refitted(ranked("taylor")), "taylor's selection, least squares"),
     "fisher+refit": Method(refitted(ranked("fisher")), "fisher's selection, least squares"),
+    OURS: Method(repaired(ranked("obs")), "the defaults: obs, ranked globally, repaired towards the dense stream"),
+    "ours-no-repair": Method(ranked("obs"), "without the repair"),
+    "ours-by-taylor": Method(repaired(ranked("taylor")), "taylor in place of obs"),
+    "ours-unweighted": Method(repaired(unweighted), "obs without the loss's gradients"),
+    "ours-uniform": Method(repaired(uniform("obs")), "every layer alike in place of the global ranking"),
+    "ours-on-pruned": Method(repaired(ranked("obs"), "pruned"), "repaired towards whole blocks on the pruned stream"),
 }

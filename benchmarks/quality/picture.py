@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.quality.cells import Cell
-from benchmarks.quality.methods import METHODS
+from benchmarks.quality.methods import METHODS, OURS, is_variant
 from benchmarks.quality.table import extra, rows_and_columns, unique
 from diagnostics.canvas import BLUE, GREEN, INK, ORANGE, QUIET, VERMILLION, log_axis, save
 
@@ -20,23 +20,25 @@ COLOURS = {
     "magnitude": QUIET,
     "wanda-sp": SKY,
     "llm-pruner": PURPLE,
-    "shortgpt": INK,
+    "shortgpt": "#8C6D31",
     "taylor": BLUE,
     "taylor-log": BLUE,
     "fisher": VERMILLION,
     "flap": ORANGE,
     "flap-no-bias": ORANGE,
     "surgeon": GREEN,
+    "ours": INK,
 }
 DOTTED = ("random", "taylor-log", "flap-no-bias")
 LEFT, RIGHT, TOP, BOTTOM, WIDTH, HEIGHT, GAP = 0.8, 1.9, 0.95, 0.6, 3.1, 2.6, 0.45  # inches
 
 
 def draw_losses(path: Path, cells: list[Cell]) -> Path:
-    """PNG; equal cells give equal files."""
+    """PNG of published methods and the defaults; equal cells give equal files."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    cells = [cell for cell in cells if not is_variant(cell.setting.method)]
     models = unique(cells, lambda cell: cell.setting.model)
     texts = list(cells[0].nll)
     width = LEFT + len(models) * WIDTH + (len(models) - 1) * GAP + RIGHT
@@ -89,7 +91,8 @@ def _draw(ax: "Axes", cells: list[Cell], text: str) -> None:
             100 * statistics.mean(c.achieved for c in cells if (c.setting.method, c.setting.ratio) == (method, ratio))
             for ratio in ratios
         ]
-        ax.plot(achieved, losses, style, marker="o", markersize=3, color=COLOURS[name], linewidth=1.3, label=method)
+        width = 2.6 if method == OURS else 1.3
+        ax.plot(achieved, losses, style, marker="o", markersize=3, color=COLOURS[name], linewidth=width, label=method)
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_color(QUIET)
     ax.tick_params(which="both", color=QUIET, labelcolor=INK, labelsize=9)
@@ -98,4 +101,4 @@ def _draw(ax: "Axes", cells: list[Cell], text: str) -> None:
     log_axis(ax)
 
 
-assert set(COLOURS) >= {method.removesuffix("+refit") for method in METHODS}
+assert set(COLOURS) >= {method.removesuffix("+refit") for method in METHODS if not is_variant(method)}

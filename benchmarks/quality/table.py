@@ -3,9 +3,12 @@
 import math
 import statistics
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from benchmarks.quality.cells import DENSE, Cell
-from benchmarks.quality.methods import METHODS
+from benchmarks.quality.methods import METHODS, OURS, is_published, repairs
+
+SMALL = 0.02  # nats/token; where the best published method loses less, not being worse is all that can be shown
 
 
 def tables(cells: list[Cell]) -> str:
@@ -13,7 +16,8 @@ def tables(cells: list[Cell]) -> str:
     for model in unique(cells, lambda cell: cell.setting.model):
         here = [cell for cell in cells if cell.setting.model == model]
         texts = list(here[0].nll)
-        parts += [f"### {model}", _heading(here), *(_losses(here, text) for text in texts), _costs(here)]
+        parts += [f"### {model}", _heading(here), *(_losses(here, text) for text in texts)]
+        parts += [_verdict(here), _costs(here)] if any(c.setting.method == OURS for c in here) else [_costs(here)]
     return "\n\n".join(parts)
 
 
@@ -66,6 +70,66 @@ def _emphasised(values: list[float], best: float) -> str:
     mean = statistics.mean(values)
     text = f"{mean:.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
     return f"**{text}**" if math.isclose(mean, best) else text
+
+
+@dataclass(frozen=True)
+class Rival:
+    """The published method that loses least: its mean extra loss, and the larger of its spread and ours over seeds."""
+
+    method: str
+    loss: float
+    spread: float
+
+    @property
+    def is_small(self) -> bool:
+        return self.loss < SMALL
+
+    def allows(self, ours: float, share: float) -> bool:
+        """Whether ours is at most this share of it; where it loses little, whether it is no worse beyond the spread."""
+        return ours <= share * self.loss or (self.is_small and ours <= self.loss + self.spread)
+
+
+def rival(cells: list[Cell], ratio: float, text: str, *, repaired: bool) -> Rival | None:
+    """The best published method, of those that refit weights or of those that do not; None where none was measured."""
+    ours = extra(cells, OURS, ratio, text)
+    found = [
+        Rival(method, statistics.mean(losses), max(_spread(losses), _spread(ours)))
+        for method in rows_and_columns(cells)[0]
+        if is_published(method) and repairs(method) == repaired
+        for losses in [extra(cells, method, ratio, text)]
+    ]
+    return min(found, key=lambda one: one.loss, default=None)
+
+
+def _verdict(cells: list[Cell]) -> str:
+    """The defaults beside the best published method of either sort."""
+    rows = [
+        "| text | removed | ours | best without repair | at most half | best with refit | below |",
+        "|---" * 7 + "|",
+    ]
+    for text in cells[0].nll:
+        for ratio in rows_and_columns(cells)[1]:
+            ours = statistics.mean(extra(cells, OURS, ratio, text))
+            shown = []
+            for repaired, share in ((False, 0.5), (True, 1.0)):
+                best = rival(cells, ratio, text, repaired=repaired)
+                if best is None:
+                    shown += ["", ""]
+                    continue
+                shown.append(f"{best.method} {best.loss:.4f}")
+                shown.append(_answer(best, ours, share))
+            rows.append(f"| {text} | {ratio:.0%} | {ours:.4f} | {' | '.join(shown)} |")
+    return "\n".join(rows)
+
+
+def _answer(best: Rival, ours: float, share: float) -> str:
+    if ours <= share * best.loss:
+        return f"yes, {ours / best.loss:.2f} ×" if best.loss > 0 else "yes"
+    return "not worse" if best.allows(ours, share) else f"**no**, {ours / best.loss:.2f} ×"
+
+
+def _spread(values: list[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def _costs(cells: list[Cell]) -> str:
