@@ -45,11 +45,11 @@ def run(options: argparse.Namespace) -> None:
     from cli.job import describe, make_deterministic, prepare, quieten_libraries, read_windows
     from cli.measured import ModelOnDemand
     from cli.remedy import take_the_best
-    from cli.repair import repair
+    from cli.repair import judge_before_repair, repair
     from cli.steps import decide, explain, facts, judge_dense, judge_pruned
     from diagnostics.console import closing_report
     from diagnostics.page.run_page import write_run_page
-    from evaluation.evaluate import write_results
+    from evaluation.evaluate import results
 
     quieten_libraries()
     with stages("check", quietly=True):
@@ -70,9 +70,10 @@ def run(options: argparse.Namespace) -> None:
     plan = decision.plan
     with stages("explain"):
         diagnosis, written = explain(decision, job, options)
-    dense, pruned, repaired = judge_dense(model, job, options, held_out, kept, stages), None, None
+    dense, pruned, repaired, unrepaired = judge_dense(model, job, options, held_out, kept, stages), None, None, None
 
     if not options.dry_run:
+        unrepaired = judge_before_repair(model(), job, options, plan, held_out, stages)
         repaired, report = repair(model(), job, options, plan, calibration, stages)
         smaller, delivered = deliver(model.give_away(), job, options, plan, calibration, stages)
         pruned = judge_pruned(smaller, job, options, held_out, stages)
@@ -81,8 +82,9 @@ def run(options: argparse.Namespace) -> None:
         written = [*delivered, *report, *written]
 
     with stages("report"):
-        if dense is not None:
-            written.append(write_results(options.output / "evaluation" / "evaluation_results.json", dense, pruned))
+        evaluation = None if dense is None else results(dense, pruned, unrepaired)
+        if evaluation is not None:
+            written.append(write_json(options.output / "evaluation" / "evaluation_results.json", evaluation))
         windows = {f"evaluation {name}": item for name, item in held_out.items()}
         if calibration is not None:
             windows["calibration"] = calibration
@@ -91,8 +93,7 @@ def run(options: argparse.Namespace) -> None:
         tried = decision.remedy is not None
         written.append(write_run_page(options.output, record, options.argv, written, tried=tried))
         written.append(write_json(options.output / RECORD, record))
-    results = {"dense": dense, "pruned": pruned}
-    print(closing_report(diagnosis, plan, results, None if tried else options.argv, options.output, written))
+    print(closing_report(diagnosis, plan, evaluation, None if tried else options.argv, options.output, written))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,32 @@ from cli.job import Job
 from cli.record import Stages
 from core.plan import PruningPlan
 from core.windows import TokenWindows
+from models.architecture import decoder_layers
+from models.reference import without_removed_groups
 from pruning.reconstruction import Reconstruction, reconstruct, write_reconstruction
+
+
+def judge_before_repair(
+    model: Any,
+    job: Job,
+    options: argparse.Namespace,
+    plan: PruningPlan,
+    held_out: dict[str, TokenWindows],
+    stages: Stages,
+) -> dict[str, Any] | None:
+    """{"perplexity": {dataset: ...}} of the pruned model as it would be without the repair: its groups are silenced by
+    hooks. None where nothing is repaired or no perplexity is asked for. The model is left as found."""
+    from evaluation.perplexity import perplexity
+
+    if not (options.reconstructs and held_out):
+        return None
+    size, family = options.batch_size, job.source.family
+    with stages("evaluate before repair"), without_removed_groups(decoder_layers(model, family), family, plan):
+        found = {
+            name: perplexity(model, windows, batch_size=size, description=f"before repair: perplexity on {name}")
+            for name, windows in held_out.items()
+        }
+    return {"perplexity": found}
 
 
 def repair(

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from core.files import write_json
 from core.windows import TokenWindows
 from evaluation.catalogue import OFFLINE_TASK
 from evaluation.harness import run_tasks
@@ -86,22 +85,25 @@ def _perplexity_change(before: dict[str, Any], after: dict[str, Any]) -> dict[st
     }
 
 
-def write_results(path: Path, dense: dict[str, Any], pruned: dict[str, Any] | None) -> Path:
-    """Write {"dense", "pruned", "change", "findings"} as JSON to ``path``.
+def results(
+    dense: dict[str, Any], pruned: dict[str, Any] | None, before_repair: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """{"dense", "pruned", "before_repair", "change", "findings"}, the content of ``evaluation_results.json``.
 
-    pruned and change are null where nothing was pruned. findings: a sentence for each perplexity that is null.
+    pruned and change are None where nothing was pruned. before_repair: {"perplexity": ...} of the pruned model without
+    its repair, None without one. findings: a sentence for each perplexity that is None.
     """
     change = None if pruned is None else compare(dense, pruned)
-    halves = {"dense": dense, "pruned": pruned}
-    found = [sentence for label, half in halves.items() if half for sentence in not_finite(half, label)]
-    return write_json(path, halves | {"change": change, "findings": found})
+    parts = {"dense": dense, "pruned": pruned, "before_repair": before_repair}
+    found = [sentence for label, part in parts.items() if part for sentence in not_finite(part, label)]
+    return parts | {"change": change, "findings": found}
 
 
 def not_finite(result: dict[str, Any], label: str) -> list[str]:
     """A sentence for each dataset on which a model's loss was NaN or Inf, or its perplexity too large for a number."""
     return [
-        f"{label}: the perplexity on {name} is not finite ({found['invalid_windows']} of {found['num_windows']} "
-        "windows yield NaN or Inf); try --dtype float32, or remove less"
+        f"{label.replace('_', ' ')}: the perplexity on {name} is not finite ({found['invalid_windows']} of "
+        f"{found['num_windows']} windows yield NaN or Inf); try --dtype float32, or remove less"
         for name, found in result["perplexity"].items()
         if found["perplexity"] is None
     ]

@@ -11,9 +11,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from core.files import write_json
 from core.windows import TokenWindows
 from evaluation import evaluate as module
-from evaluation.evaluate import compare, evaluate, write_results
+from evaluation.evaluate import compare, evaluate, results
 from evaluation.speed import latency, size
 
 
@@ -149,31 +150,31 @@ def test_change_of_what_is_unknown_is_unknown() -> None:
 
 
 def test_results_of_two_models_are_written(tmp_path: Path) -> None:
-    path = tmp_path / "evaluation" / "evaluation_results.json"
     dense, pruned = run(tiny_model(), {"ppl"}), run(tiny_model(tied=True), {"ppl"})
 
-    write_results(path, dense, pruned)
+    path = write_json(tmp_path / "evaluation" / "evaluation_results.json", results(dense, pruned))
 
     written = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(name))
-    assert list(written) == ["dense", "pruned", "change", "findings"]
+    assert list(written) == ["dense", "pruned", "before_repair", "change", "findings"]
     assert written["dense"] == dense
     assert written["change"]["parameter_ratio"] == pruned["parameters"] / dense["parameters"]
+    assert written["before_repair"] is None
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_results_before_surgery_have_a_dense_half_only(tmp_path: Path) -> None:
-    path = write_results(tmp_path / "results.json", run(tiny_model(), set()), None)
-    written = json.loads(path.read_text(encoding="utf-8"))
-    assert (written["pruned"], written["change"]) == (None, None)
+def test_results_before_surgery_have_a_dense_half_only() -> None:
+    found = results(run(tiny_model(), set()), None)
+    assert (found["pruned"], found["change"]) == (None, None)
 
 
-def test_a_perplexity_that_is_null_comes_with_a_finding(tmp_path: Path) -> None:
+def test_a_perplexity_that_is_null_comes_with_a_finding() -> None:
     found = {"perplexity": None, "nll_nats_per_token": None, "invalid_windows": 2, "num_windows": 5}
     good = found | {"perplexity": 3.0, "nll_nats_per_token": 1.1, "invalid_windows": 0}
     dense = {"parameters": 2, "bytes": 4, "perplexity": {"text": good}, "tasks": {}, "latency": None}
-    pruned = dense | {"perplexity": {"text": found}}
-    results = json.loads(write_results(tmp_path / "results.json", dense, pruned).read_text())
-    assert len(results["findings"]) == 1
-    assert "pruned" in results["findings"][0]
-    assert "2 of 5 windows" in results["findings"][0]
-    assert json.loads(write_results(tmp_path / "dense.json", dense, None).read_text())["findings"] == []
+    bad = dense | {"perplexity": {"text": found}}
+    (finding,) = results(dense, bad)["findings"]
+    assert "pruned" in finding
+    assert "2 of 5 windows" in finding
+    assert results(dense, None)["findings"] == []
+    (finding,) = results(dense, dense, {"perplexity": {"text": found}})["findings"]
+    assert finding.startswith("before repair: ")
