@@ -48,7 +48,7 @@ def build(output: Path, steps: int = STEPS, seed: int = 0) -> None:
     for layer in LAYERS:
         decoder_layers(narrow, source.family)[layer].requires_grad_(True)
 
-    training = Training(narrow, output.with_name(f"{output.name}.training") / "state.pt")
+    training = Training(narrow, output.with_name(f"{output.name}.training") / f"seed{seed}_steps{steps}.pt")
     training.resume()
     corpus = pydoc_corpus()
     stream = token_stream(source.tokenizer, corpus.calibration)
