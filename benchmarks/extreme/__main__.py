@@ -5,7 +5,7 @@
     python -m benchmarks.extreme walk --base_model demo --pruning_ratio 0.5 --output results/natural
 
 ``build`` goes on where it was interrupted and leaves its training state beside the model; ``walk`` takes any model,
-removes the ratio of its prunable parameters, and skips the runs that are there. Both need no network and no GPU.
+removes the ratio of its prunable parameters, and skips the runs that are there. As above no network is needed.
 """
 
 import argparse
@@ -17,12 +17,16 @@ from benchmarks.extreme.walk import walk
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.extreme",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     building = commands.add_parser("build", help="train and widen the model")
     building.add_argument("--output", type=Path, required=True, help="folder for the model")
     building.add_argument("--steps", type=int, default=STEPS, help="of 2,048 tokens (%(default)s)")
-    building.add_argument("--seed", type=int, default=0, help="of windows and left-out MLPs (%(default)s)")
+    building.add_argument("--seed", type=int, default=0, help="of all windows (%(default)s)")
     walking = commands.add_parser("walk", help="baseline, remedies, comparison")
     walking.add_argument("--base_model", required=True, help="a folder, a hub id, or demo")
     walking.add_argument("--pruning_ratio", required=True, help="of the prunable parameters")

@@ -1,6 +1,7 @@
 """Prune one model with and without remedies through the real command line, and compare.
 
-Every run is a folder below the output; one that is there with the same options is not run again.
+Every run is a folder below the output; one that is there with the same options is not run again. A model that was built
+anew under the same name goes unnoticed: give another output then.
 """
 
 import json
