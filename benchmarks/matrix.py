@@ -12,10 +12,11 @@ it. The wanted bound on the ratio is LIMIT. Nothing else should run on the machi
 import argparse
 import json
 import re
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from benchmarks.program import run_program
 
 ROOT = Path(__file__).resolve().parent.parent
 SCORING = ("windows", "cache", "importance", "prior", "plan")
@@ -50,10 +51,7 @@ def shared_experiments(script: str) -> dict[str, list[str]]:
 
 def scoring(arguments: list[str], output: Path) -> dict[str, float]:
     """Seconds of each stage of SCORING in one run, in a process of its own."""
-    command = [sys.executable, str(ROOT / "run_global_pruning.py"), *arguments, "--output", str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{command} failed:\n{done.stderr[-2000:]}")
+    run_program([*arguments, "--output", str(output)])
     timings = json.loads((output / "run.json").read_text(encoding="utf-8"))["timings_s"]
     found = {stage: float(timings.get(stage, 0.0)) for stage in SCORING}
     print(f"{output.name}: {sum(found.values()):.2f} s", file=sys.stderr, flush=True)

@@ -12,7 +12,6 @@ with its standard error over windows; auto loses where it is above twice that er
 import argparse
 import json
 import math
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.program import run_program
 from calibration import evaluation_windows
 from cli.job import prepare
 from cli.options import parse_options
@@ -27,8 +27,6 @@ from cli.remedy import loss_under
 from diagnostics.trials import paired
 from models.loading import load_model
 from pruning.plan_file import read_plan
-
-PROGRAM = Path(__file__).resolve().parent.parent / "run_global_pruning.py"
 
 
 def main() -> int:
@@ -64,12 +62,8 @@ def main() -> int:
 
 
 def plan_into(output: Path, arguments: list[str], work: str) -> None:
-    """Run the program as from a shell; it says nothing unless it fails."""
     dry = ["--dry_run", "--run_evaluation", "none", "--cache_dir", f"{work}/cache", "--output", str(output)]
-    command = [sys.executable, str(PROGRAM), *arguments, *dry]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{command} failed:\n{done.stderr[-2000:]}")
+    run_program([*arguments, *dry])
 
 
 def row(ratio: str, seed: str, baseline: np.ndarray, auto: np.ndarray, taken: dict[str, Any]) -> str:

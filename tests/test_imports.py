@@ -2,7 +2,7 @@
 
 The entry is ``run_global_pruning.py`` with ``cli/``. ``cli.options``, ``cli.output`` and ``cli.record`` know no stage,
 so that ``--help`` and wrong options answer at once. Programs that made what the repository ships (the embedded model,
-the items of its task) are started by hand and imported by nobody; like benchmarks they may use any stage.
+the items of its task) are started by hand and imported by benchmarks alone; like those they may use any stage.
 """
 
 import ast
