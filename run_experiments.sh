@@ -7,12 +7,13 @@
 # Whatever follows the script's name goes to every run. Paths are relative to the folder you call it from.
 # A failed experiment does not stop the others; the exit status is then 1. Called again, it skips what is finished with
 # the same options and goes on with the rest; --overwrite runs and replaces all. Gradients and priors are measured once
-# for all runs on one text and kept in OUTPUT/cache. All are evaluated on DATASET's held-out text.
+# for all runs on one text and kept in OUTPUT/cache. All are evaluated on DATASET's held-out text. Nothing is repaired,
+# since that hides part of what tells the experiments apart; append --reconstruct least_squares to repair all.
 set -uo pipefail
 
 MODEL=${MODEL:-demo}                         # hub id, folder, or demo (the embedded model)
 RATIO=${RATIO:-0.2}                          # fraction of the model's parameters to remove
-METHOD=${METHOD:-taylor}                     # taylor, taylor_2nd, fisher, wanda, magnitude
+METHOD=${METHOD:-taylor}                     # taylor, taylor_2nd, fisher, obs, wanda, magnitude
 DATASET=${DATASET:-pydoc}                    # calibration text: pydoc needs no network; c4, wikitext2, ptb or a path
 OTHER_DATASET=${OTHER_DATASET:-python-code}  # of the eighth: the same, or python-code, made from Python's own library
 OUTPUT=${OUTPUT:-results/experiments}        # one folder an experiment is made below it
@@ -68,7 +69,7 @@ run() {
         evaluated=(--eval_datasets "$DATASET")
     fi
     arguments=(
-        --base_model "$MODEL" --pruning_ratio "$RATIO" --importance_method "$METHOD" --dataset "$text"
+        --base_model "$MODEL" --pruning_ratio "$RATIO" --importance_method "$METHOD" --dataset "$text" --reconstruct none
         ${evaluated[@]+"${evaluated[@]}"} --cache_dir "$OUTPUT/cache" "$@" ${flags[@]+"${flags[@]}"} --output "$OUTPUT/$name"
     )
     if [ "$status" -eq 0 ] && [ -d "$OUTPUT/$name" ]; then

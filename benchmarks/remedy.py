@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="+", default=["0", "1", "2"])
     options = parser.parse_args()
     base = ["--base_model", options.base_model, "--dataset", options.dataset]
-    base += ["--importance_method", options.importance_method]
+    base += ["--importance_method", options.importance_method, "--reconstruct", "none"]
     job = prepare(parsed := parse_options(base))
     model = load_model(job.source, job.device, job.dtype)
     windows = evaluation_windows(options.dataset, job.source.tokenizer, parsed.eval_seq_len, None, options.dataset)

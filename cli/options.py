@@ -138,7 +138,7 @@ def _pruning_options(group: argparse._ArgumentGroup) -> None:
         default="total",
         help="what the ratio counts: all parameters, or those that groups hold (default total)",
     )
-    add("--importance_method", choices=CRITERIA, default="taylor", help="criterion (default taylor)")
+    add("--importance_method", choices=CRITERIA, default="obs", help="criterion (default obs, which knows the repair)")
     add(
         "--gradient_reduction",
         choices=("sequence", "sum"),
@@ -293,15 +293,16 @@ def _repair_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--reconstruct",
         choices=("none", "least_squares"),
-        default="none",
-        help="refit o_proj and down_proj on the calibration windows to the dense model's outputs (default none)",
+        help="refit o_proj and down_proj on the calibration windows to the dense model's outputs (default least_squares; "
+        "none where no other step reads that text or holds the model: magnitude without correction, --low_memory, "
+        "--plan without perplexity on it)",
     )
     add(
         "--reconstruct_target",
         choices=("stream", "dense", "pruned"),
         default="stream",
         help="what brings the residual stream back to the dense model's, or the dense block's outputs on the dense or "
-        "on the pruned stream; gemma takes dense for stream (default stream)",
+        "on the pruned stream (default stream)",
     )
 
 

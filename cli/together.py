@@ -27,6 +27,7 @@ def check_together(options: argparse.Namespace) -> None:
     options.cache_dir = cache_folder(options.cache_dir)
     if options.export and options.no_save_model:
         raise ValueError("--export needs the saved model: leave --no_save_model out")
+    options.reconstruct = options.reconstruct or ("least_squares" if _repairs_unasked(options) else "none")
     options.reconstructs = options.reconstruct != "none" and not options.dry_run
     if options.reconstructs and options.num_samples < 2:
         raise ValueError(
@@ -43,6 +44,15 @@ def check_together(options: argparse.Namespace) -> None:
         if options.plan is not None:
             run = f"replayed_{options.plan.stem}_{data}"
         options.output = Path("results") / name / run
+
+
+def _repairs_unasked(options: argparse.Namespace) -> bool:
+    """Where another step holds the model and reads the calibration text anyway, and there is a window to hold out."""
+    if options.low_memory or options.num_samples < 2:
+        return False
+    if options.plan is not None:
+        return "ppl" in options.measures and options.dataset in options.eval_datasets
+    return options.importance_method != "magnitude" or options.temperature > 0 or options.remedy == "auto"
 
 
 def _check_low_memory(options: argparse.Namespace) -> None:

@@ -36,7 +36,8 @@ def walk(model: str, ratio: str, output: Path) -> str:
 def arguments_of(model: str, ratio: str, output: Path, name: str) -> list[str]:
     base = ["--base_model", model, "--dataset", "pydoc", "--pruning_ratio", ratio, "--ratio_of", "prunable"]
     kept = ["--cache_dir", str(output / "cache"), "--output", str(output / name)]
-    return [*base, "--importance_method", "taylor", *shlex.split(RUNS[name]), "--no_save_model", *kept]
+    base += ["--importance_method", "taylor", "--reconstruct", "none"]  # a repair would hide the damage
+    return [*base, *shlex.split(RUNS[name]), "--no_save_model", *kept]
 
 
 def run_once(arguments: list[str], description: str) -> None:
