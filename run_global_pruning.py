@@ -32,7 +32,8 @@ def run(options: argparse.Namespace) -> None:
     """check → windows → load → importance → scores → plan → explain → repair → surgery → save → verify → evaluate →
     report.
 
-    With ``--remedy auto`` several plans are tried after the first, and the best is explained and carried out.
+    With ``--remedy auto`` several plans are tried after the first, and the best is explained and carried out;
+    ``--protect measured`` checks it block by block and caps those that lose more than promised.
     """
     for note in idle_options(options):
         print(f"note: {note}", file=sys.stderr)
@@ -44,9 +45,11 @@ def run(options: argparse.Namespace) -> None:
     from cli.deliver import deliver, write_card
     from cli.job import describe, make_deterministic, prepare, quieten_libraries, read_windows
     from cli.measured import ModelOnDemand
+    from cli.protect import check_the_plan, look_for_outliers
     from cli.remedy import take_the_best
     from cli.repair import repair
     from cli.steps import decide, explain, facts, judge_dense, judge_pruned
+    from cli.trials import HeldOut
     from diagnostics.console import closing_report
     from diagnostics.page.run_page import write_run_page
     from evaluation.evaluate import write_results
@@ -63,10 +66,13 @@ def run(options: argparse.Namespace) -> None:
     if not options.dry_run:
         model()  # needed in any case: weights that cannot be loaded are found before an earlier run is cleared
 
+    held_back = HeldOut(model, job, options)
+    job = look_for_outliers(model, job, options, calibration, kept, stages)
     decision = decide(model, job, options, calibration, kept, stages)
     if options.remedy == "auto" and options.plan is None:
         assert calibration is not None
-        job, decision = take_the_best(model, job, options, calibration, decision, kept, stages)
+        job, decision = take_the_best(model, job, options, calibration, decision, kept, held_back, stages)
+    decision = check_the_plan(model, job, options, decision, held_back, stages)
     plan = decision.plan
     with stages("explain"):
         diagnosis, written = explain(decision, job, options)
@@ -88,7 +94,7 @@ def run(options: argparse.Namespace) -> None:
             windows["calibration"] = calibration
         known = facts(decision, kept, model.streamed, repaired)
         record = run_record(asked, resolved(options), stages, job.device, windows, known)
-        tried = decision.remedy is not None
+        tried = "remedy" in decision.records
         written.append(write_run_page(options.output, record, options.argv, written, tried=tried))
         written.append(write_json(options.output / RECORD, record))
     results = {"dense": dense, "pruned": pruned}

@@ -60,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     _score_options(parser.add_argument_group("score transforms (clip, then normalise inside each layer)"))
     _correction_options(parser.add_argument_group("correction by block (after normalising, before ranking)"))
     _remedy_options(parser.add_argument_group("remedies"))
+    _allocation_options(parser.add_argument_group("protection and allocation (by loss on calibration text set aside)"))
     _calibration_options(parser.add_argument_group("calibration"))
     _repair_options(parser.add_argument_group("repair (after the plan, before surgery)"))
     _output_options(parser.add_argument_group("output"))
@@ -246,6 +247,17 @@ def _remedy_options(group: argparse._ArgumentGroup) -> None:
         default="advise",
         help="name remedies, or try them, measure the loss of each plan on calibration text set aside and prune with "
         "the best; what the command line sets is the baseline, which the best never loses to there (default advise)",
+    )
+
+
+def _allocation_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--protect",
+        choices=("none", "outliers", "measured"),
+        default="none",
+        help="outliers: never prune a channel whose output norm is over 30 times its block's median; measured: cap "
+        "blocks that alone lose far more than their scores promised, and spend the budget elsewhere (default none)",
     )
 
 

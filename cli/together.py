@@ -33,6 +33,14 @@ def check_together(options: argparse.Namespace) -> None:
             f"--reconstruct {options.reconstruct} holds a window out to decide by: --num_samples {options.num_samples} "
             "is too few, use 2 or more"
         )
+    options.measures_on_text = options.plan is None and (
+        options.importance_method != "magnitude"
+        or options.temperature > 0
+        or options.remedy == "auto"
+        or _tries(options)
+    )
+    if options.plan is None:
+        _check_allocation(options)
     if options.low_memory:
         _check_low_memory(options)
     if options.output is None:
@@ -45,12 +53,29 @@ def check_together(options: argparse.Namespace) -> None:
         options.output = Path("results") / name / run
 
 
+def _tries(options: argparse.Namespace) -> bool:
+    """Whether plans, or blocks of one, are measured on calibration text before surgery."""
+    return bool(options.protect != "none")
+
+
+def _check_allocation(options: argparse.Namespace) -> None:
+    """What measures blocks one by one moves the budget between them, and that needs widths of their own."""
+    if options.protect == "measured" and options.target == "stock":
+        raise ValueError(
+            "--protect measured caps single blocks, and --target stock gives all layers the same widths: leave one out"
+        )
+
+
 def _check_low_memory(options: argparse.Namespace) -> None:
     """Without the model in memory nothing can be run: no gradients, no activations, no evaluation."""
     if options.plan is None and (options.importance_method != "magnitude" or options.temperature):
         raise ValueError("--low_memory needs --importance_method magnitude with --temperature 0, or --plan FILE")
     if options.remedy == "auto" and options.plan is None:
         raise ValueError("--low_memory runs no model, and --remedy auto tries plans on it: leave one of them out")
+    if options.protect != "none" and options.plan is None:
+        raise ValueError(
+            f"--low_memory runs no model, and --protect {options.protect} measures on it: leave one of them out"
+        )
     if options.measures:
         raise ValueError("--low_memory evaluates nothing: add --run_evaluation none")
     if options.reconstruct != "none":
@@ -66,9 +91,8 @@ def idle_options(options: argparse.Namespace) -> list[str]:
     taylor = options.importance_method.startswith("taylor")
     replay, auto = options.plan is not None, options.remedy == "auto"
     corrects = options.temperature > 0 or auto
-    needs_text = not replay and (options.importance_method != "magnitude" or corrects)
-    repairs = options.reconstructs
-    batches = options.measures or corrects or (needs_text and not taylor) or repairs
+    needs_text, repairs = options.measures_on_text, options.reconstructs
+    batches = options.measures or corrects or (needs_text and not taylor) or repairs or _tries(options)
     rules = [
         ({"norm_method"}, not options.enable_grad_norm, "needs --enable_grad_norm"),
         (
@@ -107,5 +131,5 @@ _DECIDES_THE_PLAN = {
     *("pruning_ratio", "ratio_of", "importance_method", "gradient_reduction", "freeze_first_n_layers"),
     *("freeze_last_n_layers", "max_block_ratio", "min_kv_heads", "round_to", "epsilon", "enable_grad_clip"),
     *("clip_percentile_low", "clip_percentile_high", "enable_grad_norm", "norm_method", "temperature", "tau"),
-    *("prior", "prior_samples", "remedy"),
+    *("prior", "prior_samples", "remedy", "protect"),
 }

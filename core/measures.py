@@ -56,3 +56,16 @@ class Prior:
     method: str
     num_windows: int
     dense_nll: float | None = None
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """Channels whose output norm is more than ``threshold`` times the median of their block.
+
+    rows: int64 (n,), ascending rows of the GroupTable. factor: float64 (n,), norm over median.
+    """
+
+    rows: np.ndarray
+    factor: np.ndarray
+    threshold: float
+    num_windows: int

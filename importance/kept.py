@@ -1,7 +1,7 @@
 """What was measured as a cache entry, and back: the same numbers, bit for bit."""
 
 from core.cache import Entry
-from core.measures import GradientStatistics, Importance, Prior
+from core.measures import GradientStatistics, Importance, Outliers, Prior
 
 STATISTICS = ("mean", "norm", "min", "max")
 
@@ -48,3 +48,13 @@ def prior_entry(prior: Prior) -> Entry:
 
 def prior_from(entry: Entry) -> Prior:
     return Prior(block=entry.arrays["block"], layer=entry.arrays["layer"], **entry.facts)
+
+
+def outliers_entry(outliers: Outliers) -> Entry:
+    """rows int64 (n,), factor float64 (n,)."""
+    facts = {"threshold": outliers.threshold, "num_windows": outliers.num_windows}
+    return Entry({"rows": outliers.rows, "factor": outliers.factor}, facts)
+
+
+def outliers_from(entry: Entry) -> Outliers:
+    return Outliers(rows=entry.arrays["rows"], factor=entry.arrays["factor"], **entry.facts)
