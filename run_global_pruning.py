@@ -32,8 +32,9 @@ def run(options: argparse.Namespace) -> None:
     """check → windows → load → importance → scores → plan → explain → repair → surgery → save → verify → evaluate →
     report.
 
-    With ``--remedy auto`` several plans are tried after the first, and the best is explained and carried out;
-    ``--protect measured`` checks it block by block and caps those that lose more than promised.
+    With ``--remedy auto`` several plans are tried after the first, and the best is explained and carried out.
+    ``--rounds`` plans it in steps, ``--protect measured`` checks it block by block and caps those that lose more than
+    promised; both keep what loses least.
     """
     for note in idle_options(options):
         print(f"note: {note}", file=sys.stderr)
@@ -48,6 +49,7 @@ def run(options: argparse.Namespace) -> None:
     from cli.protect import check_the_plan, look_for_outliers
     from cli.remedy import take_the_best
     from cli.repair import repair
+    from cli.rounds import in_rounds
     from cli.steps import decide, explain, facts, judge_dense, judge_pruned
     from cli.trials import HeldOut
     from diagnostics.console import closing_report
@@ -72,6 +74,7 @@ def run(options: argparse.Namespace) -> None:
     if options.remedy == "auto" and options.plan is None:
         assert calibration is not None
         job, decision = take_the_best(model, job, options, calibration, decision, kept, held_back, stages)
+    decision = in_rounds(model, job, options, calibration, decision, held_back, stages)
     decision = check_the_plan(model, job, options, decision, held_back, stages)
     plan = decision.plan
     with stages("explain"):

@@ -66,19 +66,24 @@ def importance_of(
         with stages("importance"):
             if isinstance(dense, StreamedModel):
                 return importance_entry(dense.magnitude())
-            return importance_entry(
-                measure_importance(
-                    dense,
-                    job.source.family,
-                    job.source.architecture,
-                    calibration,
-                    criterion=options.importance_method,
-                    gradient_reduction=options.gradient_reduction,
-                    batch_size=options.batch_size,
-                )
-            )
+            return importance_entry(measured_importance(dense, job, options, calibration))
 
     return importance_from(kept.recall("importance", importance_key(options, calibration), measure))
+
+
+def measured_importance(
+    model: Any, job: Job, options: argparse.Namespace, calibration: TokenWindows | None
+) -> Importance:
+    """Of the model as it is, hooks included; no cache has a say."""
+    return measure_importance(
+        model,
+        job.source.family,
+        job.source.architecture,
+        calibration,
+        criterion=options.importance_method,
+        gradient_reduction=options.gradient_reduction,
+        batch_size=options.batch_size,
+    )
 
 
 def prior_of(

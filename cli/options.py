@@ -259,6 +259,14 @@ def _allocation_options(group: argparse._ArgumentGroup) -> None:
         help="outliers: never prune a channel whose output norm is over 30 times its block's median; measured: cap "
         "blocks that alone lose far more than their scores promised, and spend the budget elsewhere (default none)",
     )
+    add(
+        "--rounds",
+        type=number(int, 1, math.inf),
+        default=1,
+        metavar="N",
+        help="prune in N steps with importance measured again after each; kept only where it loses less than one step "
+        "(default 1)",
+    )
 
 
 def _calibration_options(group: argparse._ArgumentGroup) -> None:

@@ -75,10 +75,14 @@ def plan_with(job: Job, options: argparse.Namespace, importance: Importance, pri
     return Decision(plan_from(job, options, scores), importance, prior, scores)
 
 
-def plan_from(job: Job, options: argparse.Namespace, scores: Scores) -> PruningPlan:
-    """The plan of a ranking under the job's limits."""
+def plan_from(job: Job, options: argparse.Namespace, scores: Scores, ratio: float | None = None) -> PruningPlan:
+    """The plan of a ranking under the job's limits. ratio: another than ``--pruning_ratio``."""
     architecture = job.source.architecture
-    asked = {"ratio": options.pruning_ratio, "ratio_of": options.ratio_of, "limits": job.limits}
+    asked = {
+        "ratio": options.pruning_ratio if ratio is None else ratio,
+        "ratio_of": options.ratio_of,
+        "limits": job.limits,
+    }
     if job.limits.uniform:
         return plan_uniform(architecture, scores.score, scores.order, **asked)
     return plan_removal(architecture, scores.order, **asked)

@@ -55,11 +55,21 @@ def check_together(options: argparse.Namespace) -> None:
 
 def _tries(options: argparse.Namespace) -> bool:
     """Whether plans, or blocks of one, are measured on calibration text before surgery."""
-    return bool(options.protect != "none")
+    in_rounds = options.rounds > 1 and options.importance_method != "magnitude"
+    return bool(options.protect != "none" or in_rounds)
 
 
 def _check_allocation(options: argparse.Namespace) -> None:
     """What measures blocks one by one moves the budget between them, and that needs widths of their own."""
+    if options.rounds > 1 and options.epsilon:
+        raise ValueError(
+            f"--rounds {options.rounds} takes groups, and --epsilon {options.epsilon:g} whole layers: leave one out"
+        )
+    if options.rounds > 1 and options.target == "stock":
+        raise ValueError(
+            f"--rounds {options.rounds} keeps gone what went before, and --target stock chooses equal widths anew: "
+            "leave one out"
+        )
     if options.protect == "measured" and options.target == "stock":
         raise ValueError(
             "--protect measured caps single blocks, and --target stock gives all layers the same widths: leave one out"
@@ -72,10 +82,9 @@ def _check_low_memory(options: argparse.Namespace) -> None:
         raise ValueError("--low_memory needs --importance_method magnitude with --temperature 0, or --plan FILE")
     if options.remedy == "auto" and options.plan is None:
         raise ValueError("--low_memory runs no model, and --remedy auto tries plans on it: leave one of them out")
-    if options.protect != "none" and options.plan is None:
-        raise ValueError(
-            f"--low_memory runs no model, and --protect {options.protect} measures on it: leave one of them out"
-        )
+    for name, value, off in (("protect", options.protect, "none"), ("rounds", options.rounds, 1)):
+        if value != off and options.plan is None:
+            raise ValueError(f"--low_memory runs no model, and --{name} {value} measures on it: leave one of them out")
     if options.measures:
         raise ValueError("--low_memory evaluates nothing: add --run_evaluation none")
     if options.reconstruct != "none":
@@ -104,6 +113,7 @@ def idle_options(options: argparse.Namespace) -> list[str]:
         ({"gradient_reduction"}, not taylor, "acts on taylor and taylor_2nd only"),
         (_CALIBRATES, not (needs_text or replay or repairs), "acts where text is measured, not on magnitude"),
         ({"prior_samples"}, options.prior_samples > options.num_samples, "is cut to --num_samples"),
+        ({"rounds"}, options.importance_method == "magnitude", "does not act on magnitude, which stays as it was"),
         ({"batch_size"}, not batches, "does not act here: taylor takes one sequence a backward pass, magnitude none"),
         ({"eval_task_path"}, not options.tasks, "needs --eval_tasks or --run_evaluation tasks"),
         (
@@ -131,5 +141,5 @@ _DECIDES_THE_PLAN = {
     *("pruning_ratio", "ratio_of", "importance_method", "gradient_reduction", "freeze_first_n_layers"),
     *("freeze_last_n_layers", "max_block_ratio", "min_kv_heads", "round_to", "epsilon", "enable_grad_clip"),
     *("clip_percentile_low", "clip_percentile_high", "enable_grad_norm", "norm_method", "temperature", "tau"),
-    *("prior", "prior_samples", "remedy", "protect"),
+    *("prior", "prior_samples", "remedy", "protect", "rounds"),
 }

@@ -65,6 +65,7 @@ ACTS: dict[str, tuple[list[str], list[str], str]] = {
     "--eval_seq_len": (["--eval_seq_len", "16"], [], "evaluation"),
     "--eval_samples": (["--eval_samples", "2"], [], "evaluation"),
     "--protect": (["--protect", "measured"], [], "files"),
+    "--rounds": (["--rounds", "2"], [], "files"),
     "--target": (["--target", "stock"], [], "plan"),
     "--tensor_parallel": (["--target", "vllm", "--tensor_parallel", "2"], ["--target", "vllm"], "plan"),
     "--max_shard_size": (["--max_shard_size", "20KB"], [], "files"),
