@@ -33,8 +33,8 @@ def run(options: argparse.Namespace) -> None:
     report.
 
     With ``--remedy auto`` several plans are tried after the first, and the best is explained and carried out.
-    ``--rounds`` plans it in steps, ``--protect measured`` checks it block by block and caps those that lose more than
-    promised; both keep what loses least.
+    ``--rounds`` plans in steps, ``--allocate searched`` spends the budget by measured loss, ``--protect measured`` caps
+    blocks that lose more than promised; each keeps what loses less.
     """
     for note in idle_options(options):
         print(f"note: {note}", file=sys.stderr)
@@ -42,6 +42,7 @@ def run(options: argparse.Namespace) -> None:
     asked, stages = resolved(options), Stages()
 
     # Imported here, so that --help and wrong options answer at once.
+    from cli.allocate import search_allocation
     from cli.cache import KeptMeasurements
     from cli.deliver import deliver, write_card
     from cli.job import describe, make_deterministic, prepare, quieten_libraries, read_windows
@@ -75,6 +76,7 @@ def run(options: argparse.Namespace) -> None:
         assert calibration is not None
         job, decision = take_the_best(model, job, options, calibration, decision, kept, held_back, stages)
     decision = in_rounds(model, job, options, calibration, decision, held_back, stages)
+    decision = search_allocation(model, job, options, decision, held_back, stages)
     decision = check_the_plan(model, job, options, decision, held_back, stages)
     plan = decision.plan
     with stages("explain"):

@@ -260,6 +260,20 @@ def _allocation_options(group: argparse._ArgumentGroup) -> None:
         "blocks that alone lose far more than their scores promised, and spend the budget elsewhere (default none)",
     )
     add(
+        "--allocate",
+        choices=("global", "searched"),
+        default="global",
+        help="spend the budget by one ranking of all scores, or by the measured loss of each block at several widths; "
+        "searched is kept only where it loses less (default global)",
+    )
+    add(
+        "--minutes",
+        type=number(float, 0, math.inf, open_low=True, open_high=True),
+        default=10.0,
+        metavar="M",
+        help="wall-clock minutes for --allocate searched, cut after a whole level (default 10)",
+    )
+    add(
         "--rounds",
         type=number(int, 1, math.inf),
         default=1,

@@ -56,7 +56,7 @@ def check_together(options: argparse.Namespace) -> None:
 def _tries(options: argparse.Namespace) -> bool:
     """Whether plans, or blocks of one, are measured on calibration text before surgery."""
     in_rounds = options.rounds > 1 and options.importance_method != "magnitude"
-    return bool(options.protect != "none" or in_rounds)
+    return bool(options.protect != "none" or options.allocate == "searched" or in_rounds)
 
 
 def _check_allocation(options: argparse.Namespace) -> None:
@@ -68,6 +68,20 @@ def _check_allocation(options: argparse.Namespace) -> None:
     if options.rounds > 1 and options.target == "stock":
         raise ValueError(
             f"--rounds {options.rounds} keeps gone what went before, and --target stock chooses equal widths anew: "
+            "leave one out"
+        )
+    if options.allocate == "searched" and options.target == "stock":
+        raise ValueError(
+            "--allocate searched gives every block its own share, and --target stock gives all layers the same widths: "
+            "leave one out"
+        )
+    if options.allocate == "searched" and options.epsilon:
+        raise ValueError(
+            f"--allocate searched takes groups, and --epsilon {options.epsilon:g} whole layers: leave one out"
+        )
+    if options.allocate == "searched" and options.protect == "measured":
+        raise ValueError(
+            "--allocate searched measures every block itself, and --protect measured would cap what it chose: "
             "leave one out"
         )
     if options.protect == "measured" and options.target == "stock":
@@ -82,7 +96,12 @@ def _check_low_memory(options: argparse.Namespace) -> None:
         raise ValueError("--low_memory needs --importance_method magnitude with --temperature 0, or --plan FILE")
     if options.remedy == "auto" and options.plan is None:
         raise ValueError("--low_memory runs no model, and --remedy auto tries plans on it: leave one of them out")
-    for name, value, off in (("protect", options.protect, "none"), ("rounds", options.rounds, 1)):
+    tried = (
+        ("protect", options.protect, "none"),
+        ("allocate", options.allocate, "global"),
+        ("rounds", options.rounds, 1),
+    )
+    for name, value, off in tried:
         if value != off and options.plan is None:
             raise ValueError(f"--low_memory runs no model, and --{name} {value} measures on it: leave one of them out")
     if options.measures:
@@ -113,6 +132,7 @@ def idle_options(options: argparse.Namespace) -> list[str]:
         ({"gradient_reduction"}, not taylor, "acts on taylor and taylor_2nd only"),
         (_CALIBRATES, not (needs_text or replay or repairs), "acts where text is measured, not on magnitude"),
         ({"prior_samples"}, options.prior_samples > options.num_samples, "is cut to --num_samples"),
+        ({"minutes"}, options.allocate != "searched", "needs --allocate searched"),
         ({"rounds"}, options.importance_method == "magnitude", "does not act on magnitude, which stays as it was"),
         ({"batch_size"}, not batches, "does not act here: taylor takes one sequence a backward pass, magnitude none"),
         ({"eval_task_path"}, not options.tasks, "needs --eval_tasks or --run_evaluation tasks"),
@@ -141,5 +161,5 @@ _DECIDES_THE_PLAN = {
     *("pruning_ratio", "ratio_of", "importance_method", "gradient_reduction", "freeze_first_n_layers"),
     *("freeze_last_n_layers", "max_block_ratio", "min_kv_heads", "round_to", "epsilon", "enable_grad_clip"),
     *("clip_percentile_low", "clip_percentile_high", "enable_grad_norm", "norm_method", "temperature", "tau"),
-    *("prior", "prior_samples", "remedy", "protect", "rounds"),
+    *("prior", "prior_samples", "remedy", "protect", "allocate", "minutes", "rounds"),
 }

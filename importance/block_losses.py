@@ -6,7 +6,7 @@ Measured from the input that the block's layer had in the dense pass (``prefixes
 the windows. The windows are calibration text that importance did not see.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,10 @@ from importance.measuring import left_as_found
 from importance.prefixes import PrefixedLoss
 
 
+class TimeUpError(Exception):
+    """The measurement was told that it takes too long; nothing of it is left."""
+
+
 @torch.no_grad()
 def measure_block_losses(
     model: Any,
@@ -33,11 +37,13 @@ def measure_block_losses(
     blocks: Sequence[tuple[int, int]] | None = None,
     batch_size: int | None = None,
     description: str = "blocks",
+    is_late: Callable[[], bool] | None = None,
 ) -> np.ndarray:
     """float64 (L, 2): Delta of every block at its part of ``keep``, bool (G,); 0 where nothing of it goes.
 
-    blocks: (layer, kind) of those to measure; the others are 0. None: all. The model is left as found. Raises
-    NumericalError where a loss is NaN or Inf.
+    blocks: (layer, kind) of those to measure; the others are 0. None: all. is_late: asked before every variant; once
+    it says so the measurement ends with TimeUpError, as blocks would not be comparable. The model is left as found.
+    Raises NumericalError where a loss is NaN or Inf.
     """
     groups = architecture.groups
     wanted = [
@@ -55,6 +61,8 @@ def measure_block_losses(
             ids = torch.from_numpy(batch).to(device)
             dense, found = loss.dense_pass(ids), np.zeros_like(total)
             for layer, kind in wanted:
+                if is_late is not None and is_late():
+                    raise TimeUpError
                 part, shape = keep[groups.rows(layer, kind)], architecture.layers[layer]
                 with loss.starting_at(layer), silenced(loss.layers[layer], family, shape, kind, part):
                     found[layer, kind] = loss.nll(ids) - dense
