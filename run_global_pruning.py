@@ -51,6 +51,7 @@ def run(options: argparse.Namespace) -> None:
     from cli.remedy import take_the_best
     from cli.repair import repair
     from cli.rounds import in_rounds
+    from cli.stability import with_stability
     from cli.steps import decide, explain, facts, judge_dense, judge_pruned
     from cli.trials import HeldOut
     from diagnostics.console import closing_report
@@ -75,6 +76,7 @@ def run(options: argparse.Namespace) -> None:
     if options.remedy == "auto" and options.plan is None:
         assert calibration is not None
         job, decision = take_the_best(model, job, options, calibration, decision, kept, held_back, stages)
+    decision = with_stability(job, options, decision)
     decision = in_rounds(model, job, options, calibration, decision, held_back, stages)
     decision = search_allocation(model, job, options, decision, held_back, stages)
     decision = check_the_plan(model, job, options, decision, held_back, stages)

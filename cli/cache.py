@@ -18,7 +18,7 @@ from core.cache import BadEntryError, Entry, entry_path, read_entry, write_entry
 from core.windows import TokenWindows
 from models.identity import model_identity
 
-SCHEMA = 1  # of the entries' content; raised when arrays or facts get another meaning
+SCHEMA = 2  # of the entries' content; raised when arrays or facts get another meaning
 PACKAGES = ("global-pruning", "numpy", "torch", "transformers")
 ROOT = Path(__file__).resolve().parent.parent
 # Files that decide what is measured. Names of folders mean every Python file below them.

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from cli.measured import DensePerplexities, ModelOnDemand, importance_of, prior_
 from cli.output import clear_earlier_run
 from cli.record import Stages
 from core.files import write_json
-from core.measures import Importance, Prior
+from core.measures import Importance, Prior, Stability
 from core.plan import PruningPlan
 from core.windows import TokenWindows
 from diagnostics.diagnosis import Diagnosis, diagnose
@@ -32,7 +32,8 @@ from pruning.uniform import plan_uniform
 class Decision:
     """The plan and what led to it; all but the plan are None where a saved one is replayed.
 
-    check: what each block of the plan loses alone, where it was measured.
+    check: what each block of the plan loses alone, where it was measured. stability: of the ranking by the first
+    importance, whatever rounds, caps and searches made of it.
     records: what was tried on the way, as the content of ``analysis/<name>.json``.
     """
 
@@ -41,6 +42,7 @@ class Decision:
     prior: Prior | None = None
     scores: Scores | None = None
     check: PlanCheck | None = None
+    stability: Stability | None = None
     records: dict[str, Any] = field(default_factory=dict)
 
     def noting(self, **records: Any) -> "Decision":
@@ -104,7 +106,7 @@ def explain(decision: Decision, job: Job, options: argparse.Namespace) -> tuple[
 def diagnosis_of(job: Job, options: argparse.Namespace, decision: Decision) -> Diagnosis:
     architecture, active = job.source.architecture, active_remedies(job, options)
     importance, scores = decision.importance, decision.scores
-    extras = Extras(outliers=job.outliers, check=decision.check)
+    extras = Extras(outliers=job.outliers, check=decision.check, stability=decision.stability)
     return diagnose(architecture, importance, scores, decision.plan, decision.prior, job.frozen, active, extras)
 
 
@@ -197,6 +199,7 @@ def facts(
         "windows_used": importance.windows_used if importance else 0,
         "windows_skipped": importance.windows_skipped if importance else 0,
         "second_order_share": importance.second_order_share if importance else None,
+        "stability": asdict(decision.stability) if decision.stability else None,
         "repaired_blocks": repaired.num_repaired if repaired else 0,
         "repair_median_change": repaired.median_change if repaired else None,
         "streamed": streamed,

@@ -120,7 +120,7 @@ def idle_options(options: argparse.Namespace) -> list[str]:
     replay, auto = options.plan is not None, options.remedy == "auto"
     corrects = options.temperature > 0 or auto
     needs_text, repairs = options.measures_on_text, options.reconstructs
-    batches = options.measures or corrects or (needs_text and not taylor) or repairs or _tries(options)
+    batches = options.measures or corrects or (needs_text and (not taylor or _tries(options))) or repairs
     rules = [
         ({"norm_method"}, not options.enable_grad_norm, "needs --enable_grad_norm"),
         (

@@ -18,6 +18,7 @@ RULES: tuple[Rule, ...] = (
     rules_of_transforms.clipping_flattens,
     rules_of_gradients.gradient_ratio_undefined,
     rules_of_the_run.skipped_windows,
+    rules_of_the_run.unstable,
     rules_of_rates.few_extreme_layers,
     rules_of_rates.uneven,
     rules_of_the_run.removed_layers,

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from core.groups import Architecture
-from core.measures import NO_GRADIENTS, GradientStatistics, Importance, Outliers, Prior
+from core.measures import NO_GRADIENTS, GradientStatistics, Importance, Outliers, Prior, Stability
 from core.plan import PruningPlan
 from diagnostics.plan_check import PlanCheck
 from diagnostics.weighted import layer_means, layer_quantiles
@@ -35,10 +35,12 @@ class Scores(Protocol):
 
 @dataclass(frozen=True)
 class Extras:
-    """What only some runs measure. outliers: channels of huge output norm. check: each block's loss alone."""
+    """What only some runs measure. outliers: channels of huge output norm. check: each block's loss alone.
+    stability: what plans from two halves of the windows share."""
 
     outliers: Outliers | None = None
     check: PlanCheck | None = None
+    stability: Stability | None = None
 
 
 def extreme_threshold(achieved: float) -> float:

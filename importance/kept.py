@@ -7,9 +7,12 @@ STATISTICS = ("mean", "norm", "min", "max")
 
 
 def importance_entry(importance: Importance) -> Entry:
-    """values float64 (G,); mean, norm, min and max float64 (L,) where gradients were seen."""
+    """values float64 (G,); halves float64 (2, G) where there are any; mean, norm, min and max float64 (L,) where
+    gradients were seen."""
     gradients = importance.gradients
     arrays = {"values": importance.values}
+    if importance.halves is not None:
+        arrays["halves"] = importance.halves
     if gradients is not None:
         arrays |= {f"gradient_{name}": getattr(gradients, name) for name in STATISTICS}
     facts = {
@@ -37,6 +40,7 @@ def importance_from(entry: Entry) -> Importance:
         windows_skipped=facts["windows_skipped"],
         second_order_share=facts["second_order_share"],
         notes=facts["notes"],
+        halves=arrays.get("halves"),
     )
 
 
