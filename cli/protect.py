@@ -25,6 +25,7 @@ from core.windows import TokenWindows
 from diagnostics.plan_check import FLAG_FACTOR, FLAG_SHARE, PlanCheck, check_of, halved_caps
 from diagnostics.wording import name_blocks
 from importance.block_losses import measure_block_losses
+from importance.scoring import Scores
 
 REPEATS = 3
 
@@ -85,14 +86,14 @@ def check_the_plan(
             reason = "All blocks lose about what was promised now."
             if len(check.flagged):
                 reason = f"{name_blocks(check.flagged)} still lose more than promised after {repeat} rounds of caps."
-        kept_check = [trial for trial in tried if trial["blocks"] is not None][-1]
+        taken = [trial for trial in tried if trial["blocks"] is not None][-1]
         record = {
             "reason": reason,
             "repeats_at_most": REPEATS,
             "flag_factor": FLAG_FACTOR,
             "flag_share": FLAG_SHARE,
             "windows": held_out.describe(),
-            "tried": [trial | {"taken": trial is kept_check} for trial in tried],
+            "tried": [trial | {"taken": trial is taken} for trial in tried],
         }
     print(f"plan check: {reason}", file=sys.stderr)
     return replace(best, check=check).noting(plan_check=record)
@@ -133,6 +134,6 @@ def _widths(job: Job) -> np.ndarray:
     return np.array([shape.widths for shape in job.source.architecture.layers], dtype=np.int64).ravel()
 
 
-def _scores(decision: Decision) -> Any:
+def _scores(decision: Decision) -> Scores:
     assert decision.scores is not None
     return decision.scores

@@ -6,7 +6,7 @@ Measured from the input that the block's layer had in the dense pass (``prefixes
 the windows. The windows are calibration text that importance did not see.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,23 +34,21 @@ def measure_block_losses(
     windows: TokenWindows,
     keep: np.ndarray,
     *,
-    blocks: Sequence[tuple[int, int]] | None = None,
     batch_size: int | None = None,
     description: str = "blocks",
     is_late: Callable[[], bool] | None = None,
 ) -> np.ndarray:
     """float64 (L, 2): Delta of every block at its part of ``keep``, bool (G,); 0 where nothing of it goes.
 
-    blocks: (layer, kind) of those to measure; the others are 0. None: all. is_late: asked before every variant; once
-    it says so the measurement ends with TimeUpError, as blocks would not be comparable. The model is left as found.
-    Raises NumericalError where a loss is NaN or Inf.
+    is_late: asked before every variant; once it says so the measurement ends with TimeUpError, as blocks would not be
+    comparable. The model is left as found. Raises NumericalError where a loss is NaN or Inf.
     """
     groups = architecture.groups
     wanted = [
         (layer, kind)
         for layer in range(architecture.num_layers)
         for kind in range(len(KINDS))
-        if (blocks is None or (layer, kind) in blocks) and not keep[groups.rows(layer, kind)].all()
+        if not keep[groups.rows(layer, kind)].all()
     ]
     device = next(model.parameters()).device
     total = np.zeros((architecture.num_layers, len(KINDS)))
