@@ -211,9 +211,9 @@ def _removable_groups(architecture: Architecture, limits: Limits) -> np.ndarray:
 
 def _most(architecture: Architecture, limits: Limits) -> np.ndarray:
     """int64 (2L,): the most groups of each block that protection and caps let go, steps and floors aside."""
-    groups, blocks = architecture.groups, 2 * architecture.num_layers
-    held = np.bincount(groups.block[list(limits.protected)], minlength=blocks) if limits.protected else 0
-    most = np.array([shape.widths for shape in architecture.layers], dtype=np.int64).ravel() - held
+    most = np.array([shape.widths for shape in architecture.layers], dtype=np.int64).ravel()
+    if limits.protected:
+        most -= np.bincount(architecture.groups.block[list(limits.protected)], minlength=len(most))
     return np.minimum(most, limits.caps) if limits.caps else most
 
 
