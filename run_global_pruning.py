@@ -33,6 +33,8 @@ def run(options: argparse.Namespace) -> None:
     report.
 
     With ``--remedy auto`` several plans are tried after the first, and the best is explained and carried out.
+    ``--rounds`` plans in steps, ``--allocate searched`` spends the budget by measured loss, ``--protect measured`` caps
+    blocks that lose more than promised; each keeps what loses less.
     """
     for note in idle_options(options):
         print(f"note: {note}", file=sys.stderr)
@@ -40,13 +42,18 @@ def run(options: argparse.Namespace) -> None:
     asked, stages = resolved(options), Stages()
 
     # Imported here, so that --help and wrong options answer at once.
+    from cli.allocate import search_allocation
     from cli.cache import KeptMeasurements
     from cli.deliver import deliver, write_card
     from cli.job import describe, make_deterministic, prepare, quieten_libraries, read_windows
     from cli.measured import ModelOnDemand
+    from cli.protect import check_the_plan, look_for_outliers
     from cli.remedy import take_the_best
     from cli.repair import judge_before_repair, repair
+    from cli.rounds import in_rounds
+    from cli.stability import with_stability
     from cli.steps import decide, explain, facts, judge_dense, judge_pruned
+    from cli.trials import HeldOut
     from diagnostics.console import closing_report
     from diagnostics.page.run_page import write_run_page
     from evaluation.evaluate import results
@@ -63,10 +70,16 @@ def run(options: argparse.Namespace) -> None:
     if not options.dry_run:
         model()  # needed in any case: weights that cannot be loaded are found before an earlier run is cleared
 
+    held_back = HeldOut(model, job, options)
+    job = look_for_outliers(model, job, options, calibration, kept, stages)
     decision = decide(model, job, options, calibration, kept, stages)
     if options.remedy == "auto" and options.plan is None:
         assert calibration is not None
-        job, decision = take_the_best(model, job, options, calibration, decision, kept, stages)
+        job, decision = take_the_best(model, job, options, calibration, decision, kept, held_back, stages)
+    decision = with_stability(job, options, decision)
+    decision = in_rounds(model, job, options, calibration, decision, held_back, stages)
+    decision = search_allocation(model, job, options, decision, held_back, stages)
+    decision = check_the_plan(model, job, options, decision, held_back, stages)
     plan = decision.plan
     with stages("explain"):
         diagnosis, written = explain(decision, job, options)
@@ -90,7 +103,7 @@ def run(options: argparse.Namespace) -> None:
             windows["calibration"] = calibration
         known = facts(decision, kept, model.streamed, repaired)
         record = run_record(asked, resolved(options), stages, job.device, windows, known)
-        tried = decision.remedy is not None
+        tried = "remedy" in decision.records
         written.append(write_run_page(options.output, record, options.argv, written, tried=tried))
         written.append(write_json(options.output / RECORD, record))
     print(closing_report(diagnosis, plan, evaluation, None if tried else options.argv, options.output, written))

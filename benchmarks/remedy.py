@@ -23,7 +23,7 @@ from benchmarks.program import run_program
 from calibration import evaluation_windows
 from cli.job import prepare
 from cli.options import parse_options
-from cli.remedy import loss_under
+from cli.trials import loss_under
 from diagnostics.trials import paired
 from models.loading import load_model
 from pruning.plan_file import read_plan
@@ -51,7 +51,7 @@ def main() -> int:
                     output = Path(work) / f"{ratio}-{seed}-{remedy}"
                     plan_into(output, [*base, "--pruning_ratio", ratio, "--seed", seed, "--remedy", remedy], work)
                     plan = read_plan(output / "analysis" / "pruning_plan.json", job.source.architecture)
-                    found[remedy] = loss_under(model, job, plan, windows, None, remedy)
+                    found[remedy] = loss_under(model, job.source.family, plan, windows, None, remedy)
                 taken = json.loads((output / "analysis" / "remedy.json").read_text())["taken"]
                 rows.append(row(ratio, seed, found["advise"], found["auto"], taken))
                 print(rows[-1], file=sys.stderr, flush=True)

@@ -18,7 +18,7 @@ from core.cache import BadEntryError, Entry, entry_path, read_entry, write_entry
 from core.windows import TokenWindows
 from models.identity import model_identity
 
-SCHEMA = 1  # of the entries' content; raised when arrays or facts get another meaning
+SCHEMA = 2  # of the entries' content; raised when arrays or facts get another meaning
 PACKAGES = ("global-pruning", "numpy", "torch", "transformers")
 ROOT = Path(__file__).resolve().parent.parent
 # Files that decide what is measured. Names of folders mean every Python file below them.
@@ -27,7 +27,7 @@ OF_PERPLEXITY = ("evaluation/measuring.py", "evaluation/perplexity.py")
 
 
 class KeptMeasurements:
-    """Importance, prior and dense perplexity, taken from an earlier run that measured them under the same key.
+    """Importance, prior, outliers and dense perplexity, from an earlier run that measured them under the same key.
 
     outcomes: part -> ``hit``, ``miss``, ``damaged``, ``foreign`` (the last three were measured) or ``off``.
     Nothing that goes wrong here stops a run: it is said on stderr and measured.
@@ -124,6 +124,10 @@ def prior_key(options: argparse.Namespace, windows: TokenWindows) -> dict[str, A
         "seed": options.seed,
         "windows": windows_key(windows),
     }
+
+
+def outliers_key(windows: TokenWindows) -> dict[str, Any]:
+    return {"windows": windows_key(windows)}
 
 
 def perplexity_key(windows: TokenWindows) -> dict[str, Any]:

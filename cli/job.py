@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from calibration import calibration_windows, check_dataset, evaluation_windows
+from core.measures import Outliers
 from core.plan import PruningPlan
 from core.windows import TokenWindows
 from evaluation.catalogue import check_tasks
@@ -27,6 +28,7 @@ class Job:
 
     dtype: the model computes in it. saved_dtype: checkpoints are written in it. plan: a replayed decision, or None.
     needs_text: whether anything is measured or refitted on calibration windows. evaluates: datasets for perplexity.
+    outliers: those of the model, once they have been measured; ``limits`` protects them where that was asked for.
     """
 
     source: ModelSource
@@ -38,6 +40,7 @@ class Job:
     plan: PruningPlan | None
     needs_text: bool
     evaluates: tuple[str, ...]
+    outliers: Outliers | None = None
 
     @property
     def frozen(self) -> np.ndarray:
@@ -55,10 +58,7 @@ def prepare(options: argparse.Namespace) -> Job:
     plan = read_plan(options.plan, source.architecture) if options.plan else None
     if plan is not None:
         check_plan(options.target, plan, **shapes)
-    measures = plan is None and (
-        options.importance_method != "magnitude" or options.temperature > 0 or options.remedy == "auto"
-    )
-    needs_text = measures or options.reconstructs
+    needs_text = options.measures_on_text or options.reconstructs
     if plan is None:
         budget_params(source.architecture, options.pruning_ratio, options.ratio_of, limits)
     if needs_text:

@@ -1,19 +1,29 @@
-"""Importance, prior and dense evaluation: from the cache where an earlier run measured them, else from the model."""
+"""Importance, prior, outliers and dense evaluation: from the cache of an earlier run, else from the model."""
 
 import argparse
 from typing import Any
 
-from cli.cache import KeptMeasurements, importance_key, perplexity_key, prior_key
+from cli.cache import KeptMeasurements, importance_key, outliers_key, perplexity_key, prior_key
 from cli.job import Job
 from cli.low_memory import StreamedModel, streams
 from cli.record import Stages
 from core.cache import Entry
-from core.measures import Importance, Prior
+from core.measures import Importance, Outliers, Prior
 from core.windows import TokenWindows
-from importance.kept import importance_entry, importance_from, prior_entry, prior_from
+from importance.kept import (
+    importance_entry,
+    importance_from,
+    outliers_entry,
+    outliers_from,
+    prior_entry,
+    prior_from,
+)
 from importance.measure import measure_importance
+from importance.outliers import find_outliers
 from importance.priors import measure_prior
 from models.loading import load_model
+
+OUTLIER_WINDOWS = 16  # such channels stand out on any text, and on few tokens
 
 
 class ModelOnDemand:
@@ -56,19 +66,24 @@ def importance_of(
         with stages("importance"):
             if isinstance(dense, StreamedModel):
                 return importance_entry(dense.magnitude())
-            return importance_entry(
-                measure_importance(
-                    dense,
-                    job.source.family,
-                    job.source.architecture,
-                    calibration,
-                    criterion=options.importance_method,
-                    gradient_reduction=options.gradient_reduction,
-                    batch_size=options.batch_size,
-                )
-            )
+            return importance_entry(measured_importance(dense, job, options, calibration))
 
     return importance_from(kept.recall("importance", importance_key(options, calibration), measure))
+
+
+def measured_importance(
+    model: Any, job: Job, options: argparse.Namespace, calibration: TokenWindows | None
+) -> Importance:
+    """Of the model as it is, hooks included; no cache has a say."""
+    return measure_importance(
+        model,
+        job.source.family,
+        job.source.architecture,
+        calibration,
+        criterion=options.importance_method,
+        gradient_reduction=options.gradient_reduction,
+        batch_size=options.batch_size,
+    )
 
 
 def prior_of(
@@ -88,6 +103,25 @@ def prior_of(
             return prior_entry(measure_prior(dense, family, some, method=options.prior, batch_size=size))
 
     return prior_from(kept.recall("prior", prior_key(options, some), measure))
+
+
+def outliers_of(
+    model: ModelOnDemand,
+    job: Job,
+    options: argparse.Namespace,
+    calibration: TokenWindows,
+    kept: KeptMeasurements,
+    stages: Stages,
+) -> Outliers:
+    some = calibration.head(OUTLIER_WINDOWS)
+
+    def measure() -> Entry:
+        dense = model()
+        with stages("outliers"):
+            architecture, size = job.source.architecture, options.batch_size
+            return outliers_entry(find_outliers(dense, job.source.family, architecture, some, batch_size=size))
+
+    return outliers_from(kept.recall("outliers", outliers_key(some), measure))
 
 
 class DensePerplexities:

@@ -60,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     _score_options(parser.add_argument_group("score transforms (clip, then normalise inside each layer)"))
     _correction_options(parser.add_argument_group("correction by block (after normalising, before ranking)"))
     _remedy_options(parser.add_argument_group("remedies"))
+    _allocation_options(parser.add_argument_group("protection and allocation (by loss on calibration text set aside)"))
     _calibration_options(parser.add_argument_group("calibration"))
     _repair_options(parser.add_argument_group("repair (after the plan, before surgery)"))
     _output_options(parser.add_argument_group("output"))
@@ -249,6 +250,39 @@ def _remedy_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _allocation_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--protect",
+        choices=("none", "outliers", "measured"),
+        default="none",
+        help="outliers: never prune a channel whose output norm is over 30 times its block's median; measured: cap "
+        "blocks that alone lose far more than their scores promised, and spend the budget elsewhere (default none)",
+    )
+    add(
+        "--allocate",
+        choices=("global", "searched"),
+        default="global",
+        help="spend the budget by one ranking of all scores, or by the measured loss of each block at several widths; "
+        "searched is kept only where it loses less (default global)",
+    )
+    add(
+        "--minutes",
+        type=number(float, 0, math.inf, open_low=True, open_high=True),
+        default=10.0,
+        metavar="M",
+        help="wall-clock minutes for --allocate searched, cut after a whole level (default 10)",
+    )
+    add(
+        "--rounds",
+        type=number(int, 1, math.inf),
+        default=1,
+        metavar="N",
+        help="prune in N steps with importance measured again after each; kept only where it loses less than one step "
+        "(default 1)",
+    )
+
+
 def _calibration_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add(
@@ -293,9 +327,9 @@ def _repair_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--reconstruct",
         choices=("none", "least_squares"),
-        help="refit o_proj and down_proj on the calibration windows to the dense model's outputs (default least_squares; "
-        "none where no other step reads that text or holds the model: magnitude without correction, --low_memory, "
-        "--plan without perplexity on it)",
+        help="refit o_proj and down_proj on the calibration windows to the dense model's outputs (default "
+        "least_squares; none where no other step reads that text or holds the model: magnitude without correction, "
+        "--low_memory, --plan without perplexity on it)",
     )
     add(
         "--reconstruct_target",

@@ -1,7 +1,7 @@
 """``--remedy auto``: try the remedies on the scores at hand, measure what each plan costs, prune with the best.
 
-A candidate costs one forward pass over TRIAL_WINDOWS windows of calibration text that importance did not see, with the
-groups that its plan removes silenced by hooks; no surgery, no second model. The baseline is the command line as given.
+A candidate costs one forward pass over the windows of ``trials``, calibration text that importance did not see. The
+baseline is the command line as given.
 """
 
 import argparse
@@ -12,26 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from calibration import calibration_windows
 from cli.cache import KeptMeasurements
 from cli.job import Job, transforms_of
 from cli.measured import ModelOnDemand, prior_of
 from cli.options import build_parser
 from cli.record import Stages
-from cli.steps import Decision, active_remedies, plan_with
+from cli.steps import Decision, active_remedies, diagnosis_of, plan_with
+from cli.trials import HeldOut
 from core.errors import PruningError
 from core.measures import Prior
-from core.plan import PruningPlan
 from core.windows import TokenWindows
 from diagnostics.console import table
-from diagnostics.diagnosis import Diagnosis, diagnose
 from diagnostics.rules_of_rates import healthy
 from diagnostics.trials import Choice, Trial, choose, paired
-from evaluation.perplexity import window_nll
-from models.architecture import decoder_layers
-from models.reference import without_removed_groups
 
-TRIAL_WINDOWS = 16
 # Tried in any case, each instead of the transforms that were given; percentiles and tau stay as given.
 USUAL = (
     "--enable_grad_norm --norm_method log",
@@ -63,6 +57,7 @@ def take_the_best(
     calibration: TokenWindows,
     decision: Decision,
     kept: KeptMeasurements,
+    held_out: HeldOut,
     stages: Stages,
 ) -> tuple[Job, Decision]:
     """The job and the decision of the plan that won; the decision carries what was tried, for ``remedy.json``."""
@@ -70,34 +65,24 @@ def take_the_best(
     prior = decision.prior
     if prior is None:
         prior = prior_of(model, job, options, calibration, kept, stages)
-    dense = model()
+    model()  # loaded under its own name
     with stages("remedy"):
-        windows = trial_windows(job, options)
         trials: list[Trial] = []
         outcomes: list[tuple[Job, Decision]] = []
         refused: list[dict[str, Any]] = []
-        measured: dict[bytes, np.ndarray] = {}
         for candidate in candidates(job, options, decision):
             try:
                 other = _decide(candidate.job, options, decision, prior)
             except PruningError as error:
                 refused.append({"flags": candidate.flags, "named_by": candidate.named_by, "reason": str(error)})
                 continue
-            mask = other.plan.keep.tobytes()
-            if mask not in measured:
-                measured[mask] = loss_under(dense, job, other.plan, windows, options.batch_size, candidate.flags)
-            trials.append(_trial(candidate, options, other, measured[mask], baseline=not trials))
+            nll = held_out.loss(other.plan, f"remedy {candidate.flags or 'none'}")
+            trials.append(_trial(candidate, options, other, nll, baseline=not trials))
             outcomes.append((candidate.job, other))
         choice = choose(trials)
     print(report(choice), file=sys.stderr)
     taken, winner = outcomes[choice.winner]
-    return taken, replace(winner, remedy=as_json(choice, windows, refused))
-
-
-def trial_windows(job: Job, options: argparse.Namespace) -> TokenWindows:
-    """Calibration text that importance did not see, as far as the text is long enough."""
-    tokenizer, drawn = job.source.tokenizer, options.num_samples
-    return calibration_windows(options.dataset, tokenizer, TRIAL_WINDOWS, options.seq_len, options.seed, after=drawn)
+    return taken, winner.noting(remedy=as_json(choice, held_out, refused))
 
 
 def candidates(job: Job, options: argparse.Namespace, decision: Decision) -> list[Candidate]:
@@ -115,7 +100,7 @@ def candidates(job: Job, options: argparse.Namespace, decision: Decision) -> lis
 def _named(job: Job, options: argparse.Namespace, decision: Decision) -> dict[str, tuple[str, ...]]:
     """Flags that findings on the baseline name -> the issues that name them, the most severe first."""
     named: dict[str, tuple[str, ...]] = {}
-    for finding in _diagnosis(job, options, decision).findings:
+    for finding in diagnosis_of(job, options, decision).findings:
         if finding.flags is not None:
             named[finding.flags] = (*named.get(finding.flags, ()), finding.issue)
     return named
@@ -154,21 +139,11 @@ def _decide(job: Job, options: argparse.Namespace, baseline: Decision, prior: Pr
     return plan_with(job, options, baseline.importance, prior if job.transforms.temperature > 0 else None)
 
 
-def loss_under(
-    model: Any, job: Job, plan: PruningPlan, windows: TokenWindows, batch_size: int | None, name: str
-) -> np.ndarray:
-    """float64 (N,): nats per token of each window, as if ``plan`` had been carried out. The model is left as found."""
-    family = job.source.family
-    with without_removed_groups(decoder_layers(model, family), family, plan):
-        nll = window_nll(model, windows.ids, batch_size=batch_size, description=f"remedy {name or 'none'}")
-    return nll / (windows.seq_len - 1)
-
-
 def _trial(
     candidate: Candidate, options: argparse.Namespace, decision: Decision, nll: np.ndarray, *, baseline: bool
 ) -> Trial:
     active = active_remedies(candidate.job, options)
-    measured = _diagnosis(candidate.job, options, decision).measured
+    measured = diagnosis_of(candidate.job, options, decision).measured
     flags = candidate.flags
     return Trial(
         name=f"baseline ({flags or 'no transform'})" if baseline else flags or "no transform",
@@ -182,12 +157,6 @@ def _trial(
     )
 
 
-def _diagnosis(job: Job, options: argparse.Namespace, decision: Decision) -> Diagnosis:
-    architecture, active = job.source.architecture, active_remedies(job, options)
-    importance, scores = decision.importance, decision.scores
-    return diagnose(architecture, importance, scores, decision.plan, decision.prior, job.frozen, active)
-
-
 def report(choice: Choice) -> str:
     """What was tried, one line each, and why the winner won."""
     rows = [("remedy tried", "nats/token", "minus baseline", "extreme", "spread", "healthy")]
@@ -199,19 +168,13 @@ def report(choice: Choice) -> str:
     return f"{table(rows)}\ntaken: {choice.trials[choice.winner].name}. {choice.reason}"
 
 
-def as_json(choice: Choice, windows: TokenWindows, refused: list[dict[str, Any]]) -> dict[str, Any]:
+def as_json(choice: Choice, held_out: HeldOut, refused: list[dict[str, Any]]) -> dict[str, Any]:
     """The content of ``remedy.json``. refused: candidates that the ratio or the scores rule out, and why."""
     winner = choice.trials[choice.winner]
     return {
         "taken": {"name": winner.name, "flags": winner.flags, "is_baseline": choice.winner == 0},
         "reason": choice.reason,
-        "windows": {
-            "dataset": windows.dataset,
-            "num_windows": len(windows),
-            "seq_len": windows.seq_len,
-            "source": windows.source,
-            "sha256": windows.fingerprint,
-        },
+        "windows": held_out.describe(),
         "tried": choice.to_json(),
         "refused": refused,
     }

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ from cli.measured import DensePerplexities, ModelOnDemand, importance_of, prior_
 from cli.output import clear_earlier_run
 from cli.record import Stages
 from core.files import write_json
-from core.measures import Importance, Prior
+from core.measures import Importance, Prior, Stability
 from core.plan import PruningPlan
 from core.windows import TokenWindows
 from diagnostics.diagnosis import Diagnosis, diagnose
+from diagnostics.measured import Extras
 from diagnostics.pictures import draw_pictures
+from diagnostics.plan_check import PlanCheck
 from diagnostics.remedies import ActiveRemedies
 from diagnostics.reports import write_reports
 from importance.scoring import Scores, score_groups
@@ -30,14 +32,22 @@ from pruning.uniform import plan_uniform
 class Decision:
     """The plan and what led to it; all but the plan are None where a saved one is replayed.
 
-    remedy: the content of ``remedy.json`` where the plan won against others.
+    check: what each block of the plan loses alone, where it was measured. stability: of the ranking by the first
+    importance, whatever rounds, caps and searches made of it.
+    records: what was tried on the way, as the content of ``analysis/<name>.json``.
     """
 
     plan: PruningPlan
     importance: Importance | None = None
     prior: Prior | None = None
     scores: Scores | None = None
-    remedy: dict[str, Any] | None = None
+    check: PlanCheck | None = None
+    stability: Stability | None = None
+    records: dict[str, Any] = field(default_factory=dict)
+
+    def noting(self, **records: Any) -> "Decision":
+        """The same with further records."""
+        return replace(self, records=self.records | records)
 
 
 def decide(
@@ -62,28 +72,42 @@ def decide(
 
 def plan_with(job: Job, options: argparse.Namespace, importance: Importance, prior: Prior | None) -> Decision:
     """Scores and plan under the job's transforms and limits; numpy only."""
+    groups = job.source.architecture.groups
+    scores = score_groups(groups, importance.values, job.transforms, frozen=job.frozen, prior=prior)
+    return Decision(plan_from(job, options, scores), importance, prior, scores)
+
+
+def plan_from(job: Job, options: argparse.Namespace, scores: Scores, ratio: float | None = None) -> PruningPlan:
+    """The plan of a ranking under the job's limits. ratio: another than ``--pruning_ratio``."""
     architecture = job.source.architecture
-    scores = score_groups(architecture.groups, importance.values, job.transforms, frozen=job.frozen, prior=prior)
-    asked = {"ratio": options.pruning_ratio, "ratio_of": options.ratio_of, "limits": job.limits}
+    asked = {
+        "ratio": options.pruning_ratio if ratio is None else ratio,
+        "ratio_of": options.ratio_of,
+        "limits": job.limits,
+    }
     if job.limits.uniform:
-        plan = plan_uniform(architecture, scores.score, scores.order, **asked)
-    else:
-        plan = plan_removal(architecture, scores.order, **asked)
-    return Decision(plan, importance, prior, scores)
+        return plan_uniform(architecture, scores.score, scores.order, **asked)
+    return plan_removal(architecture, scores.order, **asked)
 
 
 def explain(decision: Decision, job: Job, options: argparse.Namespace) -> tuple[Diagnosis, list[Path]]:
     """Diagnose the plan and write plan, reports and pictures, in place of an earlier run's; returns their paths."""
     plan, importance, scores = decision.plan, decision.importance, decision.scores
-    active, architecture = active_remedies(job, options), job.source.architecture
-    diagnosis = diagnose(architecture, importance, scores, plan, decision.prior, job.frozen, active)
+    diagnosis = diagnosis_of(job, options, decision)
     clear_earlier_run(options.output)
     written = [write_plan(options.output / "analysis" / "pruning_plan.json", plan)]
-    if decision.remedy is not None:
-        written.append(write_json(options.output / "analysis" / "remedy.json", decision.remedy))
+    for name, content in decision.records.items():
+        written.append(write_json(options.output / "analysis" / f"{name}.json", content))
     written += write_reports(options.output / "analysis", diagnosis, plan, importance, scores)
     written += draw_pictures(options.output / "visualization", diagnosis, plan, importance, scores)
     return diagnosis, written
+
+
+def diagnosis_of(job: Job, options: argparse.Namespace, decision: Decision) -> Diagnosis:
+    architecture, active = job.source.architecture, active_remedies(job, options)
+    importance, scores = decision.importance, decision.scores
+    extras = Extras(outliers=job.outliers, check=decision.check, stability=decision.stability)
+    return diagnose(architecture, importance, scores, decision.plan, decision.prior, job.frozen, active, extras)
 
 
 def active_remedies(job: Job, options: argparse.Namespace) -> ActiveRemedies:
@@ -175,6 +199,7 @@ def facts(
         "windows_used": importance.windows_used if importance else 0,
         "windows_skipped": importance.windows_skipped if importance else 0,
         "second_order_share": importance.second_order_share if importance else None,
+        "stability": asdict(decision.stability) if decision.stability else None,
         "repaired_blocks": repaired.num_repaired if repaired else 0,
         "repair_median_change": repaired.median_change if repaired else None,
         "streamed": streamed,

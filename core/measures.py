@@ -32,6 +32,8 @@ class Importance:
 
     gradients is None where the criterion saw none. windows_used counts the windows behind the values,
     windows_skipped those that yielded NaN or Inf. second_order_share is set by ``taylor_2nd`` only.
+    halves: float64 (2, G), the same from every other window, the first one's and the second one's half; None where
+    the criterion does not come as a sum over windows, or there were not two.
     """
 
     values: np.ndarray
@@ -41,6 +43,7 @@ class Importance:
     windows_skipped: int = 0
     second_order_share: float | None = None
     notes: list[str] = field(default_factory=list)
+    halves: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -56,3 +59,29 @@ class Prior:
     method: str
     num_windows: int
     dense_nll: float | None = None
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """Channels whose output norm is more than ``threshold`` times the median of their block.
+
+    rows: int64 (n,), ascending rows of the GroupTable. factor: float64 (n,), norm over median.
+    """
+
+    rows: np.ndarray
+    factor: np.ndarray
+    threshold: float
+    num_windows: int
+
+
+@dataclass(frozen=True)
+class Stability:
+    """What two plans share of what they remove, each from half of the windows; windows: of both halves together.
+
+    overlap, chance: J and J_chance (docs/method.md, Comparing runs), None where ``reason`` says why.
+    """
+
+    overlap: float | None
+    chance: float | None
+    windows: int
+    reason: str | None = None

@@ -10,7 +10,7 @@ from core.measures import Importance, Prior
 from core.plan import PruningPlan
 from diagnostics.finding import Finding
 from diagnostics.findings import find
-from diagnostics.measured import Measured, Range, Scores
+from diagnostics.measured import Extras, Measured, Range, Scores
 from diagnostics.remedies import ActiveRemedies
 
 
@@ -65,13 +65,14 @@ def diagnose(
     prior: Prior | None,
     frozen: np.ndarray,
     active: ActiveRemedies,
+    extras: Extras | None = None,
 ) -> Diagnosis:
     """Judge a plan. frozen: bool (G,), True = may never be removed. active: what the run had switched on.
 
     importance and scores are None where a saved plan was replayed: every statistic is then null and a finding
     says so.
     """
-    measured = Measured(architecture, plan, importance, scores, prior, frozen)
+    measured = Measured(architecture, plan, importance, scores, prior, frozen, extras or Extras())
     return Diagnosis(measured, find(measured, active))
 
 

@@ -1,6 +1,6 @@
 """All rules in the order in which equally severe findings are told, and the one that applies them."""
 
-from diagnostics import rules_of_gradients, rules_of_rates, rules_of_the_run, rules_of_transforms
+from diagnostics import rules_of_gradients, rules_of_protection, rules_of_rates, rules_of_the_run, rules_of_transforms
 from diagnostics.finding import SEVERITIES, Finding, Rule
 from diagnostics.measured import Measured
 from diagnostics.remedies import ActiveRemedies
@@ -8,14 +8,17 @@ from diagnostics.remedies import ActiveRemedies
 RULES: tuple[Rule, ...] = (
     rules_of_transforms.correction_near_zero,
     rules_of_transforms.all_zero,
+    rules_of_protection.outliers_pruned,
     rules_of_rates.early_layers,
     rules_of_rates.many_extreme_layers,
     rules_of_rates.extreme_layers,
     rules_of_gradients.gradient_scale,
     rules_of_gradients.gradient_scale_moderate,
+    rules_of_protection.blocks_lose_more,
     rules_of_transforms.clipping_flattens,
     rules_of_gradients.gradient_ratio_undefined,
     rules_of_the_run.skipped_windows,
+    rules_of_the_run.unstable,
     rules_of_rates.few_extreme_layers,
     rules_of_rates.uneven,
     rules_of_the_run.removed_layers,
@@ -25,6 +28,7 @@ RULES: tuple[Rule, ...] = (
     rules_of_gradients.no_gradients,
     rules_of_transforms.score_ratio_undefined,
     rules_of_transforms.second_order,
+    rules_of_protection.outliers_kept,
     rules_of_the_run.single_kv_head,
 )
 

@@ -7,8 +7,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from core.groups import Architecture
-from core.measures import NO_GRADIENTS, GradientStatistics, Importance, Prior
+from core.measures import NO_GRADIENTS, GradientStatistics, Importance, Outliers, Prior, Stability
 from core.plan import PruningPlan
+from diagnostics.plan_check import PlanCheck
 from diagnostics.weighted import layer_means, layer_quantiles
 
 TOLERANCE = 1e-9  # bounds are compared with this slack: 0.7 - 0.4 must not differ from 0.3
@@ -30,6 +31,16 @@ class Scores(Protocol):
     def factor(self) -> np.ndarray | None: ...
     @property
     def notes(self) -> list[str]: ...
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What only some runs measure. outliers: channels of huge output norm. check: each block's loss alone.
+    stability: what plans from two halves of the windows share."""
+
+    outliers: Outliers | None = None
+    check: PlanCheck | None = None
+    stability: Stability | None = None
 
 
 def extreme_threshold(achieved: float) -> float:
@@ -80,6 +91,7 @@ class Measured:
     scores: Scores | None
     prior: Prior | None
     frozen: np.ndarray
+    extras: Extras = Extras()
 
     @cached_property
     def rate(self) -> np.ndarray:

@@ -4,9 +4,10 @@ from core.groups import ATTENTION
 from diagnostics.finding import Finding
 from diagnostics.measured import Measured
 from diagnostics.remedies import ActiveRemedies
-from diagnostics.wording import name_layers
+from diagnostics.wording import name_layers, percent
 
 BUDGET_GAP = 0.01  # of the budget
+LOW_OVERLAP = 0.6  # of two plans from half the windows each; docs/method.md, Stability, says what it was chosen by
 
 
 def skipped_windows(m: Measured, active: ActiveRemedies) -> Finding | None:
@@ -15,6 +16,20 @@ def skipped_windows(m: Measured, active: ActiveRemedies) -> Finding | None:
     skipped, total = m.importance.windows_skipped, m.importance.windows_skipped + m.importance.windows_used
     description = f"{skipped} of {total} calibration windows yielded NaN or Inf and were left out."
     return Finding("skipped_windows", "medium", description, "In float16 or bfloat16, try --dtype float32.")
+
+
+def unstable(m: Measured, active: ActiveRemedies) -> Finding | None:
+    """Plans from two halves of the windows that share too little of what they remove."""
+    stability = m.extras.stability
+    if stability is None or stability.overlap is None or stability.overlap >= LOW_OVERLAP:
+        return None
+    chance = f" (by chance {percent(stability.chance)})" if stability.chance is not None else ""
+    description = (
+        f"Plans from two halves of the {stability.windows} calibration windows share {percent(stability.overlap)} of "
+        f"what they remove{chance}, less than {percent(LOW_OVERLAP, 0)}: the plan depends on which windows were drawn."
+    )
+    flags = f"--num_samples {2 * stability.windows}"
+    return Finding("unstable_plan", "medium", description, f"Try {flags}, twice as many windows.", flags)
 
 
 def budget_gap(m: Measured, active: ActiveRemedies) -> Finding | None:

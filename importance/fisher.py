@@ -22,6 +22,7 @@ from importance.measuring import (
     NonFiniteGuard,
     checkpointed_layers,
     group_sums,
+    halves_of,
     layers_to_recompute,
     left_as_found,
     summed_nll,
@@ -42,6 +43,8 @@ def fisher_importance(
     """
     device = next(model.parameters()).device
     total = torch.zeros(len(architecture.groups), dtype=torch.float64, device=device)
+    even = torch.zeros_like(total)
+    seen, counts = 0, [0, 0]
     gradients = LayerGradients(architecture.num_layers)
     guard = NonFiniteGuard(len(windows))
     with left_as_found(model) as handles:
@@ -49,7 +52,8 @@ def fisher_importance(
         collector.attach(model, handles)
 
         def step(batch: np.ndarray) -> None:
-            collector.start(len(batch))
+            nonlocal seen
+            collector.start(len(batch), seen % 2)
             ids = torch.from_numpy(batch).to(device)
             recomputed = layers_to_recompute(model, architecture, ids.numel())
             with torch.enable_grad(), checkpointed_layers(model, family, recomputed):
@@ -58,7 +62,11 @@ def fisher_importance(
             mean, norm = collector.layer_statistics()
             if guard.admit(mean, bool(torch.isfinite(loss)), windows=len(batch)):
                 total.add_(collector.squared)
+                even.add_(collector.even)
                 gradients.add(mean, norm)
+                for number in range(seen, seen + len(batch)):
+                    counts[number % 2] += 1
+            seen += len(batch)
 
         for_each_batch(windows.ids, step, batch_size, "importance (fisher)")
     n = max(gradients.windows, 1)
@@ -70,6 +78,7 @@ def fisher_importance(
         ),
         windows_used=gradients.windows,
         windows_skipped=guard.skipped,
+        halves=halves_of(even.cpu().numpy(), total.cpu().numpy(), *counts),
     )
 
 
@@ -82,9 +91,11 @@ class _InputGradients:
         self.members = [member for member in family.members if member.path in outputs]
         self.start(0)
 
-    def start(self, batch: int) -> None:
+    def start(self, batch: int, first: int = 0) -> None:
+        """first: 1 where the batch begins with an odd window."""
         layers = self.architecture.num_layers
         self.squared = torch.zeros(len(self.architecture.groups), dtype=torch.float64, device=self.device)
+        self.even, self.first = torch.zeros_like(self.squared), first
         self.l1 = torch.zeros(batch, layers, dtype=torch.float64, device=self.device)
         self.l2 = torch.zeros_like(self.l1)
         self.count = np.zeros(layers)
@@ -112,7 +123,9 @@ class _InputGradients:
         gradient = gradient.float()
         per_input = (inputs.float() * gradient).sum(1)  # (B, rows): sum over tokens
         per_group = group_sums(member, self.architecture.layers[layer], per_input)  # (B, K or F)
-        self.squared[self.architecture.groups.rows(layer, member.kind)] += per_group.double().square().sum(0)
+        rows, squared = self.architecture.groups.rows(layer, member.kind), per_group.double().square()
+        self.squared[rows] += squared.sum(0)
+        self.even[rows] += squared[self.first :: 2].sum(0)
         self.l1[:, layer] += torch.linalg.vector_norm(gradient, 1, dim=(1, 2))
         self.l2[:, layer] += torch.linalg.vector_norm(gradient, 2, dim=(1, 2)).double().square()
         self.count[layer] += gradient[0].numel()

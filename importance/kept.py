@@ -1,15 +1,18 @@
 """What was measured as a cache entry, and back: the same numbers, bit for bit."""
 
 from core.cache import Entry
-from core.measures import GradientStatistics, Importance, Prior
+from core.measures import GradientStatistics, Importance, Outliers, Prior
 
 STATISTICS = ("mean", "norm", "min", "max")
 
 
 def importance_entry(importance: Importance) -> Entry:
-    """values float64 (G,); mean, norm, min and max float64 (L,) where gradients were seen."""
+    """values float64 (G,); halves float64 (2, G) where there are any; mean, norm, min and max float64 (L,) where
+    gradients were seen."""
     gradients = importance.gradients
     arrays = {"values": importance.values}
+    if importance.halves is not None:
+        arrays["halves"] = importance.halves
     if gradients is not None:
         arrays |= {f"gradient_{name}": getattr(gradients, name) for name in STATISTICS}
     facts = {
@@ -37,6 +40,7 @@ def importance_from(entry: Entry) -> Importance:
         windows_skipped=facts["windows_skipped"],
         second_order_share=facts["second_order_share"],
         notes=facts["notes"],
+        halves=arrays.get("halves"),
     )
 
 
@@ -48,3 +52,13 @@ def prior_entry(prior: Prior) -> Entry:
 
 def prior_from(entry: Entry) -> Prior:
     return Prior(block=entry.arrays["block"], layer=entry.arrays["layer"], **entry.facts)
+
+
+def outliers_entry(outliers: Outliers) -> Entry:
+    """rows int64 (n,), factor float64 (n,)."""
+    facts = {"threshold": outliers.threshold, "num_windows": outliers.num_windows}
+    return Entry({"rows": outliers.rows, "factor": outliers.factor}, facts)
+
+
+def outliers_from(entry: Entry) -> Outliers:
+    return Outliers(rows=entry.arrays["rows"], factor=entry.arrays["factor"], **entry.facts)

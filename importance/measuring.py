@@ -112,6 +112,16 @@ def group_sums(member: Member, shape: LayerShape, along_axis: torch.Tensor) -> t
     return total
 
 
+def halves_of(even: np.ndarray, total: np.ndarray, num_even: int, num_odd: int) -> np.ndarray | None:
+    """float64 (2, G): means over the even and over the odd windows, from sums over the even ones and over all.
+
+    None where a half has no window. Rounding of the difference never makes an importance negative.
+    """
+    if not (num_even and num_odd):
+        return None
+    return np.stack([even / num_even, np.maximum(total - even, 0.0) / num_odd])
+
+
 class LayerGradients:
     """Running mean, norm, min and max of each layer's raw gradients; one row a window, float64 on the CPU."""
 

@@ -3,8 +3,8 @@
     loss        Delta = NLL(block's output replaced by zero) - NLL(dense), nats per token; the residual stream passes
     similarity  1 - cosine between the residual stream before and after the block, mean over tokens (one pass)
 
-For ``loss`` the dense pass of each batch keeps the input of every layer. A variant that changes layer l starts from
-there, so the 3 L variants cost about half of 3 L passes.
+For ``loss`` a variant starts from the input that its layer had in the dense pass (``prefixes``), so the 3 L variants
+cost about half of 3 L passes.
 """
 
 from collections.abc import Iterator
@@ -19,10 +19,10 @@ from torch.nn import functional as F
 from core.batching import for_each_batch
 from core.errors import NumericalError
 from core.families import Family
-from core.layers import bypassed
 from core.measures import Prior
 from core.windows import TokenWindows
-from importance.measuring import left_as_found, token_nll
+from importance.measuring import left_as_found
+from importance.prefixes import PrefixedLoss
 
 
 @torch.no_grad()
@@ -65,35 +65,21 @@ class _Sums:
 
 class _LossPrior:
     def __init__(self, model: Any, family: Family) -> None:
-        self.model, self.family = model, family
-        self.layers = list(model.get_submodule(family.layers))
+        self.loss, self.family = PrefixedLoss(model, family), family
+        self.layers = self.loss.layers
 
     def batch(self, ids: torch.Tensor) -> _Sums:
         """Summed NLL of the dense model and of every variant; nothing is kept of a batch that fails half way."""
         sums = _Sums(len(self.layers))
-        inputs, sums.dense = self._dense_pass(ids)
+        sums.dense = self.loss.dense_pass(ids)
         for index, layer in enumerate(self.layers):
-            with bypassed(self.layers[:index], restart=inputs[index]):
+            with self.loss.starting_at(index):
                 for kind, path in enumerate((self.family.attention, self.family.mlp)):
                     with _silenced(layer.get_submodule(path), is_attention=kind == 0):
-                        sums.block[index, kind] = self._nll(ids)
-            with bypassed(self.layers[: index + 1], restart=inputs[index]):
-                sums.layer[index] = self._nll(ids)
+                        sums.block[index, kind] = self.loss.nll(ids)
+            with self.loss.without(index):
+                sums.layer[index] = self.loss.nll(ids)
         return sums
-
-    def _dense_pass(self, ids: torch.Tensor) -> tuple[list[torch.Tensor], float]:
-        inputs: list[torch.Tensor] = []
-        handles = [
-            layer.register_forward_pre_hook(lambda _module, args: inputs.append(args[0])) for layer in self.layers
-        ]
-        try:
-            return inputs, self._nll(ids)
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _nll(self, ids: torch.Tensor) -> float:
-        return float(token_nll(self.model(input_ids=ids, use_cache=False).logits, ids).double().sum())
 
     def result(self, total: _Sums, num_windows: int, seq_len: int) -> Prior:
         tokens = num_windows * (seq_len - 1)

@@ -25,6 +25,7 @@ from importance.measuring import (
     NonFiniteGuard,
     checkpointed_layers,
     group_sums,
+    halves_of,
     layers_to_recompute,
     left_as_found,
     summed_nll,
@@ -54,7 +55,8 @@ def taylor_importance(
         gradients = LayerGradients(architecture.num_layers)
         device = next(model.parameters()).device
         recomputed = layers_to_recompute(model, architecture, windows.seq_len)
-        for row in tqdm(windows.ids, desc=f"importance ({reducer.name})", unit="window", leave=False):
+        rows = tqdm(windows.ids, desc=f"importance ({reducer.name})", unit="window", leave=False)
+        for number, row in enumerate(rows):
             ids = torch.from_numpy(row[None]).to(device)
             loss: torch.Tensor | None
             try:
@@ -72,7 +74,7 @@ def taylor_importance(
                 loss = _backward(model, family, ids, recomputed)
             mean, norm = reducer.layer_statistics()
             if guard.admit(mean, bool(torch.isfinite(loss)), windows=1):
-                reducer.keep_window()
+                reducer.keep_window(number)
                 gradients.add(mean[None], norm[None])
             elif reduction == "sum":
                 raise NumericalError("NaN or Inf cannot be taken out of a sum of gradients; try --dtype float32")
@@ -101,6 +103,8 @@ class _GradientReducer:
         groups = len(architecture.groups)
         self.first = torch.zeros(groups, dtype=torch.float64, device=device)
         self.second = torch.zeros(groups, dtype=torch.float64, device=device)
+        self.even = torch.zeros_like(self.first)  # of windows 0, 2, 4, ..., both terms
+        self.counts = [0, 0]  # windows that count, even ones and odd ones
         self.window_first = torch.zeros_like(self.first)
         self.window_second = torch.zeros_like(self.second)
         # mean |g| and g^2 of the window, summed over each layer's prunable tensors
@@ -143,15 +147,21 @@ class _GradientReducer:
         counts = np.array([layer.prunable_params for layer in self.architecture.layers])
         return self.window_l1.cpu().numpy() / counts, self.window_l2.sqrt().cpu().numpy()
 
-    def keep_window(self) -> None:
+    def keep_window(self, number: int) -> None:
         self.first += self.window_first
         self.second += self.window_second
+        self.counts[number % 2] += 1
+        if number % 2 == 0:
+            self.even += self.window_first + 0.5 * self.window_second
 
     def forget_window(self) -> None:
         for buffer in (self.window_first, self.window_second, self.window_l1, self.window_l2):
             buffer.zero_()
         for _, _, parameter in self.members:
             parameter.grad = None
+
+    def _halves(self) -> np.ndarray | None:
+        return halves_of(self.even.cpu().numpy(), (self.first + 0.5 * self.second).cpu().numpy(), *self.counts)
 
     def result(self, gradients: LayerGradients, guard: NonFiniteGuard) -> Importance:
         n = max(gradients.windows, 1)
@@ -176,6 +186,7 @@ class _GradientReducer:
             ),
             windows_used=gradients.windows,
             windows_skipped=guard.skipped,
+            halves=None if self.keep_sum else self._halves(),
             second_order_share=float(second.sum() / max(values.sum(), 1e-300)) if self.second_order else None,
         )
 

@@ -71,6 +71,7 @@ def wanda_importance(
     Raises NumericalError when a layer's inputs are NaN or Inf.
     """
     values = np.zeros(len(architecture.groups))
+    halves = np.zeros((2, len(values)))  # norms over half the tokens are smaller, all alike
     members = [member for member in family.members if member.path in (family.attention_output, family.mlp_output)]
     modules = {
         (index, member): layer.get_submodule(member.path)
@@ -81,26 +82,33 @@ def wanda_importance(
     squares = {
         key: torch.zeros(module.in_features, dtype=torch.float64, device=device) for key, module in modules.items()
     }
-    pending: dict[Any, torch.Tensor] = {}
+    even = {key: torch.zeros_like(total) for key, total in squares.items()}
+    pending: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
+    seen = 0
+
+    def watch(key: Any, inputs: torch.Tensor) -> None:
+        squared = inputs.float().square()
+        pending[key] = squared.sum((0, 1)), squared[seen % 2 :: 2].sum((0, 1))
 
     def step(batch: np.ndarray) -> None:
+        nonlocal seen
         pending.clear()
         model(input_ids=torch.from_numpy(batch).to(device), use_cache=False, logits_to_keep=1)
-        for key, added in pending.items():
+        for key, (added, added_even) in pending.items():
             squares[key] += added
+            even[key] += added_even
+        seen += len(batch)
 
     with left_as_found(model) as handles:
         for key, module in modules.items():
-            handles.append(
-                module.register_forward_pre_hook(
-                    lambda _module, args, key=key: pending.__setitem__(key, args[0].float().square().sum((0, 1)))
-                )
-            )
+            handles.append(module.register_forward_pre_hook(lambda _module, args, key=key: watch(key, args[0])))
         for_each_batch(windows.ids, step, batch_size, "importance (wanda)")
     for (index, member), module in modules.items():
         if not torch.isfinite(squares[index, member]).all():
             raise NumericalError(f"NaN or Inf in the inputs of layer {index} {member.path}; try --dtype float32")
-        per_input = module.weight.float().abs().sum(0) * squares[index, member].sqrt()
-        rows = architecture.groups.rows(index, member.kind)
-        values[rows] = group_sums(member, architecture.layers[index], per_input).cpu().numpy()
-    return Importance(values=values, criterion="wanda", gradients=None, windows_used=len(windows))
+        rows, weight = architecture.groups.rows(index, member.kind), module.weight.float().abs().sum(0)
+        all_of, first = squares[index, member], even[index, member]
+        for target, sums in ((values, all_of), (halves[0], first), (halves[1], (all_of - first).clamp_min(0.0))):
+            target[rows] = group_sums(member, architecture.layers[index], weight * sums.sqrt()).cpu().numpy()
+    found = halves if len(windows) > 1 else None
+    return Importance(values=values, criterion="wanda", gradients=None, windows_used=len(windows), halves=found)

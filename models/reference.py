@@ -4,7 +4,7 @@ Surgery consumes the dense model, so this runs before it. Nothing of surgery, sa
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from core.errors import NumericalError
-from core.families import IN, Family, member_rows
-from core.groups import LayerShape
+from core.families import Family
+from core.groups import KINDS, LayerShape
 from core.plan import PruningPlan
+from core.silence import silenced
 from core.windows import TokenWindows
 from models.architecture import decoder_layers
 
@@ -76,29 +77,17 @@ def reference(model: Any, family: Family, plan: PruningPlan, windows: np.ndarray
 @contextmanager
 def without_removed_groups(layers: list[Any], family: Family, plan: PruningPlan) -> Iterator[None]:
     """Inside, the inputs of o_proj and down_proj that belong to removed groups are 0, whatever they would be."""
-    hooks = []
-    try:
+    with ExitStack() as stack:
         for index, layer in enumerate(layers):
-            shape = plan.architecture.layers[index]
-            for member in family.members:
-                if member.axis != IN:
-                    continue
-                module = layer.get_submodule(member.path)
-                if index in plan.removed_layers:
-                    hooks.append(module.register_forward_hook(_silence))
-                    continue
-                gone = torch.ones(module.in_features, dtype=torch.bool)
-                gone[torch.from_numpy(member_rows(member, shape, plan.kept(index, member.kind)))] = False
-                if gone.any():
-                    hooks.append(module.register_forward_pre_hook(partial(_mask, gone.to(module.weight.device))))
+            if index in plan.removed_layers:
+                for path in (family.attention_output, family.mlp_output):
+                    hook = layer.get_submodule(path).register_forward_hook(_silence)
+                    stack.callback(hook.remove)
+                continue
+            for kind in range(len(KINDS)):
+                keep = plan.keep[plan.groups.rows(index, kind)]
+                stack.enter_context(silenced(layer, family, plan.architecture.layers[index], kind, keep))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _mask(gone: torch.Tensor, _module: Any, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-    return (inputs[0].masked_fill(gone, 0.0),)  # not a product: 0 times Inf is NaN
 
 
 def _silence(_module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:

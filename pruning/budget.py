@@ -60,7 +60,8 @@ def _whole(architecture: Architecture, ratio_of: str) -> int:
 
 def _refusal(architecture: Architecture, ratio: float, ratio_of: str, limits: Limits) -> str:
     most, asked = removable_params(architecture, limits), requested_params(architecture, ratio, ratio_of)
-    say = f"--pruning_ratio {ratio} of {ratio_of} parameters is {asked}, but floors, caps and frozen layers"
+    kept = "floors, caps, frozen layers and protected groups" if limits.protected else "floors, caps and frozen layers"
+    say = f"--pruning_ratio {ratio} of {ratio_of} parameters is {asked}, but {kept}"
     if not most:
         return f"{say} let none go: freeze fewer layers, or lower --min_kv_heads and --round_to"
     largest = largest_ratio(architecture, ratio_of, limits)
@@ -68,6 +69,8 @@ def _refusal(architecture: Architecture, ratio: float, ratio_of: str, limits: Li
     alternative = requested_params(architecture, ratio, "prunable")
     if ratio_of == "total" and smallest_removal_params(architecture, limits) <= alternative <= most:
         advice += f", or --pruning_ratio {ratio} --ratio_of prunable"
+    if limits.protected:
+        advice += ", or leave out --protect outliers"
     return f"{say} let at most {most} go: the largest ratio possible is {_decimal(largest)}; {advice}"
 
 

@@ -3,6 +3,9 @@
 A block is pruned in *steps*. An attention step is ``kv_round_to`` KV groups, an MLP step ``round_to`` channels,
 except that a width that is no multiple of it starts with a step of width mod round_to groups, down to the next
 lower multiple.
+
+Protected groups rank behind all others of their block and never go; a cap is the most groups that a block may lose.
+Both come from measurements (``--protect``), where the other limits come from the user or from the target.
 """
 
 from dataclasses import dataclass
@@ -29,6 +32,9 @@ class Limits:
     kv_round_to: KV groups are kept at a multiple of this; a width up to it stays whole.
     uniform: every layer gets the same pair of widths (``pruning/uniform.py``).
     kv_widths: with uniform, the numbers of KV groups to choose among; empty allows any.
+
+    protected: rows of the GroupTable that never go. caps: the most groups that each block may lose, one entry a block
+    in the order of ``GroupTable.block``; empty caps none. Epsilon leaves layers alone that either of them concerns.
     """
 
     freeze_first: int = 0
@@ -40,6 +46,8 @@ class Limits:
     kv_round_to: int = 1
     uniform: bool = False
     kv_widths: tuple[int, ...] = ()
+    protected: tuple[int, ...] = ()
+    caps: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _require(self.freeze_first >= 0, "--freeze_first_n_layers", self.freeze_first, "of at least 0")
@@ -84,13 +92,38 @@ class BlockSteps:
 def block_steps(architecture: Architecture, limits: Limits) -> BlockSteps:
     """The steps that each block may take by itself; ``uniform`` ties layers together and is no matter of a block."""
     rows = []
-    for shape in architecture.layers:
+    most = _most(architecture, limits).tolist()
+    for layer, shape in enumerate(architecture.layers):
         for kind, step, floor in ((ATTENTION, limits.kv_round_to, limits.min_kv_heads), (MLP, limits.round_to, 1)):
             width = shape.widths[kind]
-            rows.append((shape.group_params[kind], _removable(width, step, floor, limits), width % step, step))
+            removable = _removable(width, step, floor, limits, most[2 * layer + kind])
+            rows.append((shape.group_params[kind], removable, width % step, step))
     costs, removables, firsts, steps = np.array(rows, dtype=np.int64).reshape(-1, 4).T
     free = ~np.repeat(frozen_layers(architecture, limits), len(KINDS))
     return BlockSteps(costs, removables * free, firsts, steps)
+
+
+def protected_groups(architecture: Architecture, limits: Limits) -> np.ndarray:
+    """bool (G,): the groups that ``limits.protected`` names."""
+    protected = np.zeros(len(architecture.groups), dtype=bool)
+    protected[list(limits.protected)] = True
+    return protected
+
+
+def protected_last(architecture: Architecture, order: np.ndarray, limits: Limits) -> np.ndarray:
+    """int64 (G,): the ranking with protected groups behind all others; otherwise as it was."""
+    behind = protected_groups(architecture, limits)[order]
+    return np.concatenate([order[~behind], order[behind]])
+
+
+def guarded_layers(architecture: Architecture, limits: Limits) -> np.ndarray:
+    """bool (L,): layers with a protected group or a cap, which are never removed whole."""
+    guarded = protected_groups(architecture, limits)
+    layers = np.bincount(architecture.groups.layer, weights=guarded, minlength=architecture.num_layers) > 0
+    if limits.caps:
+        width = np.array([shape.widths for shape in architecture.layers])
+        layers |= (np.array(limits.caps).reshape(-1, len(KINDS)) < width).any(axis=1)
+    return np.asarray(layers)
 
 
 def uniform_widths(architecture: Architecture, limits: Limits, kind: int) -> tuple[np.ndarray, np.ndarray]:
@@ -128,10 +161,11 @@ def frozen_layers(architecture: Architecture, limits: Limits) -> np.ndarray:
 def frozen_groups(architecture: Architecture, limits: Limits) -> np.ndarray:
     """bool (G,): groups that can never be removed, in GroupTable order.
 
-    Those of frozen layers, and those of blocks that may not lose one step (the only KV group of a layer, a
-    width up to round_to). Every other group takes part in rankings and their statistics.
+    Those of frozen layers, those that are protected, and those of blocks that may not lose one step (the only KV group
+    of a layer, a width up to round_to). Every other group takes part in rankings and their statistics.
     """
-    return np.asarray((_removable_groups(architecture, limits) == 0)[architecture.groups.block])
+    still = (_removable_groups(architecture, limits) == 0)[architecture.groups.block]
+    return np.asarray(still | protected_groups(architecture, limits))
 
 
 def removable_params(architecture: Architecture, limits: Limits) -> int:
@@ -175,10 +209,19 @@ def _removable_groups(architecture: Architecture, limits: Limits) -> np.ndarray:
     )
 
 
-def _removable(width: int, step: int, floor: int, limits: Limits) -> int:
-    """A whole number of steps that leaves ``floor`` groups and one step, or all of a width that has no more."""
+def _most(architecture: Architecture, limits: Limits) -> np.ndarray:
+    """int64 (2L,): the most groups of each block that protection and caps let go, steps and floors aside."""
+    most = np.array([shape.widths for shape in architecture.layers], dtype=np.int64).ravel()
+    if limits.protected:
+        most -= np.bincount(architecture.groups.block[list(limits.protected)], minlength=len(most))
+    return np.minimum(most, limits.caps) if limits.caps else most
+
+
+def _removable(width: int, step: int, floor: int, limits: Limits, most: int) -> int:
+    """A whole number of steps, ``most`` groups at most, that leaves ``floor`` groups and one step, or all of a width
+    that has no more."""
     first = width % step
-    most = min(width - max(floor, step), int(exact(limits.max_block_ratio) * width))
+    most = min(most, width - max(floor, step), int(exact(limits.max_block_ratio) * width))
     return first + (most - first) // step * step if most >= first else 0
 
 

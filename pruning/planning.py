@@ -7,7 +7,8 @@ ends no legal step fits: the gap is smaller than the cheapest one left.
 
 Layers that keep less than ``epsilon`` of their prunable parameters are then removed whole, worst first, as
 long as the budget covers all their parameters; the rest of the budget is planned again from the start, until
-nothing more falls under epsilon (at most L times). Frozen layers and the last layer left are never removed.
+nothing more falls under epsilon (at most L times). Frozen layers, layers with a protected group or a cap, and the last
+layer left are never removed.
 """
 
 from fractions import Fraction
@@ -24,6 +25,8 @@ from pruning.limits import (
     exact,
     frozen_groups,
     frozen_layers,
+    guarded_layers,
+    protected_last,
     removable_params,
 )
 
@@ -49,6 +52,7 @@ def plan_removal(
     """
     groups = architecture.groups
     check_order(groups, order)
+    order = protected_last(architecture, order, limits)
     budget = budget_params(architecture, ratio, ratio_of, limits)
     steps = block_steps(architecture, limits)
     gone, removed = _fill(architecture, order, steps, budget, limits)
@@ -134,9 +138,10 @@ def _under_epsilon(architecture: Architecture, removed_params: np.ndarray, budge
     """Further layers to remove whole, lowest kept fraction first, then lower index, while the budget lasts.
 
     removed_params: int64 (2L,), what the walk took from each block; nothing from frozen layers and from those gone
-    already, which are no candidates therefore. One layer always stays: a budget within reach cannot pay for all.
+    already, which are no candidates therefore, nor are guarded ones. One layer always stays: a budget within reach
+    cannot pay for all.
     """
-    removed = removed_params.reshape(-1, 2).sum(axis=1)
+    removed = removed_params.reshape(-1, 2).sum(axis=1) * ~guarded_layers(architecture, limits)
     candidates = sorted(
         (1 - Fraction(int(removed[layer]), shape.prunable_params), layer)
         for layer, shape in enumerate(architecture.layers)

@@ -19,7 +19,7 @@ import numpy as np
 from core.groups import ATTENTION, KINDS, MLP, Architecture
 from core.plan import PruningPlan
 from pruning.budget import budget_params
-from pruning.limits import Limits, frozen_groups, uniform_widths
+from pruning.limits import Limits, frozen_groups, protected_last, uniform_widths
 from pruning.planning import by_block, check_order, keep_mask, wording
 
 OUT_OF_REACH = np.iinfo(np.int64).max
@@ -41,6 +41,7 @@ def plan_uniform(
     """
     groups, limits = architecture.groups, replace(limits, uniform=True)
     check_order(groups, order)
+    order = protected_last(architecture, order, limits)
     budget = budget_params(architecture, ratio, ratio_of, limits)
     paths = [uniform_widths(architecture, limits, kind) for kind in (ATTENTION, MLP)]
     may_go = ~frozen_groups(architecture, limits)

@@ -96,6 +96,7 @@ def test_measurements_come_back_as_they_were() -> None:
     for importance in (
         Importance(rng.random(7), "taylor_2nd", gradients, 5, 1, 0.1 + 0.2, ["a note"]),
         Importance(rng.random(7), "magnitude", None),
+        Importance(rng.random(7), "wanda", None, 5, halves=rng.random((2, 7))),
     ):
         assert as_plain(importance_from(importance_entry(importance))) == as_plain(importance)
     prior = Prior(rng.random((3, 2)), rng.random(3), "loss", 4, 3.3)
@@ -178,7 +179,7 @@ def test_every_ingredient_of_the_machine_and_model_is_in_the_key(
     torch.set_num_threads(threads + 1)
     keys.append(key())
     torch.set_num_threads(threads)
-    for name, value in (("SCHEMA", 2), ("_version", lambda name: "0"), ("SOURCES", ("importance",))):
+    for name, value in (("SCHEMA", cache.SCHEMA + 1), ("_version", lambda name: "0"), ("SOURCES", ("importance",))):
         with monkeypatch.context() as patch:
             patch.setattr(cache, name, value)
             keys.append(key())

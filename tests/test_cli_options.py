@@ -64,6 +64,9 @@ ACTS: dict[str, tuple[list[str], list[str], str]] = {
     "--run_evaluation": (["--run_evaluation", "none"], [], "files"),
     "--eval_seq_len": (["--eval_seq_len", "16"], [], "evaluation"),
     "--eval_samples": (["--eval_samples", "2"], [], "evaluation"),
+    "--protect": (["--protect", "measured"], [], "files"),
+    "--allocate": (["--allocate", "searched"], [], "files"),
+    "--rounds": (["--rounds", "2"], [], "files"),
     "--target": (["--target", "stock"], [], "plan"),
     "--tensor_parallel": (["--target", "vllm", "--tensor_parallel", "2"], ["--target", "vllm"], "plan"),
     "--max_shard_size": (["--max_shard_size", "20KB"], [], "files"),
@@ -90,6 +93,7 @@ ELSEWHERE = {
     "--eval_task_path": "test_tasks",
     "--verify": "test_verify_is_the_default_and_can_be_said",
     "--low_memory": "test_low_memory_never_holds_the_model_and_changes_no_result",
+    "--minutes": "test_minutes_end_a_search_after_whole_levels",
     "--remedy": "test_remedy_auto_tries_plans_and_prunes_with_the_best",
     "--cache_dir": "test_cache_dir_names_where_measurements_are_kept",
     "--export": "test_export_writes_a_gguf_file_beside_the_model",
@@ -306,6 +310,14 @@ def test_remedy_auto_tries_plans_and_prunes_with_the_best(workspace: Workspace, 
     assert taken["nll_nats_per_token"] <= record["tried"][0]["nll_nats_per_token"]
     replayed = workspace.run("auto-by-hand", *shlex.split(taken["flags"]))
     assert observe(run)["plan"] == observe(replayed)["plan"]
+
+
+def test_minutes_end_a_search_after_whole_levels(workspace: Workspace) -> None:
+    levels = {}
+    for minutes in ("0.000001", "10"):
+        run = workspace.run(f"minutes-{minutes}", "--allocate", "searched", "--minutes", minutes, "--dry_run")
+        levels[minutes] = json.loads((run / "analysis" / "allocation.json").read_text())["levels_complete"]
+    assert levels == {"0.000001": 0, "10": 8}
 
 
 def test_export_writes_a_gguf_file_beside_the_model(workspace: Workspace, tmp_path: Path) -> None:

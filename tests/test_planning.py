@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tables import architecture
 
+from core.errors import BudgetError
 from core.groups import ATTENTION, MLP, Architecture, LayerShape
 from core.plan import PruningPlan
 from pruning.planning import Limits, plan_removal
@@ -101,6 +102,39 @@ def test_round_to_removes_steps_at_the_rank_of_their_last_channel() -> None:
     assert (removed(plan, 0, MLP), removed(plan, 1, MLP)) == ([0], [0, 1, 2, 3])
     assert {len(plan.kept(layer, MLP)) for layer in (0, 1)} == {6, 3}
     assert plan_for(model, 14, order, round_to=3).removed_params == 6  # 9 more would be 15
+
+
+def test_protected_groups_never_go_and_leave_their_place_to_others() -> None:
+    # Rows 2 and 3 are the lowest and cost 3 each. With row 2 protected, 6 parameters are rows 3 and 4.
+    plan = plan_for(architecture((2, 4), (2, 4)), 6, [2, 3, 4, *(0, 1), *range(5, 12)], protected=(2,))
+    assert removed(plan, 0, MLP) == [1, 2]
+    # All that is left to go: 1 KV group a layer, 3 of 4 channels in layer 1, 2 of the 3 unprotected in layer 0 and the
+    # third as well, because the protected one is the floor.
+    most = plan_for(architecture((2, 4), (2, 4)), 38, [2, 3, 4, *(0, 1), *range(5, 12)], protected=(2,))
+    assert most.kept(0, MLP).tolist() == [0]
+
+
+def test_protection_takes_whole_steps() -> None:
+    # 7 channels in steps of 1, 3, 3; two protected leave 5, so 1 + 3 may go and never 1 + 3 + 3.
+    model = architecture((1, 7))
+    assert plan_for(model, 12, round_to=3, protected=(1, 2)).keep[1:3].all()
+    with pytest.raises(BudgetError, match="protected groups let at most 12 go"):
+        plan_for(model, 13, round_to=3, protected=(1, 2))
+
+
+def test_caps_bound_each_block() -> None:
+    # Layer 0 may lose no KV group and 1 channel, layer 1 whatever floors allow: 1 and 3.
+    plan = plan_for(architecture((2, 4), (2, 4)), 3 + 19, caps=(0, 1, 2, 4))
+    assert [removed(plan, layer, kind) for layer in (0, 1) for kind in (0, 1)] == [[], [0], [0], [0, 1, 2]]
+
+
+def test_epsilon_leaves_layers_alone_that_are_protected_or_capped() -> None:
+    model, order = architecture((2, 4), (2, 4), (2, 4)), None
+    assert plan_for(model, 40, order, epsilon=0.5).removed_layers == (0,)
+    # 19 of layer 0 go group by group, and 19 of layer 1, which falls under 0.5 as well and is not protected.
+    assert plan_for(model, 40, order, epsilon=0.5, protected=(5,)).removed_layers == (1,)
+    assert plan_for(model, 40, order, epsilon=0.5, protected=(5, 11)).removed_layers == ()
+    assert plan_for(model, 40, order, epsilon=0.5, caps=(1, 4, 2, 4, 2, 4)).removed_layers == (1,)
 
 
 def test_order_must_be_a_permutation() -> None:

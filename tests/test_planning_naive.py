@@ -25,9 +25,16 @@ class Naive:
     def frozen(self, layer: int) -> bool:
         return layer < self.limits.freeze_first or layer >= self.model.num_layers - self.limits.freeze_last
 
+    def guarded(self, layer: int) -> bool:
+        """Whether protection or a cap concerns the layer, so that it is never removed whole."""
+        caps = self.limits.caps[2 * layer : 2 * layer + 2]
+        capped = any(cap < width for cap, width in zip(caps, self.model.layers[layer].widths, strict=False))
+        return capped or any(self.model.groups.layer[row] == layer for row in self.limits.protected)
+
     def steps(self) -> list[list[int]]:
-        """Rows of every step of every block, legal or not, in the order of the walk."""
+        """Rows of every step of every block, legal or not, in the order of the walk; protected rows come last."""
         steps = []
+        self.order.sort(key=lambda row: row in self.limits.protected)
         for block in range(2 * self.model.num_layers):
             rows = [row for row in self.order if self.model.groups.block[row] == block]
             size = self.limits.round_to if block % 2 == MLP else self.limits.kv_round_to
@@ -45,6 +52,10 @@ class Naive:
         heads = max(min(self.limits.min_kv_heads, width), self.limits.kv_round_to)
         floor = self.limits.round_to if kind == MLP else heads
         capped = gone > Fraction(str(self.limits.max_block_ratio)) * width
+        if self.limits.caps:
+            capped |= gone > self.limits.caps[2 * layer + kind]
+        if set(rows) & set(self.limits.protected):
+            return False
         return not self.frozen(layer) and not capped and width - gone >= floor
 
     def price(self, rows: Iterable[int]) -> int:
@@ -73,7 +84,8 @@ class Naive:
             for share, layer in sorted(kept):
                 params = self.model.layers[layer].total_params
                 spare = len(removed_layers) + 1 < self.model.num_layers
-                wanted = share < Fraction(str(self.limits.epsilon)) and not self.frozen(layer)
+                may_go = not self.frozen(layer) and not self.guarded(layer)
+                wanted = share < Fraction(str(self.limits.epsilon)) and may_go
                 if wanted and spare and params <= left and layer not in removed_layers:
                     removed_layers.add(layer)
                     left -= params
@@ -89,6 +101,7 @@ def cases(draw: st.DrawFn) -> tuple[Architecture, list[int], Limits, float]:
         kv, channel, extra = draw(st.integers(1, 30)), draw(st.integers(1, 9)), draw(st.integers(0, 3))
         shapes.append(LayerShape(2 * heads, heads, 4, channels, kv, channel, extra, extra, 2))
     model = Architecture("llama", 8, draw(st.integers(0, 90)) + sum(s.total_params for s in shapes), tuple(shapes))
+    widths = [width for shape in shapes for width in shape.widths]
     limits = Limits(
         freeze_first=draw(st.sampled_from([0, 0, 0, 1])),
         freeze_last=draw(st.sampled_from([0, 0, 0, 1])),
@@ -97,6 +110,8 @@ def cases(draw: st.DrawFn) -> tuple[Architecture, list[int], Limits, float]:
         round_to=draw(st.sampled_from([1, 1, 2, 3, 4])),
         epsilon=draw(st.sampled_from([0.0, 0.0, 0.3, 0.6, 0.9])),
         kv_round_to=draw(st.sampled_from([1, 1, 2, 3])),
+        protected=tuple(draw(st.sets(st.integers(0, len(model.groups) - 1), max_size=draw(st.sampled_from([0, 3]))))),
+        caps=tuple(draw(st.integers(0, width)) for width in widths) if draw(st.booleans()) else (),
     )
     order = draw(st.permutations(range(len(model.groups))))
     return model, order, limits, draw(st.floats(0.01, 0.99))

@@ -1,7 +1,6 @@
 """--remedy auto: the rule on made-up losses, what is tried, and a tiny model whose baseline can be beaten."""
 
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,8 @@ from workspace import Workspace, call, observe
 from calibration import calibration_windows
 from cli.job import prepare
 from cli.options import parse_options
-from cli.remedy import _under, flags_of, loss_under, trial_windows
+from cli.remedy import _under, flags_of
+from cli.trials import loss_under, trial_windows
 from core.windows import TokenWindows
 from diagnostics.trials import Trial, choose, paired
 from models.architecture import architecture_of
@@ -139,8 +139,7 @@ def test_loss_by_mask_equals_loss_after_surgery() -> None:
     plan = plan_keeping(architecture, keep)
     windows = TokenWindows(token_ids(5, 12).numpy(), "random", "calibration", "random ids")
 
-    job: Any = SimpleNamespace(source=SimpleNamespace(family=family))
-    masked = loss_under(model, job, plan, windows, None, "x")
+    masked = loss_under(model, family, plan, windows, None, "x")
     before = window_nll(model, windows.ids, batch_size=None, description="dense")
     smaller = operate(model, empty_narrow_model(model, family, plan), family, plan)
     after = window_nll(smaller, windows.ids, batch_size=None, description="pruned")

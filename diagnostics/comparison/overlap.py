@@ -47,11 +47,25 @@ def same_shapes(a: Run, b: Run) -> bool:
 def overlap(a: Named, b: Named) -> Overlap:
     assert a.run.blocks is not None
     assert b.run.blocks is not None
-    layers = list(zip(a.run.blocks, b.run.blocks, strict=True))
-    counted = np.array([_counted(*pair) for pair in layers])  # (L, 3): shared, expected to be shared, removed by a + b
-    shared, expected, removed = counted.sum(axis=0)
+    counted = _by_layer(a.run.blocks, b.run.blocks)
     by_layer = tuple(_jaccard(row[0], row[2]) for row in counted)
-    return Overlap(a.name, b.name, _jaccard(shared, removed), by_layer, _jaccard(expected, removed))
+    total, by_chance = _totals(counted)
+    return Overlap(a.name, b.name, total, by_layer, by_chance)
+
+
+def shared_removals(a: Layers, b: Layers) -> tuple[float | None, float | None]:
+    """(J, J_chance) of two plans for the same shapes."""
+    return _totals(_by_layer(a, b))
+
+
+def _by_layer(a: Layers, b: Layers) -> np.ndarray:
+    """(L, 3): shared, expected to be shared, removed by a + b, in parameters."""
+    return np.array([_counted(*pair) for pair in zip(a, b, strict=True)])
+
+
+def _totals(counted: np.ndarray) -> tuple[float | None, float | None]:
+    shared, expected, removed = counted.sum(axis=0)
+    return _jaccard(shared, removed), _jaccard(expected, removed)
 
 
 def _counted(a: Sequence[Block], b: Sequence[Block]) -> tuple[float, float, float]:

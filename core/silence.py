@@ -1,0 +1,39 @@
+"""Groups taken out of a model's forward pass without touching a weight: what they hand to o_proj or down_proj is 0."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from core.families import IN, Family, member_rows
+from core.groups import LayerShape
+
+
+@contextmanager
+def silenced(layer: Any, family: Family, shape: LayerShape, kind: int, keep: np.ndarray) -> Iterator[None]:
+    """Inside, one block of ``layer`` computes without the groups that are not kept; keep: bool (K or F,).
+
+    Exactly what is left once they have been cut out: biases of o_proj and down_proj stay.
+    """
+    import torch
+
+    hooks = []
+    try:
+        if not keep.all():
+            for member in family.members:
+                if member.axis != IN or member.kind != kind:
+                    continue
+                module = layer.get_submodule(member.path)
+                gone = torch.ones(module.in_features, dtype=torch.bool)
+                gone[torch.from_numpy(member_rows(member, shape, np.flatnonzero(keep)))] = False
+                hooks.append(module.register_forward_pre_hook(partial(_mask, gone.to(module.weight.device))))
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _mask(gone: Any, _module: Any, inputs: tuple[Any]) -> tuple[Any]:
+    return (inputs[0].masked_fill(gone, 0.0),)  # not a product: 0 times Inf is NaN
