@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
     if not options.dry_run:
         model()  # needed in any case: weights that cannot be loaded are found before an earlier run is cleared
 
-    held_back = HeldOut(model, job, options)
+    held_back = HeldOut(model, job, options, calibration)
     job = look_for_outliers(model, job, options, calibration, kept, stages)
     decision = decide(model, job, options, calibration, kept, stages)
     if options.remedy == "auto" and options.plan is None:

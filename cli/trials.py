@@ -1,6 +1,10 @@
-"""Plans tried on calibration text that importance did not see, their removed groups silenced by hooks; no surgery."""
+"""Plans tried on calibration text that importance did not see, their removed groups silenced by hooks; no surgery.
+
+What is left is repaired as the run will repair it, then put back: a plan is worth what it is worth when delivered.
+"""
 
 import argparse
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,6 +20,7 @@ from diagnostics.trials import paired
 from evaluation.perplexity import window_nll
 from models.architecture import decoder_layers
 from models.reference import without_removed_groups
+from pruning.reconstruction import repaired_for_now
 
 TRIAL_WINDOWS = 16
 
@@ -23,8 +28,11 @@ TRIAL_WINDOWS = 16
 class HeldOut:
     """The windows of a run that plans are tried on, read when first needed, and every loss measured on them once."""
 
-    def __init__(self, model: ModelOnDemand, job: Job, options: argparse.Namespace) -> None:
-        self.model, self.job, self.options = model, job, options
+    def __init__(
+        self, model: ModelOnDemand, job: Job, options: argparse.Namespace, calibration: TokenWindows | None
+    ) -> None:
+        """calibration: what repairs are fitted on; None where the run has no such windows and repairs nothing."""
+        self.model, self.job, self.options, self.calibration = model, job, options, calibration
         self._windows: TokenWindows | None = None
         self._losses: dict[bytes, np.ndarray] = {}
 
@@ -39,8 +47,24 @@ class HeldOut:
         mask = plan.keep.tobytes()
         if mask not in self._losses:
             family, size = self.job.source.family, self.options.batch_size
-            self._losses[mask] = loss_under(self.model(), family, plan, self.windows, size, name)
+            with self._repaired(plan):
+                self._losses[mask] = loss_under(self.model(), family, plan, self.windows, size, name)
         return self._losses[mask]
+
+    def _repaired(self, plan: PruningPlan) -> AbstractContextManager[Any]:
+        """As ``--reconstruct`` asks, in a dry run too: it shows what the same command would do."""
+        options = self.options
+        if options.reconstruct == "none" or self.calibration is None:
+            return nullcontext()
+        return repaired_for_now(
+            self.model(),
+            self.job.source.family,
+            plan,
+            self.calibration,
+            target=options.reconstruct_target,
+            batch_size=options.batch_size,
+            stored_dtype=self.job.saved_dtype,
+        )
 
     def describe(self) -> dict[str, Any]:
         """For the reports: which text it was."""

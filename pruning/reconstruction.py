@@ -18,6 +18,8 @@ tokens count by 1 / mean(y^2) for every target, on top of the above: the norm di
 Which λ, and whether the block changes at all, is decided on windows that no refit sees.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -131,6 +133,33 @@ def reconstruct(
     for layer in tqdm(range(plan.architecture.num_layers), desc="repair", unit="layer", leave=False):
         walk.layer(layer)
     return Reconstruction(target, ridges, len(walk.fitted), len(walk.held_out), tuple(walk.blocks))
+
+
+@contextmanager
+def repaired_for_now(
+    model: Any,
+    family: Family,
+    plan: PruningPlan,
+    windows: TokenWindows,
+    *,
+    target: str = "stream",
+    batch_size: int | None = None,
+    stored_dtype: torch.dtype | None = None,
+) -> Iterator[Reconstruction]:
+    """Inside, ``reconstruct`` has been done; afterwards the weights are what they were, from copies on the CPU."""
+    touched = [
+        parameter
+        for layer in model.get_submodule(family.layers)
+        for path in (family.attention_output, family.mlp_output)
+        for parameter in layer.get_submodule(path).parameters()
+    ]
+    before = [parameter.detach().to("cpu", copy=True) for parameter in touched]
+    try:
+        yield reconstruct(model, family, plan, windows, target=target, batch_size=batch_size, stored_dtype=stored_dtype)
+    finally:
+        with torch.no_grad():
+            for parameter, values in zip(touched, before, strict=True):
+                parameter.copy_(values)
 
 
 def held_out_windows(num_windows: int) -> np.ndarray:

@@ -22,6 +22,7 @@ from pruning.reconstruction import (
     _before_norm,
     held_out_windows,
     reconstruct,
+    repaired_for_now,
     write_reconstruction,
 )
 from pruning.streams import LayerRunner
@@ -282,6 +283,25 @@ def test_running_out_of_memory_halves_the_batch_and_counts_nothing_twice(llama: 
     )
     with pytest.raises(UsageError, match="--batch_size 8"):
         reconstruct(copy.deepcopy(victim), family(llama), plan, WINDOWS, batch_size=8)
+
+
+@torch.no_grad()
+def test_a_repair_for_now_is_taken_back_also_after_an_exception(family_model: Any) -> None:
+    plan, row = plan_for(family_model), family(family_model)
+    before = {name: value.clone() for name, value in family_model.state_dict().items()}
+    lasting, done = repaired(family_model, plan)
+    with repaired_for_now(family_model, row, plan, WINDOWS) as found:
+        assert found == done
+        assert torch.equal(family_model(input_ids=IDS).logits, lasting(input_ids=IDS).logits)
+    assert all(torch.equal(value, before[name]) for name, value in family_model.state_dict().items())
+
+    def interrupted() -> None:
+        with repaired_for_now(family_model, row, plan, WINDOWS):
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        interrupted()
+    assert all(torch.equal(value, before[name]) for name, value in family_model.state_dict().items())
 
 
 def test_the_same_again_gives_the_same_bytes(llama: Any, tmp_path: Path) -> None:
