@@ -90,12 +90,17 @@ def test_what_cannot_be_repaired_is_refused_in_one_line(
 @pytest.mark.parametrize(
     ("arguments", "notes"),
     [
-        (["--reconstruct_target", "pruned"], ["--reconstruct_target needs --reconstruct least_squares"]),
+        (
+            ["--reconstruct", "none", "--reconstruct_target", "pruned"],
+            ["--reconstruct_target needs --reconstruct least_squares"],
+        ),
+        (["--reconstruct_target", "pruned"], []),
         ([*REPAIR, "--reconstruct_target", "pruned"], []),
         ([*REPAIR, "--dry_run"], ["--reconstruct does not act with --dry_run, which prunes nothing"]),
         ([*REPAIR, "--plan", "p.json", "--num_samples", "9", "--batch_size", "2"], []),
+        (["--plan", "p.json", "--num_samples", "9"], []),
         (
-            ["--plan", "p.json", "--num_samples", "9"],
+            ["--plan", "p.json", "--num_samples", "9", "--reconstruct", "none"],
             ["--num_samples does not act with --plan, which holds the decision already"],
         ),
         ([*REPAIR, "--importance_method", "magnitude", "--seq_len", "9"], []),
@@ -107,6 +112,46 @@ def test_what_cannot_be_repaired_is_refused_in_one_line(
 )
 def test_options_that_cannot_act_are_noted(arguments: list[str], notes: list[str]) -> None:
     assert idle_options(parse_options(["--base_model", "demo", *arguments])) == notes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "repair"),
+    [
+        ([], "least_squares"),
+        (["--dry_run"], "least_squares"),
+        (["--num_samples", "1"], "none"),
+        (["--importance_method", "magnitude"], "none"),
+        (["--importance_method", "magnitude", "--temperature", "1"], "least_squares"),
+        (["--importance_method", "magnitude", "--run_evaluation", "none", "--low_memory"], "none"),
+        (["--plan", "p.json"], "least_squares"),
+        (["--plan", "p.json", "--run_evaluation", "none"], "none"),
+        (["--plan", "p.json", "--eval_datasets", "ptb"], "none"),
+        (["--reconstruct", "none"], "none"),
+    ],
+)
+def test_repair_is_on_where_the_model_and_the_text_are_at_hand_anyway(arguments: list[str], repair: str) -> None:
+    assert parse_options(["--base_model", "demo", *arguments]).reconstruct == repair
+
+
+def test_the_loss_without_the_repair_is_told_beside_the_one_with_it(workspace: Workspace) -> None:
+    sliced = workspace.run("sliced")
+    output = workspace.root / "beside"
+    code, report, _ = call([*workspace.base_arguments(), *REPAIR, "--num_samples", "40", "--output", str(output)])
+    assert code == 0
+    results = read(output / "evaluation" / "evaluation_results.json")
+    plan = (output / "analysis" / "pruning_plan.json").read_bytes()
+    (before,), (after,) = (
+        [found["perplexity"] for found in results[part]["perplexity"].values()] for part in ("before_repair", "pruned")
+    )
+    assert before != after
+    assert "  before repair" in report
+    again = workspace.run("unrepaired", "--plan", str(output / "analysis" / "pruning_plan.json"))
+    assert (again / "analysis" / "pruning_plan.json").read_bytes() == plan
+    cut = read(again / "evaluation" / "evaluation_results.json")
+    (unrepaired,) = cut["pruned"]["perplexity"].values()
+    assert unrepaired["perplexity"] == pytest.approx(before, rel=1e-4)
+    assert cut["before_repair"] is None
+    assert read(sliced / "evaluation" / "evaluation_results.json")["before_repair"] is None
 
 
 @pytest.mark.slow
