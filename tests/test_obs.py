@@ -126,9 +126,36 @@ def test_several_passes_equal_one(name: str) -> None:
 
 
 def test_a_layer_s_bytes_are_counted() -> None:
-    """o_proj 64 inputs, down_proj 24, C = 64: 4*(64^2 + 24^2) and 10 tokens of (64+64) + (24+64) values of 2 bytes."""
+    """o_proj 64 inputs, down_proj 24, C = 64: 4*(64^2 + 24^2) and 10 tokens of (64+64) + (24+64) values of 2 bytes.
+    A second set of moments comes from the same tokens."""
     shape = architecture_of(build("llama"), family_of("llama")).layers[0]
     assert layer_bytes(shape, 64, 10, 2) == 4 * (4096 + 576) + 2 * 10 * (128 + 88)
+    assert layer_bytes(shape, 64, 10, 2, sets=2) == 8 * (4096 + 576) + 2 * 10 * (128 + 88)
+
+
+def test_halves_need_one_pass_that_holds_all_layers_twice(llama: Any) -> None:
+    shape = architecture_of(llama, family_of("llama")).layers[0]
+    both = 3 * layer_bytes(shape, 64, 2048, 4, sets=2)
+    held = meter(llama, most_bytes=both, halves=True)
+    assert held.passes() == [range(3)]
+    assert all(len(found.halves) == 2 for found in held)
+    assert held.has_halves
+    short = meter(llama, most_bytes=both - 1, halves=True)
+    assert short.passes() == [range(3)]
+    assert all(found.halves == () for found in short)
+    assert not short.has_halves
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, None])
+def test_halves_are_the_moments_of_every_other_window(llama: Any, batch_size: int | None) -> None:
+    """Windows 0, 2, 4 and 1, 3, whatever the batches; both together are the moments that a meter without halves has."""
+    even, odd = meter(llama, IDS[::2]), meter(llama, IDS[1::2])
+    whole = meter(llama, IDS, batch_size=batch_size, halves=True)
+    for found, *alone, plain in zip(whole, even, odd, meter(llama), strict=True):
+        for one, other in zip((found, *found.halves), (plain, *alone), strict=True):
+            for field in ("inputs", "outputs"):
+                torch.testing.assert_close(getattr(one, field), getattr(other, field), rtol=1e-4, atol=1e-6)
+    assert whole.counts == [3, 2]
 
 
 def test_passes_hold_half_the_weights_but_a_gib_at_least(llama: Any) -> None:
