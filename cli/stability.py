@@ -9,14 +9,14 @@ from cli.job import Job
 from cli.steps import Decision, plan_with
 from core.errors import PruningError
 from core.groups import KINDS
-from core.measures import Stability
+from core.measures import Importance, Stability
 from core.plan import PruningPlan
 from diagnostics.comparison.overlap import shared_removals
 from diagnostics.run_folder import Block
 
 WITHOUT_HALVES = {
     "magnitude": "magnitude reads no text: it is the same for any windows",
-    "obs": "obs would have to run its elimination three times",
+    "obs": "the memory for obs's moments does not hold both halves of all layers in one pass",
 }
 
 
@@ -32,12 +32,7 @@ def stability_of(job: Job, options: argparse.Namespace, decision: Decision) -> S
     assert importance is not None
     windows = importance.windows_used
     if importance.halves is None:
-        reason = "the halves need a window each"
-        if importance.criterion in WITHOUT_HALVES:
-            reason = WITHOUT_HALVES[importance.criterion]
-        elif options.gradient_reduction == "sum":
-            reason = "a sum of gradients does not come as a sum over windows"
-        return Stability(None, None, windows, reason)
+        return Stability(None, None, windows, _why_without_halves(importance, options.gradient_reduction))
     try:
         halves = [
             plan_with(job, options, replace(importance, values=values), decision.prior).plan
@@ -47,6 +42,15 @@ def stability_of(job: Job, options: argparse.Namespace, decision: Decision) -> S
         return Stability(None, None, windows, str(error))
     overlap, chance = shared_removals(_blocks(halves[0]), _blocks(halves[1]))
     return Stability(overlap, chance, windows, None if overlap is not None else "neither half removes anything")
+
+
+def _why_without_halves(importance: Importance, gradient_reduction: str) -> str:
+    if importance.windows_used == 1:
+        return "the halves need a window each"
+    if importance.criterion in WITHOUT_HALVES:
+        return WITHOUT_HALVES[importance.criterion]
+    assert gradient_reduction == "sum"
+    return "a sum of gradients does not come as a sum over windows"
 
 
 def _blocks(plan: PruningPlan) -> list[list[Block]]:

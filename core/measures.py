@@ -33,7 +33,7 @@ class Importance:
     gradients is None where the criterion saw none. windows_used counts the windows behind the values,
     windows_skipped those that yielded NaN or Inf. second_order_share is set by ``taylor_2nd`` only.
     halves: float64 (2, G), the same from every other window, the first one's and the second one's half; None where
-    the criterion does not come as a sum over windows, or there were not two.
+    the criterion does not come from sums over windows, memory did not hold two of them, or there were not two windows.
     """
 
     values: np.ndarray

@@ -57,7 +57,7 @@ def eliminate(
     is all zeros takes a ridge of 1 in its place.
     """
     groups = weight.shape[1] // run
-    size = chunk or (1 if groups <= EXACT else -(-groups // CHUNKS))
+    size = chunk or (1 if groups <= EXACT else one_percent(groups))
     state = _State.of(moment, weight, run, ridge)
     order, cost = [], []
     while len(state.left):
@@ -66,6 +66,11 @@ def eliminate(
         cost.append(errors)
         state = state.without(gone)
     return Elimination(np.concatenate(order), np.concatenate(cost))
+
+
+def one_percent(groups: int) -> int:
+    """The size of a chunk, of which it takes CHUNKS to remove all groups; 1 up to so many groups."""
+    return -(-groups // CHUNKS)
 
 
 @dataclass(frozen=True)

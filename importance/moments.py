@@ -8,11 +8,12 @@ Grosse 2015, arXiv:1503.05671), outputs taken as independent and gradients those
 frozen: no weight gradient is formed.
 
 H takes 4 n^2 bytes, 0.8 GB for 14,336 channels, so layers are measured in as many passes as the memory for them asks.
+Where one pass can hold them twice, windows 0, 2, 4, ... and the others are summed apart, each half in a set of its own.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,11 +40,15 @@ LEAST_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class LayerMoments:
-    """Of one layer, by kind (attention, mlp): inputs float32 (n, n), H; outputs float64 (C,), g."""
+    """Of one layer, by kind (attention, mlp): inputs float32 (n, n), H; outputs float64 (C,), g.
+
+    halves: the same from the even and from the odd windows, empty where the meter has none.
+    """
 
     layer: int
     inputs: tuple[torch.Tensor, torch.Tensor]
     outputs: tuple[torch.Tensor, torch.Tensor]
+    halves: tuple["LayerMoments", ...] = ()
 
 
 class MomentMeter:
@@ -58,8 +63,12 @@ class MomentMeter:
         *,
         batch_size: int | None = None,
         most_bytes: int | None = None,
+        halves: bool = False,
     ) -> None:
-        """most_bytes: of moments that are held at once; None: half the weights' bytes, at least 1 GiB."""
+        """most_bytes: of moments that are held at once; None: half the weights' bytes, at least 1 GiB.
+
+        halves: hold the moments of both halves of the windows, unless one pass cannot hold those of all layers.
+        """
         self.model, self.family, self.architecture, self.windows = model, family, architecture, windows
         self.batch_size = batch_size
         self.parameter = next(model.parameters())
@@ -67,14 +76,25 @@ class MomentMeter:
         self.most_bytes = most_bytes or max(LEAST_BYTES, weights // 2)
         self.statistics = np.zeros((4, architecture.num_layers))
         self.windows_used, self.windows_skipped = len(windows), 0
+        self.counts = [0, 0]  # windows that count, even ones and odd ones
+        self.sets = 2 if halves and sum(self._bytes(sets=2)) <= self.most_bytes else 1
+
+    @property
+    def has_halves(self) -> bool:
+        """Whether each half is held and had a window; known once the moments have been measured."""
+        return self.sets == 2 and min(self.counts) > 0
+
+    def _bytes(self, sets: int) -> list[int]:
+        """By layer."""
+        tokens = max(TOKENS_A_BATCH, (self.batch_size or 1) * self.windows.seq_len)
+        hidden, element = self.architecture.hidden_size, self.parameter.element_size()
+        return [layer_bytes(shape, hidden, tokens, element, sets) for shape in self.architecture.layers]
 
     def passes(self) -> list[range]:
         """Layers by pass: consecutive ones, as many as fit into most_bytes, but one at least."""
-        tokens = max(TOKENS_A_BATCH, (self.batch_size or 1) * self.windows.seq_len)
         found: list[range] = []
         left = 0
-        for layer, shape in enumerate(self.architecture.layers):
-            needed = layer_bytes(shape, self.architecture.hidden_size, tokens, self.parameter.element_size())
+        for layer, needed in enumerate(self._bytes(self.sets)):
             if not found or needed > left:
                 found.append(range(layer, layer))
                 left = self.most_bytes
@@ -95,10 +115,12 @@ class MomentMeter:
 
     def _measure(self, layers: range, description: str) -> Iterator[LayerMoments]:
         with enough_memory(self.architecture, layers):
-            collector = _Collector(self.architecture, layers, self.parameter.device)
+            collector = _Collector(self.architecture, layers, self.parameter.device, self.sets)
         gradients, guard = LayerGradients(self.architecture.num_layers), NonFiniteGuard(len(self.windows))
+        seen, self.counts = 0, [0, 0]
 
         def step(batch: np.ndarray) -> None:
+            nonlocal seen
             collector.pending.clear()  # of a batch that ran out of memory
             ids = torch.from_numpy(batch).to(self.parameter.device)
             recomputed = layers_to_recompute(self.model, self.architecture, ids.numel())
@@ -107,8 +129,11 @@ class MomentMeter:
                 loss.backward()
             mean, norm = collector.layer_statistics(len(batch))
             if guard.admit(mean, bool(torch.isfinite(loss)), windows=len(batch)):
-                collector.keep()
+                collector.keep(seen % 2)
                 gradients.add(mean, norm)
+                for number in range(seen, seen + len(batch)):
+                    self.counts[number % 2] += 1
+            seen += len(batch)
             collector.pending.clear()
 
         with left_as_found(self.model) as handles:
@@ -120,7 +145,7 @@ class MomentMeter:
         self.windows_used = min(self.windows_used, gradients.windows)
         self.windows_skipped = max(self.windows_skipped, guard.skipped)
         for layer in tqdm(layers, desc=f"{description} solving", unit="layer", leave=False):
-            yield collector.take(layer, tokens=n * self.windows.seq_len)
+            yield collector.take(layer, [count * self.windows.seq_len for count in self.counts])
 
     def gradient_statistics(self) -> GradientStatistics:
         """Of the gradients at the outputs, complete once all layers have been measured."""
@@ -133,23 +158,27 @@ def inputs_of(shape: LayerShape) -> tuple[int, int]:
     return shape.num_heads * shape.head_dim, shape.intermediate_size
 
 
-def layer_bytes(shape: LayerShape, hidden_size: int, tokens: int, element_size: int) -> int:
-    """What a layer's moments take, with the inputs and gradients of a batch of so many tokens."""
-    return sum(4 * n * n + tokens * element_size * (n + hidden_size) for n in inputs_of(shape))
+def layer_bytes(shape: LayerShape, hidden_size: int, tokens: int, element_size: int, sets: int = 1) -> int:
+    """What so many sets of a layer's moments take, with the inputs and gradients of a batch of so many tokens."""
+    return sum(4 * sets * n * n + tokens * element_size * (n + hidden_size) for n in inputs_of(shape))
 
 
 class _Collector:
-    """Hooks that keep the inputs and output gradients of one batch, and the moments of those that were admitted."""
+    """Hooks that keep the inputs and output gradients of one batch, and the moments of those that were admitted.
 
-    def __init__(self, architecture: Architecture, layers: range, device: torch.device) -> None:
-        self.architecture, self.layers = architecture, layers
+    With two sets, window i of all adds to set i % 2; the first dimension of the sums is the set.
+    """
+
+    def __init__(self, architecture: Architecture, layers: range, device: torch.device, sets: int) -> None:
+        self.architecture, self.layers, self.sets = architecture, layers, sets
         self.pending: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
         self.inputs: dict[tuple[int, int], torch.Tensor] = {}
         self.outputs: dict[tuple[int, int], torch.Tensor] = {}
         for layer in layers:
             for kind, n in enumerate(inputs_of(architecture.layers[layer])):
-                self.inputs[layer, kind] = torch.zeros(n, n, device=device)
-                self.outputs[layer, kind] = torch.zeros(architecture.hidden_size, dtype=torch.float64, device=device)
+                self.inputs[layer, kind] = torch.zeros(sets, n, n, device=device)
+                hidden = architecture.hidden_size
+                self.outputs[layer, kind] = torch.zeros(sets, hidden, dtype=torch.float64, device=device)
 
     def attach(self, model: Any, family: Family, handles: list[Any]) -> None:
         decoder = model.get_submodule(family.layers)
@@ -180,27 +209,44 @@ class _Collector:
             count[:, layer] += flat.shape[1]
         return l1 / np.maximum(count, 1), np.sqrt(l2)
 
-    def keep(self) -> None:
-        """Add the batch: x x^T in float32, products and sums; squares of gradients in float32, sums in float64."""
+    def keep(self, first: int) -> None:
+        """Add the batch: x x^T in float32, products and sums; squares of gradients in float32, sums in float64.
+
+        first: 1 where the batch begins with an odd window.
+        """
         try:
             for key, (inputs, gradient) in self.pending.items():
-                rows = inputs.flatten(0, 1).float()
-                self.inputs[key].addmm_(rows.T, rows)  # in place: no second matrix of that size
-                self.outputs[key] += gradient.float().square().sum((0, 1), dtype=torch.float64)
+                for number in range(self.sets):
+                    of_set = slice((number - first) % self.sets, None, self.sets)
+                    rows = inputs[of_set].flatten(0, 1).float()
+                    self.inputs[key][number].addmm_(rows.T, rows)  # in place: no second matrix of that size
+                    self.outputs[key][number] += gradient[of_set].float().square().sum((0, 1), dtype=torch.float64)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             # Part of the batch has been added: it cannot come again in smaller pieces.
             raise UsageError("the second moments do not fit in memory: name a smaller --batch_size") from None
 
-    def take(self, layer: int, tokens: int) -> LayerMoments:
-        """Hand a layer's moments over, as means; they are no longer held here."""
+    def take(self, layer: int, tokens: list[int]) -> LayerMoments:
+        """Hand a layer's moments over, as means; they are no longer held here. tokens: of even and of odd windows."""
+        inputs, outputs = (
+            [sums.pop((layer, kind)) for kind in (ATTENTION, MLP)] for sums in (self.inputs, self.outputs)
+        )
+        # A single set is used up; of two, the whole is a third tensor of their size.
+        together = [[sums.sum(0) if self.sets > 1 else sums[0] for sums in kinds] for kinds in (inputs, outputs)]
+        found = _means(layer, together[0], together[1], max(sum(tokens), 1))
+        if self.sets == 1 or not min(tokens):
+            return found
+        halves = [
+            _means(layer, [sums[i] for sums in inputs], [sums[i] for sums in outputs], tokens[i]) for i in range(2)
+        ]
+        return replace(found, halves=tuple(halves))
 
-        def mean(sums: dict[tuple[int, int], torch.Tensor], kind: int) -> torch.Tensor:
-            return sums.pop((layer, kind)).div_(tokens)
 
-        attention, mlp = ((mean(self.inputs, kind), mean(self.outputs, kind)) for kind in (ATTENTION, MLP))
-        return LayerMoments(layer, (attention[0], mlp[0]), (attention[1], mlp[1]))
+def _means(layer: int, inputs: list[torch.Tensor], outputs: list[torch.Tensor], tokens: int) -> LayerMoments:
+    """From sums by kind, in place: no second matrix of that size."""
+    attention, mlp = ((inputs[kind].div_(tokens), outputs[kind].div_(tokens)) for kind in (ATTENTION, MLP))
+    return LayerMoments(layer, (attention[0], mlp[0]), (attention[1], mlp[1]))
 
 
 @contextmanager

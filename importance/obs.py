@@ -24,7 +24,7 @@ from core.families import Family
 from core.groups import Architecture
 from core.measures import Importance
 from core.windows import TokenWindows
-from importance.elimination import eliminate, in_order
+from importance.elimination import eliminate, in_order, one_percent
 from importance.moments import LayerMoments, MomentMeter, enough_memory
 
 
@@ -39,31 +39,37 @@ def obs_importance(
 ) -> Importance:
     """Measure the moments, remove every block's groups one after another, and price them. float64 (G,), all >= 0.
 
-    The result depends neither on batch_size nor on most_bytes (memory for moments, ``MomentMeter``), beyond rounding.
+    ``halves`` are priced the same, always in chunks of 1 %, where the meter holds both halves' moments. ``values``
+    depend neither on batch_size nor on most_bytes (memory for moments, ``MomentMeter``), beyond rounding.
     One layer is solved at a time, in float64 on the model's device. Raises NumericalError when more than 5 % of the
     windows yield NaN or Inf, UsageError when memory does not suffice.
     """
-    meter = MomentMeter(model, family, architecture, windows, batch_size=batch_size, most_bytes=most_bytes)
+    meter = MomentMeter(model, family, architecture, windows, batch_size=batch_size, most_bytes=most_bytes, halves=True)
     layers = model.get_submodule(family.layers)
     values = np.zeros(len(architecture.groups))
+    halves = np.zeros((2, len(values)))
     for moments in meter:
         with enough_memory(architecture, range(moments.layer, moments.layer + 1)):
             for kind, path in enumerate((family.attention_output, family.mlp_output)):
                 rows = architecture.groups.rows(moments.layer, kind)
                 weight = layers[moments.layer].get_submodule(path).weight
-                values[rows] = _block(moments, kind, weight, rows.stop - rows.start)
+                groups = rows.stop - rows.start
+                values[rows] = _block(moments, kind, weight, groups)
+                for of_half, half in zip(moments.halves, halves, strict=False):
+                    half[rows] = _block(of_half, kind, weight, groups, chunk=one_percent(groups))
     return Importance(
         values=values,
         criterion="obs",
         gradients=meter.gradient_statistics(),
         windows_used=meter.windows_used,
         windows_skipped=meter.windows_skipped,
+        halves=halves if meter.has_halves else None,
     )
 
 
-def _block(moments: LayerMoments, kind: int, weight: torch.Tensor, groups: int) -> np.ndarray:
-    run = weight.shape[1] // groups
-    return in_order(eliminate(moments.inputs[kind], outputs_weighted(moments.outputs[kind], weight), run))
+def _block(moments: LayerMoments, kind: int, weight: torch.Tensor, groups: int, chunk: int | None = None) -> np.ndarray:
+    inputs, outputs = moments.inputs[kind], outputs_weighted(moments.outputs[kind], weight)
+    return in_order(eliminate(inputs, outputs, weight.shape[1] // groups, chunk=chunk))
 
 
 @torch.no_grad()

@@ -117,18 +117,71 @@ def test_several_passes_equal_one(name: str) -> None:
     family, windows = family_of(model.config.model_type), windows_of(IDS)
     results = [
         obs_importance(model, family, architecture_of(model, family), windows, most_bytes=most)
-        for most in (None, two, 1)
+        for most in (3 * two // 2, two, 1)
     ]
     for other in results[1:]:
+        assert other.halves is None
         np.testing.assert_array_equal(other.values, results[0].values)
         for field in ("mean", "norm", "min", "max"):
             np.testing.assert_array_equal(getattr(other.gradients, field), getattr(results[0].gradients, field))
 
 
 def test_a_layer_s_bytes_are_counted() -> None:
-    """o_proj 64 inputs, down_proj 24, C = 64: 4*(64^2 + 24^2) and 10 tokens of (64+64) + (24+64) values of 2 bytes."""
+    """o_proj 64 inputs, down_proj 24, C = 64: 4*(64^2 + 24^2) and 10 tokens of (64+64) + (24+64) values of 2 bytes.
+    A second set of moments comes from the same tokens."""
     shape = architecture_of(build("llama"), family_of("llama")).layers[0]
     assert layer_bytes(shape, 64, 10, 2) == 4 * (4096 + 576) + 2 * 10 * (128 + 88)
+    assert layer_bytes(shape, 64, 10, 2, sets=2) == 8 * (4096 + 576) + 2 * 10 * (128 + 88)
+
+
+def test_halves_need_one_pass_that_holds_all_layers_twice(llama: Any) -> None:
+    shape = architecture_of(llama, family_of("llama")).layers[0]
+    both = 3 * layer_bytes(shape, 64, 2048, 4, sets=2)
+    held = meter(llama, most_bytes=both, halves=True)
+    assert held.passes() == [range(3)]
+    assert all(len(found.halves) == 2 for found in held)
+    assert held.has_halves
+    short = meter(llama, most_bytes=both - 1, halves=True)
+    assert short.passes() == [range(3)]
+    assert all(found.halves == () for found in short)
+    assert not short.has_halves
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, None])
+def test_halves_are_the_moments_of_every_other_window(llama: Any, batch_size: int | None) -> None:
+    """Windows 0, 2, 4 and 1, 3, whatever the batches; both together are the moments that a meter without halves has."""
+    even, odd = meter(llama, IDS[::2]), meter(llama, IDS[1::2])
+    whole = meter(llama, IDS, batch_size=batch_size, halves=True)
+    for found, *alone, plain in zip(whole, even, odd, meter(llama), strict=True):
+        for one, other in zip((found, *found.halves), (plain, *alone), strict=True):
+            for field in ("inputs", "outputs"):
+                torch.testing.assert_close(getattr(one, field), getattr(other, field), rtol=1e-4, atol=1e-6)
+    assert whole.counts == [3, 2]
+
+
+def test_halves_cost_the_importance_nothing_but_rounding(family_model: Any) -> None:
+    family = family_of(family_model.config.model_type)
+    architecture = architecture_of(family_model, family)
+    both, without = (
+        obs_importance(family_model, family, architecture, windows_of(IDS), most_bytes=most)
+        for most in (None, 3 * layer_bytes(architecture.layers[0], 64, 2048, 4))
+    )
+    assert both.halves is not None
+    assert without.halves is None
+    np.testing.assert_allclose(both.values, without.values, rtol=1e-4)
+
+
+def test_halves_are_eliminated_in_chunks_of_one_percent(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks: list[int | None] = []
+
+    def watched(*arguments: Any, chunk: int | None = None) -> Any:
+        chunks.append(chunk)
+        return eliminate(*arguments, chunk=chunk)
+
+    monkeypatch.setattr("importance.elimination.CHUNKS", 8)
+    monkeypatch.setattr("importance.obs.eliminate", watched)
+    measured(llama, "obs")
+    assert chunks == [None, 1, 1, None, 3, 3] * 3  # 2 KV groups, then 24 channels
 
 
 def test_passes_hold_half_the_weights_but_a_gib_at_least(llama: Any) -> None:
@@ -215,6 +268,8 @@ def test_nan_stops_and_a_rare_bad_window_does_not_show() -> None:
     assert (result.windows_used, result.windows_skipped) == (39, 1)
     clean = measured(model, "obs", torch.cat([ids[:7], ids[8:]]))
     np.testing.assert_allclose(result.values, clean.values, rtol=1e-4)
+    odd = measured(model, "obs", torch.cat([ids[1:7:2], ids[9::2]]))  # those behind window 7 stay in their half
+    np.testing.assert_allclose(result.halves, [measured(model, "obs", ids[::2]).values, odd.values], rtol=1e-3)
     spoiled[:, 2] = 96
     with pytest.raises(NumericalError, match="--dtype float32"):
         measured(model, "obs", spoiled)

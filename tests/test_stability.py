@@ -33,7 +33,7 @@ def measure(model: Any, ids: Any, **options: Any) -> Any:
     return measure_importance(model, family, architecture_of(model, family), windows_of(ids), **options)
 
 
-@pytest.mark.parametrize("criterion", ["taylor", "taylor_2nd", "fisher", "wanda"])
+@pytest.mark.parametrize("criterion", ["taylor", "taylor_2nd", "fisher", "obs", "wanda"])
 def test_halves_equal_two_measurements(family_model: Any, criterion: str) -> None:
     """Windows 0, 2, 4, 6 and 1, 3, 5, whatever the batches: 3 + 3 + 1 begin with an even, an odd and an even one."""
     whole = measure(family_model, IDS, criterion=criterion, batch_size=3)
@@ -53,14 +53,13 @@ def test_halves_by_hand() -> None:
     assert halves_of(np.ones(1), np.ones(1), 1, 0) is None
 
 
-@pytest.mark.parametrize("options", [{"criterion": "magnitude"}, {"criterion": "obs"}])
-def test_criteria_without_halves(llama: Any, options: dict[str, Any]) -> None:
-    assert measure(llama, IDS, **options).halves is None
+def test_magnitude_has_no_halves(llama: Any) -> None:
+    assert measure(llama, IDS, criterion="magnitude").halves is None
 
 
 def test_a_sum_of_gradients_and_a_single_window_have_no_halves(llama: Any) -> None:
     assert measure(llama, IDS, criterion="taylor", gradient_reduction="sum").halves is None
-    for criterion in ("taylor", "fisher", "wanda"):
+    for criterion in ("taylor", "fisher", "obs", "wanda"):
         assert measure(llama, IDS[:1], criterion=criterion).halves is None
 
 
@@ -87,9 +86,9 @@ def test_run_json_tells_how_stable_the_plan_is(workspace: Workspace) -> None:
     ("arguments", "reason"),
     [
         (["--importance_method", "magnitude"], "reads no text"),
-        (["--importance_method", "obs"], "elimination"),
         (["--gradient_reduction", "sum"], "sum"),
         (["--num_samples", "1"], "a window each"),
+        (["--num_samples", "1", "--importance_method", "obs"], "a window each"),
     ],
 )
 def test_what_has_no_halves_says_why(workspace: Workspace, arguments: list[str], reason: str) -> None:
@@ -99,6 +98,17 @@ def test_what_has_no_halves_says_why(workspace: Workspace, arguments: list[str],
     assert reason in told["reason"]
 
 
+def test_obs_has_halves_where_memory_holds_them(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["--importance_method", "obs", "--dry_run", "--run_evaluation", "none"]
+    told = stability(workspace.run("obs", *arguments))
+    assert 0 < told["overlap"] <= 1
+    assert told["reason"] is None
+    monkeypatch.setattr("importance.moments.LEAST_BYTES", 1)
+    told = stability(workspace.run("obs-little-memory", *arguments))
+    assert (told["overlap"], told["chance"]) == (None, None)
+    assert "memory" in told["reason"]
+
+
 def test_a_replayed_plan_has_no_stability(workspace: Workspace) -> None:
     run = workspace.run("first", "--dry_run", "--run_evaluation", "none")
     plan = str(run / "analysis" / "pruning_plan.json")
@@ -106,10 +116,12 @@ def test_a_replayed_plan_has_no_stability(workspace: Workspace) -> None:
     assert stability(again) is None
 
 
-def test_halves_come_back_from_the_cache(workspace: Workspace) -> None:
-    arguments = ["--dry_run", "--run_evaluation", "none", "--cache_dir", str(workspace.root / "kept")]
-    runs = [workspace.run(f"kept-{i}", *arguments) for i in range(2)]
+@pytest.mark.parametrize("criterion", ["taylor", "obs"])
+def test_halves_come_back_from_the_cache(workspace: Workspace, criterion: str) -> None:
+    arguments = ["--dry_run", "--run_evaluation", "none", "--cache_dir", str(workspace.root / f"kept-{criterion}")]
+    runs = [workspace.run(f"kept-{criterion}-{i}", "--importance_method", criterion, *arguments) for i in range(2)]
     assert stability(runs[0]) == stability(runs[1])
+    assert stability(runs[1])["overlap"] is not None
 
 
 # The finding
