@@ -119,7 +119,10 @@ def windows_of(**other: Any) -> TokenWindows:
 
 def test_every_ingredient_of_a_measurement_is_in_its_key() -> None:
     def importance(*arguments: str, windows: TokenWindows | None = None) -> Any:
-        return importance_key(parse_options(["--base_model", "demo", *arguments]), windows or windows_of())
+        return importance_key(
+            parse_options(["--base_model", "demo", "--importance_method", "taylor", *arguments]),
+            windows or windows_of(),
+        )
 
     others = [
         importance("--importance_method", "fisher"),
