@@ -139,7 +139,7 @@ def _pruning_options(group: argparse._ArgumentGroup) -> None:
         default="total",
         help="what the ratio counts: all parameters, or those that groups hold (default total)",
     )
-    add("--importance_method", choices=CRITERIA, default="obs", help="criterion (default obs, which knows the repair)")
+    add("--importance_method", choices=CRITERIA, default="obs", help="criterion; obs knows the repair (default obs)")
     add(
         "--gradient_reduction",
         choices=("sequence", "sum"),
@@ -327,9 +327,8 @@ def _repair_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--reconstruct",
         choices=("none", "least_squares"),
-        help="refit o_proj and down_proj on the calibration windows to the dense model's outputs (default "
-        "least_squares; none where no other step reads that text or holds the model: magnitude without correction, "
-        "--low_memory, --plan without perplexity on it)",
+        help="refit o_proj and down_proj on the calibration windows to the dense model's outputs (default least_squares "
+        "where another step reads that text and holds the model, else none)",
     )
     add(
         "--reconstruct_target",

@@ -161,7 +161,7 @@ def test_repair_lowers_held_out_perplexity_of_the_demo_model(tmp_path: Path, tar
     base = ["--base_model", "demo", "--dataset", "pydoc", "--pruning_ratio", "0.5", "--ratio_of", "prunable"]
     base += ["--importance_method", "wanda", "--num_samples", "64", "--eval_samples", "40", "--no_save_model"]
     found = {}
-    for name, extra in (("sliced", []), ("repaired", [*REPAIR, "--reconstruct_target", target])):
+    for name, extra in (("sliced", ["--reconstruct", "none"]), ("repaired", [*REPAIR, "--reconstruct_target", target])):
         code, _, error = call([*base, "--output", str(tmp_path / name), *extra])
         assert code == 0, error
         results = read(tmp_path / name / "evaluation" / "evaluation_results.json")
