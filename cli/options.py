@@ -327,8 +327,8 @@ def _repair_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--reconstruct",
         choices=("none", "least_squares"),
-        help="refit o_proj and down_proj on the calibration windows to the dense model's outputs (default least_squares "
-        "where another step reads that text and holds the model, else none)",
+        help="refit o_proj and down_proj on the calibration windows to the dense model's outputs (default "
+        "least_squares where another step reads that text and holds the model, else none)",
     )
     add(
         "--reconstruct_target",
