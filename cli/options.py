@@ -337,6 +337,13 @@ def _repair_options(group: argparse._ArgumentGroup) -> None:
         help="what brings the residual stream back to the dense model's, or the dense block's outputs on the dense or "
         "on the pruned stream (default stream)",
     )
+    add(
+        "--reconstruct_text",
+        choices=("mixed", "calibration"),
+        default="mixed",
+        help="refit on calibration windows and on as many of their tokens in random order, which other text gains by, "
+        "or on the windows alone (default mixed)",
+    )
 
 
 def _output_options(group: argparse._ArgumentGroup) -> None:

@@ -56,6 +56,7 @@ def repair(
             plan,
             calibration,
             target=options.reconstruct_target,
+            text=options.reconstruct_text,
             batch_size=options.batch_size,
             stored_dtype=job.saved_dtype,
         )

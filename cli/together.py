@@ -157,7 +157,11 @@ def idle_options(options: argparse.Namespace) -> list[str]:
             options.dry_run,
             "does not act with --dry_run, which prunes nothing",
         ),
-        ({"reconstruct_target"}, options.reconstruct == "none", "needs --reconstruct least_squares"),
+        (
+            {"reconstruct_target", "reconstruct_text"},
+            options.reconstruct == "none",
+            "needs --reconstruct least_squares",
+        ),
         ({"cache_dir"}, replay and "ppl" not in options.measures, "does not act with --plan, where nothing is kept"),
         (_DECIDES_THE_PLAN, replay, "does not act with --plan, which holds the decision already"),
         (_CALIBRATES, replay and not repairs, "does not act with --plan, which holds the decision already"),
@@ -165,7 +169,10 @@ def idle_options(options: argparse.Namespace) -> list[str]:
     return [f"--{name} {why}" for names, idle, why in rules if idle for name in sorted(names & options.given)]
 
 
-_DELIVERS = {"no_save_model", "max_shard_size", "verify", "no_verify", "export", "reconstruct", "reconstruct_target"}
+_DELIVERS = {
+    *("no_save_model", "max_shard_size", "verify", "no_verify", "export"),
+    *("reconstruct", "reconstruct_target", "reconstruct_text"),
+}
 _CALIBRATES = {"num_samples", "seq_len"}
 _DECIDES_THE_PLAN = {
     *("pruning_ratio", "ratio_of", "importance_method", "gradient_reduction", "freeze_first_n_layers"),

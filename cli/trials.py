@@ -62,6 +62,7 @@ class HeldOut:
             plan,
             self.calibration,
             target=options.reconstruct_target,
+            text=options.reconstruct_text,
             batch_size=options.batch_size,
             stored_dtype=self.job.saved_dtype,
         )

@@ -16,6 +16,9 @@ Towards ``stream`` what the stream lacks is divided by that scale, taken at the 
 tokens count by 1 / mean(y^2) for every target, on top of the above: the norm divides by it.
 
 Which λ, and whether the block changes at all, is decided on windows that no refit sees.
+
+The dense model is the teacher, so any tokens make an example. Text ``mixed`` adds to the windows that are fitted as
+many with the same tokens in random order: inputs that the calibration text alone never shows, which other text may.
 """
 
 from collections.abc import Iterator
@@ -39,6 +42,7 @@ from pruning.refit import Moments, choose
 from pruning.streams import LayerRunner
 
 TARGETS = ("stream", "dense", "pruned")
+TEXTS = ("mixed", "calibration")
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 HELD_OUT_EVERY = 4
 
@@ -66,6 +70,7 @@ class Reconstruction:
     target: str
     ridges: tuple[float, ...]
     windows_fitted: int
+    windows_shuffled: int
     windows_held_out: int
     blocks: tuple[RepairedBlock, ...]
 
@@ -86,8 +91,9 @@ class Reconstruction:
 
     def sentence(self) -> str:
         """For the model card."""
+        shuffled = f" and {self.windows_shuffled} of their tokens in random order" if self.windows_shuffled else ""
         return (
-            f"least squares on {self.windows_fitted} calibration windows: `o_proj` and `down_proj` of "
+            f"least squares on {self.windows_fitted} calibration windows{shuffled}: `o_proj` and `down_proj` of "
             f"{self.num_repaired} blocks were refitted {_PURPOSE[self.target]}; {self.windows_held_out} further "
             "windows decided how strongly, and whether at all"
         )
@@ -116,6 +122,7 @@ def reconstruct(
     windows: TokenWindows,
     *,
     target: str = "stream",
+    text: str = "mixed",
     batch_size: int | None = None,
     stored_dtype: torch.dtype | None = None,
     ridges: tuple[float, ...] = RIDGES,
@@ -124,15 +131,17 @@ def reconstruct(
 
     windows: calibration; every fourth (the last of fewer) is held out of the refits. stored_dtype: refitted weights
     are rounded to what they will be saved in. A layer that loses nothing keeps its weights, frozen or not. Removed
-    layers pass the stream on. About three passes over the windows, and one more for the dense stream, if it is needed.
+    layers pass the stream on. text: mixed adds windows of shuffled tokens, 3/4 more. About three passes over all these,
+    and one more for the dense stream, if it is needed.
     Raises UsageError with fewer than two windows, NumericalError where a stream holds NaN or Inf.
     """
     if len(windows) < 2:
         raise UsageError("--reconstruct holds one window out to decide by: --num_samples 1 is too few, use 2 or more")
-    walk = _Walk(model, family, plan, windows, target, batch_size, stored_dtype, ridges)
+    walk = _Walk(model, family, plan, windows, target, text, batch_size, stored_dtype, ridges)
     for layer in tqdm(range(plan.architecture.num_layers), desc="repair", unit="layer", leave=False):
         walk.layer(layer)
-    return Reconstruction(target, ridges, len(walk.fitted), len(walk.held_out), tuple(walk.blocks))
+    fitted, shuffled = len(walk.fitted) - walk.shuffled, walk.shuffled
+    return Reconstruction(target, ridges, fitted, shuffled, len(walk.held_out), tuple(walk.blocks))
 
 
 @contextmanager
@@ -143,6 +152,7 @@ def repaired_for_now(
     windows: TokenWindows,
     *,
     target: str = "stream",
+    text: str = "mixed",
     batch_size: int | None = None,
     stored_dtype: torch.dtype | None = None,
 ) -> Iterator[Reconstruction]:
@@ -155,7 +165,9 @@ def repaired_for_now(
     ]
     before = [parameter.detach().to("cpu", copy=True) for parameter in touched]
     try:
-        yield reconstruct(model, family, plan, windows, target=target, batch_size=batch_size, stored_dtype=stored_dtype)
+        yield reconstruct(
+            model, family, plan, windows, target=target, text=text, batch_size=batch_size, stored_dtype=stored_dtype
+        )
     finally:
         with torch.no_grad():
             for parameter, values in zip(touched, before, strict=True):
@@ -169,6 +181,16 @@ def held_out_windows(num_windows: int) -> np.ndarray:
     return held_out
 
 
+def shuffled_tokens(ids: np.ndarray) -> np.ndarray:
+    """int64 (N, T): the same tokens in random order over all windows, the first of each (BOS, mostly) where it was.
+
+    The order is that of a fixed seed, so a repair depends on its windows alone.
+    """
+    mixed = ids.copy()
+    mixed[:, 1:] = np.random.default_rng(0).permutation(ids[:, 1:].reshape(-1)).reshape(ids[:, 1:].shape)
+    return mixed
+
+
 class _Walk:
     """The two streams, and the blocks so far. ``dense`` is None where nothing but the pruned stream is needed."""
 
@@ -179,14 +201,18 @@ class _Walk:
         plan: PruningPlan,
         windows: TokenWindows,
         target: str,
+        text: str,
         batch_size: int | None,
         stored_dtype: torch.dtype | None,
         ridges: tuple[float, ...],
     ) -> None:
         self.plan, self.stored_dtype, self.ridges = plan, stored_dtype, ridges
         held_out = held_out_windows(len(windows))
-        ids = np.concatenate([windows.ids[~held_out], windows.ids[held_out]])
-        self.fitted, self.held_out = range((~held_out).sum()), range((~held_out).sum(), len(ids))
+        fitted = windows.ids[~held_out]
+        shuffled = shuffled_tokens(fitted) if text == "mixed" else fitted[:0]
+        ids = np.concatenate([fitted, shuffled, windows.ids[held_out]])
+        self.shuffled, seen = len(shuffled), len(fitted) + len(shuffled)
+        self.fitted, self.held_out = range(seen), range(seen, len(ids))
         self.runner = LayerRunner(model, family, ids, batch_size)
         self.norms = [_output_norms(layer, family) for layer in self.runner.layers]
         self.members = [member for member in family.members if member.axis == IN]  # attention first

@@ -72,6 +72,11 @@ ACTS: dict[str, tuple[list[str], list[str], str]] = {
     "--max_shard_size": (["--max_shard_size", "20KB"], [], "files"),
     "--no_verify": (["--no_verify"], [], "files"),
     "--reconstruct": (["--reconstruct", "least_squares", "--num_samples", "40"], ["--num_samples", "40"], "evaluation"),
+    "--reconstruct_text": (
+        ["--reconstruct", "least_squares", "--num_samples", "40", "--reconstruct_text", "calibration"],
+        ["--reconstruct", "least_squares", "--num_samples", "40"],
+        "evaluation",
+    ),
     "--reconstruct_target": (
         ["--reconstruct", "least_squares", "--num_samples", "40", "--reconstruct_target", "pruned"],
         ["--reconstruct", "least_squares", "--num_samples", "40"],

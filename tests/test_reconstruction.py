@@ -23,6 +23,7 @@ from pruning.reconstruction import (
     held_out_windows,
     reconstruct,
     repaired_for_now,
+    shuffled_tokens,
     write_reconstruction,
 )
 from pruning.streams import LayerRunner
@@ -345,3 +346,27 @@ def test_two_windows_are_needed_and_finite_streams(llama: Any) -> None:
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
         assert "forward" not in module.__dict__
+
+
+def test_shuffled_windows_hold_the_same_tokens_and_begin_alike() -> None:
+    ids = np.arange(40).reshape(4, 10)
+    mixed = shuffled_tokens(ids)
+    assert mixed[:, 0].tolist() == ids[:, 0].tolist()
+    assert sorted(mixed.reshape(-1).tolist()) == list(range(40))
+    assert not np.array_equal(mixed, ids)
+    assert np.array_equal(mixed, shuffled_tokens(ids))
+    assert np.array_equal(ids, np.arange(40).reshape(4, 10))
+
+
+def test_text_says_what_is_fitted_beside_the_windows(llama: Any) -> None:
+    """The windows that decide are the same; the weights are not."""
+    plan = plan_for(llama)
+    mixed, with_shuffled = repaired(llama, plan)
+    plain, without = repaired(llama, plan, text="calibration")
+    assert (with_shuffled.windows_fitted, with_shuffled.windows_shuffled) == (18, 18)
+    assert (without.windows_fitted, without.windows_shuffled) == (18, 0)
+    assert with_shuffled.windows_held_out == without.windows_held_out == 6
+    assert with_shuffled.blocks[0].error_before == pytest.approx(without.blocks[0].error_before, rel=1e-6)
+    assert not torch.equal(mixed.model.layers[0].mlp.down_proj.weight, plain.model.layers[0].mlp.down_proj.weight)
+    assert "of their tokens in random order" in with_shuffled.sentence()
+    assert "random order" not in without.sentence()

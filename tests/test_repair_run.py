@@ -34,7 +34,7 @@ def test_a_repaired_model_proves_itself_as_saved(workspace: Workspace, tmp_path:
     assert code == 0, error
     report = read(output / "analysis" / "reconstruction.json")
     assert report["num_repaired"] > 0
-    assert (report["windows_fitted"], report["windows_held_out"]) == (30, 10)
+    assert [report[f"windows_{part}"] for part in ("fitted", "shuffled", "held_out")] == [30, 30, 10]
     assert all((block["error_after"] < block["error_before"]) == block["repaired"] for block in report["blocks"])
     assert read(output / "analysis" / "verification.json")["passed"]
     assert f"repaired {report['num_repaired']} of {len(report['blocks'])} blocks, held-out error" in error

@@ -202,14 +202,14 @@ def _output(case: Case, layer: int, kind: int) -> Any:
 # Ours
 
 
-def repaired(selection: Keep, target: str = "stream") -> Keep:
+def repaired(selection: Keep, target: str = "stream", text: str = "mixed") -> Keep:
     """A selection, then ``--reconstruct least_squares``."""
 
     def keep(case: Case, ratio: float) -> np.ndarray:
         chosen, groups = selection(case, ratio), case.architecture.groups
         removed = int(groups.cost[~chosen].sum())
         plan = PruningPlan(case.architecture, chosen, (), ratio, "prunable", removed, removed, "")
-        reconstruct(case.model, case.family, plan, case.windows, target=target)
+        reconstruct(case.model, case.family, plan, case.windows, target=target, text=text)
         return chosen
 
     return keep
@@ -276,5 +276,6 @@ METHODS: dict[str, Method] = {
     "ours-by-taylor": Method(repaired(ranked("taylor")), "taylor in place of obs"),
     "ours-unweighted": Method(repaired(unweighted), "obs without the loss's gradients"),
     "ours-uniform": Method(repaired(uniform("obs")), "every layer alike in place of the global ranking"),
+    "ours-unmixed": Method(repaired(ranked("obs"), text="calibration"), "repaired on the windows alone"),
     "ours-on-pruned": Method(repaired(ranked("obs"), "pruned"), "repaired towards whole blocks on the pruned stream"),
 }
