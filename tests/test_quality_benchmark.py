@@ -155,6 +155,10 @@ def test_where_the_best_loses_little_not_being_worse_suffices() -> None:
     for loss, answer in ((3.0125, "not worse"), (3.016, "**no**, 1.60 ×"), (3.005, "yes, 0.50 ×")):
         text = tables([dense, *taylor, Cell(setting("ours"), 0.3, {"pydoc": loss}, 1.0, 0)])
         assert f"| taylor 0.0100 | {answer} |" in text
+    lucky = [Cell(setting("taylor", seed=s), 0.3, {"pydoc": 2.99 + 0.004 * s}, 1.0, 0) for s in (0, 1)]
+    for loss, answer in ((3.0025, "not worse"), (3.005, "**no**"), (2.999, "yes")):
+        text = tables([dense, *lucky, Cell(setting("ours"), 0.3, {"pydoc": loss}, 1.0, 0)])
+        assert f"| taylor 0.0000 | {answer} |" in text
 
 
 def test_the_picture_is_a_function_of_the_cells(tmp_path: Path) -> None:

@@ -90,10 +90,13 @@ class Rival:
 
 
 def rival(cells: list[Cell], ratio: float, text: str, *, repaired: bool) -> Rival | None:
-    """The best published method, of those that refit weights or of those that do not; None where none was measured."""
+    """The best published method, of those that refit weights or of those that do not; None where none was measured.
+
+    A loss below the dense model's counts as 0 here and for ours: what is aimed at is the dense model.
+    """
     ours = extra(cells, OURS, ratio, text)
     found = [
-        Rival(method, statistics.mean(losses), max(_spread(losses), _spread(ours)))
+        Rival(method, max(statistics.mean(losses), 0.0), max(_spread(losses), _spread(ours)))
         for method in rows_and_columns(cells)[0]
         if is_published(method) and repairs(method) == repaired
         for losses in [extra(cells, method, ratio, text)]
@@ -109,7 +112,7 @@ def _verdict(cells: list[Cell]) -> str:
     ]
     for text in cells[0].nll:
         for ratio in rows_and_columns(cells)[1]:
-            ours = statistics.mean(extra(cells, OURS, ratio, text))
+            ours = max(statistics.mean(extra(cells, OURS, ratio, text)), 0.0)
             shown = []
             for repaired, share in ((False, 0.5), (True, 1.0)):
                 best = rival(cells, ratio, text, repaired=repaired)
@@ -125,7 +128,9 @@ def _verdict(cells: list[Cell]) -> str:
 def _answer(best: Rival, ours: float, share: float) -> str:
     if ours <= share * best.loss:
         return f"yes, {ours / best.loss:.2f} ×" if best.loss > 0 else "yes"
-    return "not worse" if best.allows(ours, share) else f"**no**, {ours / best.loss:.2f} ×"
+    if best.allows(ours, share):
+        return "not worse"
+    return f"**no**, {ours / best.loss:.2f} ×" if best.loss > 0 else "**no**"
 
 
 def _spread(values: list[float]) -> float:
