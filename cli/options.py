@@ -341,8 +341,8 @@ def _repair_options(group: argparse._ArgumentGroup) -> None:
         "--reconstruct_text",
         choices=("mixed", "calibration"),
         default="mixed",
-        help="refit on calibration windows and on as many of their tokens in random order, which other text gains by, "
-        "or on the windows alone (default mixed)",
+        help="refit on calibration windows and on as many with their tokens in random order, which other text "
+        "gains by, or on the windows alone (default mixed)",
     )
 
 

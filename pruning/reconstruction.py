@@ -91,7 +91,7 @@ class Reconstruction:
 
     def sentence(self) -> str:
         """For the model card."""
-        shuffled = f" and {self.windows_shuffled} of their tokens in random order" if self.windows_shuffled else ""
+        shuffled = " and as many with their tokens in random order" if self.windows_shuffled else ""
         return (
             f"least squares on {self.windows_fitted} calibration windows{shuffled}: `o_proj` and `down_proj` of "
             f"{self.num_repaired} blocks were refitted {_PURPOSE[self.target]}; {self.windows_held_out} further "

@@ -368,5 +368,5 @@ def test_text_says_what_is_fitted_beside_the_windows(llama: Any) -> None:
     assert with_shuffled.windows_held_out == without.windows_held_out == 6
     assert with_shuffled.blocks[0].error_before == pytest.approx(without.blocks[0].error_before, rel=1e-6)
     assert not torch.equal(mixed.model.layers[0].mlp.down_proj.weight, plain.model.layers[0].mlp.down_proj.weight)
-    assert "of their tokens in random order" in with_shuffled.sentence()
+    assert "as many with their tokens in random order" in with_shuffled.sentence()
     assert "random order" not in without.sentence()

@@ -1,7 +1,9 @@
 """Extra loss of pruned models: this project's methods beside published ones, same models, windows, budget and text.
 
     python -m benchmarks.quality --models demo --seeds 0                       # one model, one seed
-    python -m benchmarks.quality --models demo,qwen2,gemma3 --seeds 0,1,2      # all of docs/benchmarks.md
+    python -m benchmarks.quality --models demo,qwen2,gemma3 --seeds 0,1,2      # three of each
+    python -m benchmarks.quality --models demo,qwen2,gemma3 --seeds 0,1,2 --report --json benchmarks/quality/cells.jsonl
+                                                                               # the tables of docs/benchmarks.md
 
 Models are small but really trained (models/demo, benchmarks/models). Calibration: 64 windows of 256 tokens of the
 calibration split of ``pydoc``, drawn by seed. Budget: the ratio of the prunable parameters. Loss: nats per token on
@@ -33,8 +35,8 @@ def main() -> None:
     options = parse_arguments()
     wanted = settings(options)
     cells = read_cells(options.json)
-    missing = [setting for setting in wanted if setting not in cells]
-    with tqdm(total=len(wanted), initial=len(wanted) - len(missing), unit="cell") as bar:
+    missing = [] if options.report else [setting for setting in wanted if setting not in cells]
+    with tqdm(total=len(wanted), initial=len(wanted) - len(missing), unit="cell", disable=options.report) as bar:
         for model in options.models:
             for seed in options.seeds:
                 todo = [s for s in missing if s.model == model and s.seed == seed]
@@ -42,7 +44,7 @@ def main() -> None:
                     append_cell(options.json, cell)
                     cells[cell.setting] = cell
                     bar.update()
-    found = [cells[setting] for setting in wanted]
+    found = [cells[setting] for setting in wanted if setting in cells]
     text = tables(found)
     print(text)
     if options.table:
@@ -108,6 +110,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seq_len", type=int, default=256, help="tokens a window, also of the texts (%(default)s)")
     parser.add_argument("--eval_samples", type=int, default=48, help="windows of each text (%(default)s)")
     parser.add_argument("--json", type=Path, default=Path("results/quality.jsonl"), help="results (%(default)s)")
+    parser.add_argument(
+        "--report", action="store_true", help="measure nothing: tables and picture of what --json holds"
+    )
     parser.add_argument("--table", type=Path, help="write the Markdown tables there too")
     parser.add_argument("--picture", type=Path, help="draw the losses there (PNG)")
     return parser.parse_args()
