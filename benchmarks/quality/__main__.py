@@ -13,10 +13,12 @@ the dense model. A run that is interrupted goes on where it stopped: every finis
 
 import argparse
 import platform
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
 from tqdm import tqdm
 
 from benchmarks.quality.cells import DENSE, Cell, Setting, append_cell, measure, read_cells, weights_of
@@ -25,14 +27,22 @@ from benchmarks.quality.picture import draw_losses
 from benchmarks.quality.table import tables
 from benchmarks.quality.texts import held_out_windows
 from calibration import calibration_windows
+from core.errors import PruningError
 from core.files import write_text
 from models.loading import check_model, load_model
 
+CHECKPOINT = ["*.json", "*.safetensors", "*.model", "*.txt"]
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def main() -> None:
-    options = parse_arguments()
+    try:
+        run(parse_arguments())
+    except PruningError as error:
+        sys.exit(f"error: {error}")
+
+
+def run(options: argparse.Namespace) -> None:
     wanted = settings(options)
     cells = read_cells(options.json)
     missing = [] if options.report else [setting for setting in wanted if setting not in cells]
@@ -54,7 +64,17 @@ def main() -> None:
 
 
 def folder_of(model: str) -> Path:
-    return ROOT / "models" / "demo" if model == "demo" else ROOT / "benchmarks" / "models" / model
+    """Of a model of this repository by its name, else of a checkpoint: a folder, or a hub id."""
+    known = known_models().get(model)
+    if known is not None:
+        return known
+    check_model(model)  # says in a line what is wrong with it
+    return Path(model) if Path(model).is_dir() else Path(snapshot_download(model, allow_patterns=CHECKPOINT))
+
+
+def known_models() -> dict[str, Path]:
+    trained = sorted(path.parent for path in (ROOT / "benchmarks" / "models").glob("*/config.json"))
+    return {"demo": ROOT / "models" / "demo"} | {folder.name: folder for folder in trained}
 
 
 def settings(options: argparse.Namespace) -> list[Setting]:
@@ -99,8 +119,12 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    known = sorted(path.parent.name for path in (ROOT / "benchmarks" / "models").glob("*/config.json"))
-    parser.add_argument("--models", type=names(("demo", *known)), default=["demo"], help=f"of demo, {', '.join(known)}")
+    parser.add_argument(
+        "--models",
+        type=lambda text: text.split(","),
+        default=["demo"],
+        help=f"of {', '.join(known_models())}, or folders and hub ids, in float32 on the CPU (demo)",
+    )
     parser.add_argument("--ratios", type=numbers(float), default=[0.2, 0.3, 0.5], help="of prunable (0.2,0.3,0.5)")
     parser.add_argument("--seeds", type=numbers(int), default=[0], help="of the calibration windows (0)")
     parser.add_argument(
