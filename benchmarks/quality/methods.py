@@ -247,7 +247,8 @@ def is_variant(method: str) -> bool:
 
 
 def is_published(method: str) -> bool:
-    return method != OURS and not is_variant(method)
+    """All but the program's own: its defaults, their variants, and its normalisation by layer."""
+    return method not in (OURS, "taylor-log") and not is_variant(method)
 
 
 def repairs(method: str) -> bool:
