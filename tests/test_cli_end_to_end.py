@@ -74,6 +74,11 @@ def test_help_is_quick_to_import() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def _hear_ctrl_c() -> None:
+    """Programs that a shell starts in the background ignore it, and so would their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_leaves_nothing_that_looks_finished(workspace: Workspace) -> None:
     output = workspace.root / "interrupted"
     arguments = [*workspace.base_arguments(), "--num_samples", "60", "--output", str(output)]
@@ -82,6 +87,7 @@ def test_ctrl_c_leaves_nothing_that_looks_finished(workspace: Workspace) -> None
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        preexec_fn=_hear_ctrl_c,
     ) as process:
         assert process.stderr is not None
         for raw in process.stderr:
