@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 import torch
 from conftest import build, token_ids, windows_of
+from transformers import AutoTokenizer
 
 from benchmarks.quality.cells import DENSE, Cell, Setting, append_cell, read_cells
 from benchmarks.quality.methods import METHODS, Case, pruned
 from benchmarks.quality.picture import draw_losses
 from benchmarks.quality.stream import Stream, feature_mask, input_moments, output_members
-from benchmarks.quality.table import tables
-from benchmarks.quality.texts import without_prose
+from benchmarks.quality.table import difference, tables
+from benchmarks.quality.texts import CONFIRMATION, DEVELOPMENT, held_out_windows, without_prose
 from models.architecture import architecture_of
 from models.families import family_of
 
 IDS = token_ids(6, 16)
+DEMO = Path(__file__).resolve().parent.parent / "models" / "demo"
 RATIO = 0.4
 
 
@@ -107,14 +109,18 @@ def test_a_repair_brings_the_first_block_nearer_to_the_dense_output(repair: str)
 
 
 def setting(method: str, ratio: float = 0.3, seed: int = 0) -> Setting:
-    return Setting("demo", "0" * 32, method, ratio, seed, 64, 256, 48, "3.11.7")
+    return Setting("demo", "0" * 32, method, ratio, seed, 64, 256, "confirmation", 48, "3.11.7")
+
+
+def cell(method: str, seed: int = 0, seconds: float = 1.0, **nll: list[float]) -> Cell:
+    return Cell(setting(method, 0.0 if method == DENSE else 0.3, seed), 0.3, nll, seconds, 1 << 20)
 
 
 CELLS = [
-    Cell(setting(DENSE, 0.0), 0.0, {"pydoc": 3.0, "code": 4.0}, 0.0, 0),
-    Cell(setting("flap"), 0.3, {"pydoc": 3.5, "code": 4.25}, 2.0, 1 << 20),
-    Cell(setting("flap", seed=1), 0.3, {"pydoc": 3.7, "code": 4.25}, 4.0, 2 << 20),
-    Cell(setting("taylor"), 0.299, {"pydoc": 3.125, "code": 4.5}, 1.0, 0),
+    cell(DENSE, pydoc=[3.0, 3.0], code=[4.0, 4.0]),
+    cell("flap", pydoc=[3.25, 3.75], code=[4.25, 4.25], seconds=2.0),
+    cell("flap", pydoc=[3.75, 3.65], code=[4.25, 4.25], seconds=4.0, seed=1),
+    cell("taylor", pydoc=[3.125, 3.125], code=[4.5, 4.5]),
 ]
 
 
@@ -135,37 +141,64 @@ def test_the_table_gives_mean_and_spread_over_seeds() -> None:
     assert "| flap | 0.600 ± 0.141 |" in text
     assert "| taylor | **0.125** |" in text
     assert "| flap | **0.250 ± 0.000** |" in text
-    assert "| flap | 30.00 % | 3.0 | 2 |" in text
+    assert "| flap | 30.00 % | 3.0 | 1 |" in text
 
 
 def test_the_verdict_holds_ours_against_the_best_of_either_sort() -> None:
     """pydoc: ours 0.25 of taylor's 0.125 is 2 ×. code: 0.0625 is 0.25 × flap's 0.25; no method with refit but one."""
-    ours = Cell(setting("ours"), 0.3, {"pydoc": 3.25, "code": 4.0625}, 1.0, 0)
-    refit = Cell(setting("flap+refit"), 0.3, {"pydoc": 3.5, "code": 4.125}, 1.0, 0)
+    ours = cell("ours", pydoc=[3.25, 3.25], code=[4.0625, 4.0625])
+    refit = cell("flap+refit", pydoc=[3.5, 3.5], code=[4.125, 4.125])
     text = tables([*CELLS, ours])
     assert "| pydoc | 30% | 0.2500 | taylor 0.1250 | **no**, 2.00 × |  |  |" in text
     assert "| code | 30% | 0.0625 | flap 0.2500 | yes, 0.25 × |  |  |" in text
     assert "| taylor 0.1250 | **no**, 2.00 × | flap+refit 0.5000 | yes, 0.50 × |" in tables([*CELLS, ours, refit])
 
 
-def test_where_the_best_loses_little_not_being_worse_suffices() -> None:
-    """taylor loses 0.01: 0.0125 is within the spread of its seeds (0.0028), 0.016 is not."""
-    taylor = [Cell(setting("taylor", seed=s), 0.3, {"pydoc": 3.008 + 0.004 * s}, 1.0, 0) for s in (0, 1)]
-    dense = dataclasses.replace(CELLS[0], nll={"pydoc": 3.0})
-    for loss, answer in ((3.0125, "not worse"), (3.016, "**no**, 1.60 ×"), (3.005, "yes, 0.50 ×")):
-        text = tables([dense, *taylor, Cell(setting("ours"), 0.3, {"pydoc": loss}, 1.0, 0)])
-        assert f"| taylor 0.0100 | {answer} |" in text
-    lucky = [Cell(setting("taylor", seed=s), 0.3, {"pydoc": 2.99 + 0.004 * s}, 1.0, 0) for s in (0, 1)]
-    for loss, answer in ((3.0025, "not worse"), (3.005, "**no**"), (2.999, "yes")):
-        text = tables([dense, *lucky, Cell(setting("ours"), 0.3, {"pydoc": loss}, 1.0, 0)])
-        assert f"| taylor 0.0000 | {answer} |" in text
+def test_a_difference_is_as_sure_as_windows_and_seeds_agree_on_it() -> None:
+    """Gaps 0.1, 0.3 (seed 0) and 0.3, 0.3 (seed 1). Windows: 0.2, 0.3, variance of their mean 0.0025; so seeds."""
+    cells = [
+        *(cell("ours", seed, pydoc=nll) for seed, nll in ((0, [1.1, 2.3]), (1, [1.3, 2.3]))),
+        *(cell("taylor", seed, pydoc=[1.0, 2.0]) for seed in (0, 1, 2)),
+    ]
+    assert difference(cells, "ours", "taylor", 0.3, "pydoc") == pytest.approx((0.25, 0.005**0.5))
+
+
+@pytest.mark.parametrize(
+    ("ours", "answer"),
+    [
+        ([3.000, 3.008], "yes, 0.40 ×"),
+        ([3.014, 3.014], "not worse, +0.0040 ± 0.0040"),  # the gap is 0.008 on one window, 0 on the other
+        ([3.016, 3.020], "**no**, +0.0080 ± 0.0020"),
+        ([2.998, 2.998], "yes, -0.20 ×"),
+    ],
+)
+def test_where_the_best_loses_little_not_being_worse_suffices(ours: list[float], answer: str) -> None:
+    taylor = cell("taylor", pydoc=[3.006, 3.014])
+    text = tables([cell(DENSE, pydoc=[3.0, 3.0]), taylor, cell("ours", pydoc=ours)])
+    assert f"| taylor 0.0100 | {answer} |" in text
+
+
+def test_half_of_a_gain_is_no_pass() -> None:
+    """taylor is 0.004 below the dense model; half of that is worse, and both windows say so."""
+    cells = [cell(DENSE, pydoc=[3.0, 3.0]), cell("taylor", pydoc=[2.996, 2.996]), cell("ours", pydoc=[2.998, 2.998])]
+    assert "| taylor -0.0040 | **no**, +0.0020 ± 0.0000 |" in tables(cells)
 
 
 def test_the_picture_is_a_function_of_the_cells(tmp_path: Path) -> None:
     first, second = (draw_losses(tmp_path / name, CELLS).read_bytes() for name in ("a.png", "b.png"))
     assert first == second
-    other = [dataclasses.replace(CELLS[1], nll={"pydoc": 9.0, "code": 9.0}) if c is CELLS[1] else c for c in CELLS]
+    other = [dataclasses.replace(CELLS[1], nll={"pydoc": [9.0], "code": [9.0]}) if c is CELLS[1] else c for c in CELLS]
     assert draw_losses(tmp_path / "c.png", other).read_bytes() != first
+
+
+def test_the_parts_of_the_texts_share_no_window() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(DEMO)
+    parts = [held_out_windows(tokenizer, part, 300, 256) for part in (DEVELOPMENT, CONFIRMATION)]
+    for text in ("pydoc", "code"):
+        development, confirmation = ({tuple(row) for row in part[text].ids.tolist()} for part in parts)
+        assert len(development) == 48
+        assert len(confirmation) > 100
+        assert development.isdisjoint(confirmation)
 
 
 def test_code_is_left_without_prose() -> None:

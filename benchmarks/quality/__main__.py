@@ -2,13 +2,14 @@
 
     python -m benchmarks.quality --models demo --seeds 0                       # one model, one seed
     python -m benchmarks.quality --models demo,qwen2,gemma3 --seeds 0,1,2      # three of each
-    python -m benchmarks.quality --models demo,qwen2,gemma3 --seeds 0,1,2 --report --json benchmarks/quality/cells.jsonl
-                                                                               # the tables of docs/benchmarks.md
+    python -m benchmarks.quality --models demo,qwen2,gemma3 --seeds 3,4,5 --part confirmation   # docs/benchmarks.md
 
 Models are small but really trained (models/demo, benchmarks/models). Calibration: 64 windows of 256 tokens of the
 calibration split of ``pydoc``, drawn by seed. Budget: the ratio of the prunable parameters. Loss: nats per token on
 held-out ``pydoc`` and on the standard library's code, of the dense model with the removed groups silenced, less that of
-the dense model. A run that is interrupted goes on where it stopped: every finished cell is a line of ``--json``.
+the dense model. Choose by ``development`` and seeds 0 to 2; ``confirmation`` holds windows and modules that it lacks,
+for figures that nothing was chosen by. A run that is interrupted goes on where it stopped: every finished cell is a
+line of ``--json``.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from benchmarks.quality.cells import DENSE, Cell, Setting, append_cell, measure,
 from benchmarks.quality.methods import METHODS, Case
 from benchmarks.quality.picture import draw_losses
 from benchmarks.quality.table import tables
-from benchmarks.quality.texts import held_out_windows
+from benchmarks.quality.texts import DEVELOPMENT, PARTS, held_out_windows
 from calibration import calibration_windows
 from core.errors import PruningError
 from core.files import write_text
@@ -89,6 +90,7 @@ def settings(options: argparse.Namespace) -> list[Setting]:
             seed=seed,
             samples=options.samples,
             seq_len=options.seq_len,
+            part=options.part,
             eval_samples=options.eval_samples,
             python=platform.python_version(),
         )
@@ -106,7 +108,7 @@ def cells_of(
     source = check_model(str(folder_of(model)))
     loaded = load_model(source, torch.device("cpu"), torch.float32)
     windows = calibration_windows("pydoc", source.tokenizer, options.samples, options.seq_len, seed)
-    texts = held_out_windows(source.tokenizer, options.eval_samples, options.seq_len)
+    texts = held_out_windows(source.tokenizer, options.part, options.eval_samples, options.seq_len)
     case = Case(loaded, source.family, source.architecture, windows, seed)
     for setting in todo:
         say(f"{model}, seed {seed}: {setting.method} {setting.ratio:.0%}")
@@ -132,7 +134,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--samples", type=int, default=64, help="calibration windows (%(default)s)")
     parser.add_argument("--seq_len", type=int, default=256, help="tokens a window, also of the texts (%(default)s)")
-    parser.add_argument("--eval_samples", type=int, default=48, help="windows of each text (%(default)s)")
+    parser.add_argument("--part", choices=PARTS, default=DEVELOPMENT, help="of the texts (%(default)s)")
+    parser.add_argument("--eval_samples", type=int, default=180, help="windows of each text, at most (%(default)s)")
     parser.add_argument("--json", type=Path, default=Path("results/quality.jsonl"), help="results (%(default)s)")
     parser.add_argument(
         "--report", action="store_true", help="measure nothing: tables and picture of what --json holds"

@@ -6,14 +6,13 @@ import gc
 import hashlib
 import json
 import os
+import statistics
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import numpy as np
 
 from benchmarks.quality.methods import METHODS, Case, pruned
 from core.files import plain
@@ -27,8 +26,8 @@ DENSE = "dense"
 class Setting:
     """What a cell's figures depend on; equal settings mean equal figures.
 
-    model: folder name. weights: of its safetensors, first half of the SHA-256. samples × seq_len: calibration;
-    eval_samples × seq_len: each text. python: whose standard library the texts are.
+    model: folder name. weights: of its safetensors, first half of the SHA-256. samples × seq_len: calibration.
+    part: of the texts; at most eval_samples × seq_len tokens of each. python: whose standard library the texts are.
     """
 
     model: str
@@ -38,21 +37,27 @@ class Setting:
     seed: int
     samples: int
     seq_len: int
+    part: str
     eval_samples: int
     python: str
 
 
 @dataclass(frozen=True)
 class Cell:
-    """achieved: removed share of the prunable parameters. nll: text -> nats per token. seconds: from the dense model
-    and the windows to the pruned model, what an earlier cell had measured included. peak_bytes: resident size above
-    what the process had before; where an earlier cell had measured, that cell's peak holds the measurement."""
+    """achieved: removed share of the prunable parameters. nll: text -> nats per token of each window, so that two
+    methods can be compared window by window. seconds: from the dense model and the windows to the pruned model, what an
+    earlier cell had measured included. peak_bytes: resident size above what the process had before; where an earlier
+    cell had measured, that cell's peak holds the measurement."""
 
     setting: Setting
     achieved: float
-    nll: dict[str, float]
+    nll: dict[str, list[float]]
     seconds: float
     peak_bytes: int
+
+    def loss(self, text: str) -> float:
+        """Nats per token; windows are of one length."""
+        return statistics.mean(self.nll[text])
 
 
 def measure(setting: Setting, case: Case, texts: dict[str, TokenWindows]) -> Cell:
@@ -70,12 +75,12 @@ def measure(setting: Setting, case: Case, texts: dict[str, TokenWindows]) -> Cel
             return Cell(setting, achieved, losses(case, texts), seconds, peak)
 
 
-def losses(case: Case, texts: dict[str, TokenWindows]) -> dict[str, float]:
-    """Nats per predicted token on each text."""
+def losses(case: Case, texts: dict[str, TokenWindows]) -> dict[str, list[float]]:
+    """Nats per predicted token of each window of each text, to six decimals."""
     found = {}
     for name, windows in texts.items():
         nll = window_nll(case.model, windows.ids, batch_size=8, description=f"loss on {name}")
-        found[name] = float(np.sum(nll)) / (len(windows) * (windows.seq_len - 1))
+        found[name] = (nll / (windows.seq_len - 1)).round(6).tolist()
     return found
 
 

@@ -3,6 +3,9 @@
 Code is out of domain for the models: they were trained on language reference and docstrings alone. Docstrings are
 found with ``ast``, comments with ``tokenize``; both leave, and with them every line that is blank then. Nothing is
 imported or run. The text is that of the running Python, whose version ``source`` names.
+
+Each text has two parts that share no window: ``development``, to look at while a method is being changed, and
+``confirmation``, for figures that nothing was chosen by.
 """
 
 import ast
@@ -23,16 +26,34 @@ from calibration.pydoc import SKIPPED_FOLDERS
 from core.windows import TokenWindows
 
 IN_DOMAIN, OUT_OF_DOMAIN = "pydoc", "code"
+DEVELOPMENT, CONFIRMATION = PARTS = ("development", "confirmation")
+DEVELOPMENT_WINDOWS = 48
 TABLES = frozenset({"pydoc_data", "encodings", "lib2to3", "unidata"})  # folders of data written as code
 Span = tuple[tuple[int, int], tuple[int, int]]  # (row from 1, column) of start and end
 
 
-def held_out_windows(tokenizer: Any, count: int, seq_len: int) -> dict[str, TokenWindows]:
-    """``count`` windows of each text; those of pydoc lie evenly over all of its held-out text."""
-    every = evaluation_windows("pydoc", tokenizer, seq_len, None, "pydoc")
-    chosen = np.unique(np.linspace(0, len(every) - 1, min(count, len(every))).round().astype(np.int64))
-    spread = TokenWindows(every.ids[chosen], every.dataset, every.split, every.source)
-    return {IN_DOMAIN: spread, OUT_OF_DOMAIN: code_windows(tokenizer, count, seq_len)}
+def held_out_windows(tokenizer: Any, part: str, count: int, seq_len: int) -> dict[str, TokenWindows]:
+    """Up to ``count`` windows of one part of each text.
+
+    pydoc: the windows of ``development`` lie evenly over all of its held-out text, those of ``confirmation`` over the
+    rest. Code: modules in the order of their paths' SHA-256, first those of ``development``.
+    """
+    prose = evaluation_windows("pydoc", tokenizer, seq_len, None, "pydoc")
+    seen = evenly(np.arange(len(prose)), DEVELOPMENT_WINDOWS)
+    code = code_windows(tokenizer, DEVELOPMENT_WINDOWS + count, seq_len)
+    if part == DEVELOPMENT:
+        chosen, modules = seen, code.ids[:DEVELOPMENT_WINDOWS]
+    else:
+        chosen, modules = np.setdiff1d(np.arange(len(prose)), seen), code.ids[DEVELOPMENT_WINDOWS:]
+    return {
+        IN_DOMAIN: TokenWindows(prose.ids[evenly(chosen, count)], prose.dataset, prose.split, prose.source),
+        OUT_OF_DOMAIN: TokenWindows(modules[:count], code.dataset, code.split, code.source),
+    }
+
+
+def evenly(values: np.ndarray, count: int) -> np.ndarray:
+    """``count`` of the values, or all if there are fewer, at even distances."""
+    return values[np.unique(np.linspace(0, len(values) - 1, min(count, len(values))).round().astype(np.int64))]
 
 
 def code_windows(tokenizer: Any, count: int, seq_len: int, library: Path | None = None) -> TokenWindows:
