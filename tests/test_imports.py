@@ -18,7 +18,16 @@ ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("calibration", "importance", "pruning", "diagnostics", "evaluation", "models")
 ROOMS = ("core", "cli", *STAGES)
 OURS = {*ROOMS, "benchmarks", "run_global_pruning", "tests"}
-BEFORE_ANY_STAGE = ("cli.finished", "cli.options", "cli.output", "cli.record", "cli.together", "cli.values")
+BEFORE_ANY_STAGE = (
+    "cli.finished",
+    "cli.options",
+    "cli.output",
+    "cli.plan_options",
+    "cli.record",
+    "cli.run_options",
+    "cli.together",
+    "cli.values",
+)
 BY_HAND = ("models.demo.train", "models.demo.recipe", "evaluation.tasks.build_pydoc_cloze")
 WITHOUT_TORCH = (
     "core",
