@@ -12,6 +12,7 @@ from core.windows import TokenWindows
 from models.architecture import decoder_layers
 from models.reference import without_removed_groups
 from pruning.reconstruction import Reconstruction, reconstruct, write_reconstruction
+from pruning.walk import Repair
 
 
 def judge_before_repair(
@@ -37,6 +38,16 @@ def judge_before_repair(
     return {"perplexity": found}
 
 
+def asked_repair(job: Job, options: argparse.Namespace) -> Repair:
+    return Repair(
+        target=options.reconstruct_target,
+        text=options.reconstruct_text,
+        modules=options.reconstruct_modules,
+        batch_size=options.batch_size,
+        stored_dtype=job.saved_dtype,
+    )
+
+
 def repair(
     model: Any,
     job: Job,
@@ -50,15 +61,6 @@ def repair(
         return None, []
     assert calibration is not None  # Job.needs_text
     with stages("repair"):
-        done = reconstruct(
-            model,
-            job.source.family,
-            plan,
-            calibration,
-            target=options.reconstruct_target,
-            text=options.reconstruct_text,
-            batch_size=options.batch_size,
-            stored_dtype=job.saved_dtype,
-        )
+        done = reconstruct(model, job.source.family, plan, calibration, asked_repair(job, options))
     print(done.line(), file=sys.stderr)
     return done, [write_reconstruction(options.output / "analysis" / "reconstruction.json", done)]

@@ -83,8 +83,14 @@ def repair_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--reconstruct",
         choices=("none", "least_squares"),
-        help="refit o_proj and down_proj on the calibration windows to the dense model's outputs (default "
-        "least_squares where another step reads that text and holds the model, else none)",
+        help="refit what is left to the dense model on the calibration windows (default least_squares where another "
+        "step reads that text and holds the model, else none)",
+    )
+    add(
+        "--reconstruct_modules",
+        choices=("all", "outputs"),
+        help="refit all projections of a block, or o_proj and down_proj alone (default all, with --reconstruct_target "
+        "pruned outputs)",
     )
     add(
         "--reconstruct_target",
@@ -97,7 +103,7 @@ def repair_options(group: argparse._ArgumentGroup) -> None:
         "--reconstruct_text",
         choices=("mixed", "calibration"),
         default="mixed",
-        help="refit on calibration windows and on as many with their tokens in random order, which other text "
+        help="refit on calibration windows and on twice as many with their tokens in random order, which other text "
         "gains by, or on the windows alone (default mixed)",
     )
 

@@ -35,6 +35,14 @@ def check_together(options: argparse.Namespace) -> None:
     )
     options.reconstruct = options.reconstruct or ("least_squares" if _repairs_unasked(options) else "none")
     options.reconstructs = options.reconstruct != "none" and not options.dry_run
+    if options.reconstruct_modules == "all" and options.reconstruct_target == "pruned":
+        raise ValueError(
+            "--reconstruct_modules all needs the dense stream, which --reconstruct_target pruned never runs: use "
+            "--reconstruct_modules outputs, or another target"
+        )
+    options.reconstruct_modules = options.reconstruct_modules or (
+        "outputs" if options.reconstruct_target == "pruned" else "all"
+    )
     if options.reconstructs and options.num_samples < 2:
         raise ValueError(
             f"--reconstruct {options.reconstruct} holds a window out to decide by: --num_samples {options.num_samples} "
@@ -158,7 +166,7 @@ def idle_options(options: argparse.Namespace) -> list[str]:
             "does not act with --dry_run, which prunes nothing",
         ),
         (
-            {"reconstruct_target", "reconstruct_text"},
+            {"reconstruct_target", "reconstruct_text", "reconstruct_modules"},
             options.reconstruct == "none",
             "needs --reconstruct least_squares",
         ),
@@ -171,7 +179,7 @@ def idle_options(options: argparse.Namespace) -> list[str]:
 
 _DELIVERS = {
     *("no_save_model", "max_shard_size", "verify", "no_verify", "export"),
-    *("reconstruct", "reconstruct_target", "reconstruct_text"),
+    *("reconstruct", "reconstruct_target", "reconstruct_text", "reconstruct_modules"),
 }
 _CALIBRATES = {"num_samples", "seq_len"}
 _DECIDES_THE_PLAN = {

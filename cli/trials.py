@@ -12,6 +12,7 @@ import numpy as np
 from calibration import calibration_windows
 from cli.job import Job
 from cli.measured import ModelOnDemand
+from cli.repair import asked_repair
 from core.families import Family
 from core.plan import PruningPlan
 from core.windows import TokenWindows
@@ -56,16 +57,8 @@ class HeldOut:
         options = self.options
         if options.reconstruct == "none" or self.calibration is None:
             return nullcontext()
-        return repaired_for_now(
-            self.model(),
-            self.job.source.family,
-            plan,
-            self.calibration,
-            target=options.reconstruct_target,
-            text=options.reconstruct_text,
-            batch_size=options.batch_size,
-            stored_dtype=self.job.saved_dtype,
-        )
+        how = asked_repair(self.job, options)
+        return repaired_for_now(self.model(), self.job.source.family, plan, self.calibration, how)
 
     def describe(self) -> dict[str, Any]:
         """For the reports: which text it was."""

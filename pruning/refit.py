@@ -8,6 +8,9 @@ output to reach. What the output lacks is r = y - W_k k - b, and with K, R the m
 so the ridge pulls towards the weights there were: λ → ∞ changes nothing. λ is relative to the mean diagonal of K K^T.
 Where the module has a bias it is refitted too and not penalised: K and R are then centred, and the bias moves by
 mean(r) - (W_hat - W_k) mean(k). After OSSCAR (arXiv:2403.12983) and SlimGPT (arXiv:2412.18110).
+
+Projections that read the stream (q, k, v, gate, up) lose no column, but their inputs k are no longer the x of the dense
+model. Their target is W x, so r = W (x - k); three (n, n) sums serve all of them.
 """
 
 from dataclasses import dataclass
@@ -54,6 +57,35 @@ class Moments:
         if shift is not None:
             total += float(shift @ (2 * (change @ self.inputs) - 2 * self.lack + self.tokens * shift))
         return max(total, 0.0) / self.target_energy if self.target_energy else 0.0
+
+
+class InputMoments:
+    """Sums over tokens of what modules read, x in the dense stream and k in the pruned one; float64 (n, n).
+
+    gram: Σ k k^T. cross: Σ (x - k) k^T. lack: Σ (x - k)(x - k)^T. Enough for any weights that read them.
+    """
+
+    def __init__(self, inputs: int, device: torch.device) -> None:
+        self.gram, self.cross, self.lack = torch.zeros(3, inputs, inputs, dtype=torch.float64, device=device)
+        self.tokens = 0
+
+    def add(self, x: torch.Tensor, k: torch.Tensor) -> None:
+        """x, k (tokens, n) float32: products in float32, sums in float64; all or nothing, like ``Moments.add``."""
+        r = x - k
+        gram, cross, lack = k.T @ k, r.T @ k, r.T @ r
+        for total, part in ((self.gram, gram), (self.cross, cross), (self.lack, lack)):
+            total += part
+        self.tokens += len(k)
+
+    def behind(self, weight: torch.Tensor) -> Moments:
+        """The sums for weight (C, n) with the target weight · x: what its outputs lack is weight · (x - k)."""
+        w = weight.double()
+        found = Moments(0, 0, w.device)
+        found.gram, found.cross, found.tokens = self.gram, w @ self.cross, float(self.tokens)
+        found.lack_energy = float(((w @ self.lack) * w).sum())
+        target = self.gram + self.cross + self.cross.T + self.lack
+        found.target_energy = float(((w @ target) * w).sum())
+        return found
 
 
 def refit(moments: Moments, ridge: float, *, intercept: bool) -> tuple[torch.Tensor, torch.Tensor | None] | None:

@@ -104,16 +104,18 @@ class LayerRunner:
         self.in_batches(step)
         return found
 
-    def advance(self, index: int, hidden: torch.Tensor, paths: Sequence[str] = ()) -> list[torch.Tensor]:
-        """Replace ``hidden`` by what layer ``index`` makes of it; returns the outputs of modules, each like hidden."""
-        outputs = [torch.empty_like(hidden) for _ in paths]
-        modules = [self.layers[index].get_submodule(path) for path in paths]
+    def advance(
+        self, index: int, hidden: torch.Tensor, outputs_of: Sequence[str] = (), inputs_of: Sequence[str] = ()
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Replace ``hidden`` by what layer ``index`` makes of it; returns outputs and inputs of modules that write and
+        read the stream, each like hidden."""
+        layer = self.layers[index]
+        outputs = [(layer.get_submodule(path), torch.empty_like(hidden)) for path in outputs_of]
+        inputs = [(layer.get_submodule(path), torch.empty_like(hidden)) for path in inputs_of]
 
         def step(rows: slice) -> None:
-            handles = [
-                module.register_forward_hook(partial(_keep, output, rows))
-                for module, output in zip(modules, outputs, strict=True)
-            ]
+            handles = [module.register_forward_hook(partial(_keep_output, kept, rows)) for module, kept in outputs]
+            handles += [module.register_forward_pre_hook(partial(_keep_input, kept, rows)) for module, kept in inputs]
             try:
                 result = self.run(index, hidden, rows)
             finally:
@@ -122,7 +124,7 @@ class LayerRunner:
             hidden[rows] = result.to(hidden.device)
 
         self.in_batches(step)
-        return outputs
+        return [kept for _, kept in outputs], [kept for _, kept in inputs]
 
     def _record(self, rows: slice) -> torch.Tensor:
         """Note how the model calls its layers for this many windows; returns their embeddings, on the CPU."""
@@ -148,5 +150,9 @@ def _first_rows(step: Callable[[slice], None], start: int, stop: int, count: int
     step(slice(start, min(start + count, stop)))
 
 
-def _keep(kept: torch.Tensor, rows: slice, _module: Any, _args: Any, output: torch.Tensor) -> None:
+def _keep_output(kept: torch.Tensor, rows: slice, _module: Any, _args: Any, output: torch.Tensor) -> None:
     kept[rows] = output.to(kept.device)
+
+
+def _keep_input(kept: torch.Tensor, rows: slice, _module: Any, args: tuple[Any, ...]) -> None:
+    kept[rows] = args[0].to(kept.device)

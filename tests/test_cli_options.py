@@ -77,6 +77,11 @@ ACTS: dict[str, tuple[list[str], list[str], str]] = {
         ["--reconstruct", "least_squares", "--num_samples", "40"],
         "evaluation",
     ),
+    "--reconstruct_modules": (
+        ["--reconstruct", "least_squares", "--num_samples", "40", "--reconstruct_modules", "outputs"],
+        ["--reconstruct", "least_squares", "--num_samples", "40"],
+        "evaluation",
+    ),
     "--reconstruct_target": (
         ["--reconstruct", "least_squares", "--num_samples", "40", "--reconstruct_target", "pruned"],
         ["--reconstruct", "least_squares", "--num_samples", "40"],

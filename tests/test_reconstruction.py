@@ -11,23 +11,17 @@ import torch
 from conftest import build, plan_keeping, random_plan, token_ids, windows_of
 
 from core.errors import NumericalError, UsageError
-from core.families import IN, member_rows
+from core.families import IN, OUT, member_rows
+from core.groups import ATTENTION, KINDS
 from core.plan import PruningPlan
 from models.architecture import architecture_of, decoder_layers
 from models.families import family_of
 from models.narrow import empty_narrow_model
 from models.reference import reference
-from pruning.reconstruction import (
-    Reconstruction,
-    _before_norm,
-    held_out_windows,
-    reconstruct,
-    repaired_for_now,
-    shuffled_tokens,
-    write_reconstruction,
-)
+from pruning.reconstruction import Reconstruction, reconstruct, repaired_for_now, write_reconstruction
 from pruning.streams import LayerRunner
 from pruning.surgery import operate
+from pruning.walk import INPUT, OUTPUT, Repair, _before_norm, held_out_windows, shuffled_tokens
 
 IDS = token_ids(rows=24, length=14)
 WINDOWS = windows_of(IDS)
@@ -43,7 +37,7 @@ def plan_for(model: Any, removed_layers: tuple[int, ...] = ()) -> PruningPlan:
 
 def repaired(model: Any, plan: PruningPlan, **options: Any) -> tuple[Any, Reconstruction]:
     copied = copy.deepcopy(model)
-    return copied, reconstruct(copied, family(model), plan, WINDOWS, **options)
+    return copied, reconstruct(copied, family(model), plan, WINDOWS, Repair(**options))
 
 
 @torch.no_grad()
@@ -78,7 +72,8 @@ def test_a_runner_gives_inputs_and_outputs_of_modules(family_model: Any) -> None
     row = family(family_model)
     seen: dict[str, torch.Tensor] = {}
     layer = decoder_layers(family_model, row)[0]
-    for path in (row.attention_output, row.mlp_output):
+    outputs, reads = (row.attention_output, row.mlp_output), [m.path for m in row.members if m.axis == OUT]
+    for path in (*outputs, *reads):
         layer.get_submodule(path).register_forward_hook(
             lambda _m, args, out, p=path: seen.update({p: args[0], p + " out": out})
         )
@@ -86,12 +81,12 @@ def test_a_runner_gives_inputs_and_outputs_of_modules(family_model: Any) -> None
     wanted = dict(seen)
     runner = LayerRunner(family_model, row, IDS.numpy(), 10)
     hidden = runner.embed()
-    for path in (row.attention_output, row.mlp_output):
+    for path in (*outputs, *reads):
         found = runner.input_of(path, 0, hidden, slice(3, 9))
         torch.testing.assert_close(found, wanted[path][3:9], rtol=1e-5, atol=1e-5)
-    outputs = runner.advance(0, hidden, [row.attention_output, row.mlp_output])
-    for path, output in zip((row.attention_output, row.mlp_output), outputs, strict=True):
-        torch.testing.assert_close(output, wanted[path + " out"], rtol=1e-5, atol=1e-5)
+    written, read = runner.advance(0, hidden, outputs, reads)
+    for found, name in zip((*written, *read), [*(f"{path} out" for path in outputs), *reads], strict=True):
+        torch.testing.assert_close(found, wanted[name], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("target", ["stream", "dense", "pruned"])
@@ -106,8 +101,11 @@ def test_sliced_repaired_model_equals_the_masked_one(
     changed = {
         name for name, tensor in model.state_dict().items() if not torch.equal(tensor, family_model.state_dict()[name])
     }
-    outputs = [member.path for member in row.members if member.axis == IN]
-    assert changed <= {f"{row.layers}.{i}.{path}.{part}" for i in range(3) for path in outputs for part in _PARTS}
+    written, read = ([member.path for member in row.members if member.axis == axis] for axis in (IN, OUT))
+    allowed = {f"{row.layers}.{i}.{path}.{part}" for i in range(3) for path in written for part in ("weight", "bias")}
+    readers = {f"{row.layers}.{i}.{path}.weight" for i in range(3) for path in read}
+    assert bool(changed & readers) == (target != "pruned")
+    assert changed <= allowed | readers
     for index, layer in enumerate(decoder_layers(model, row)):
         for member in row.members:
             if member.axis == IN and index not in removed_layers:
@@ -119,9 +117,6 @@ def test_sliced_repaired_model_equals_the_masked_one(
     with torch.no_grad():
         actual = narrow(input_ids=IDS[:3], use_cache=False).logits
     assert float((actual - expected).norm() / expected.norm()) <= 1e-5
-
-
-_PARTS = ("weight", "bias")
 
 
 @pytest.mark.parametrize("target", ["stream", "dense", "pruned"])
@@ -149,7 +144,7 @@ def test_a_whole_block_is_refitted_where_its_layer_lost_something_and_its_inputs
     changed, unchanged = [(0, "mlp"), (1, "attention")], [(0, "mlp"), (1, "mlp")]
     for target, expected in (("stream", changed), ("dense", changed), ("pruned", unchanged)):
         _, done = repaired(model, plan_for(model), target=target)
-        assert [(block.layer, block.kind) for block in done.blocks][:2] == expected
+        assert [(block.layer, block.kind) for block in done.of(OUTPUT)][:2] == expected
 
 
 def test_errors_are_those_of_the_blocks_outputs_on_held_out_windows(llama: Any) -> None:
@@ -157,8 +152,9 @@ def test_errors_are_those_of_the_blocks_outputs_on_held_out_windows(llama: Any) 
     keep = plan_for(llama).keep.copy()
     keep[:10] = np.arange(10) % 2 == 0  # of layer 0: 2 of 4 KV heads, 3 of the first 6 channels
     model, done = repaired(llama, plan_keeping(plan_for(llama).architecture, keep), target="dense")
-    assert [(block.layer, block.kind) for block in done.blocks[:2]] == [(0, "attention"), (0, "mlp")]
-    assert done.blocks[0].repaired
+    first = done.of(OUTPUT)[:2]
+    assert [(block.layer, block.kind) for block in first] == [(0, "attention"), (0, "mlp")]
+    assert first[0].repaired
     held_out = IDS[torch.from_numpy(held_out_windows(len(IDS)))]
     outputs: list[torch.Tensor] = []
     for net in (llama, model):
@@ -167,11 +163,78 @@ def test_errors_are_those_of_the_blocks_outputs_on_held_out_windows(llama: Any) 
             module.register_forward_hook(lambda _m, _a, out: outputs.append(out.double()))
         with torch.no_grad():
             net(input_ids=held_out)
-    for block, target, output in zip(done.blocks[:2], outputs[:2], outputs[2:], strict=True):
+    for block, target, output in zip(first, outputs[:2], outputs[2:], strict=True):
         error = float((target - output).square().sum() / target.square().sum())
         assert block.error_after == pytest.approx(error, rel=1e-4)
         assert (block.error_after < block.error_before) == block.repaired
     assert done.windows_fitted + done.windows_held_out == len(IDS)
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3", "gemma3_text", "qwen2"])
+@pytest.mark.parametrize("kind", ["attention", "mlp"])
+def test_errors_of_inputs_are_those_of_what_the_kept_rows_give(name: str, kind: str) -> None:
+    """Layer 1: the dense model's projections on its own stream against the repaired ones' on theirs, biases aside."""
+    dense_model = build(name)
+    plan, row = plan_for(dense_model), family(dense_model)
+    model, done = repaired(dense_model, plan)
+    (block,) = (block for block in done.of(INPUT) if (block.layer, block.kind) == (1, kind))
+    readers = [member for member in row.members if member.axis == OUT and KINDS[member.kind] == kind]
+    held_out = IDS[torch.from_numpy(held_out_windows(len(IDS)))]
+    outputs: list[list[torch.Tensor]] = [[], []]
+    for found, net in zip(outputs, (dense_model, model), strict=True):
+        for member in readers:
+            rows = member_rows(member, plan.architecture.layers[1], plan.kept(1, member.kind))
+            module = decoder_layers(net, row)[1].get_submodule(member.path)
+            bias = 0.0 if module.bias is None else module.bias
+            module.register_forward_hook(lambda _m, _a, out, f=found, r=rows, b=bias: f.append((out - b)[..., r]))
+        with torch.no_grad():
+            net(input_ids=held_out)
+    target, output = (torch.cat(found, -1).double() for found in outputs)
+    error = float((target - output).square().sum() / target.square().sum())
+    assert block.error_after == pytest.approx(error, rel=1e-3)
+    assert (block.error_after < block.error_before) == block.repaired
+
+
+def test_inputs_are_refitted_from_where_the_streams_part_and_keep_the_rows_that_go(family_model: Any) -> None:
+    row, plan = family(family_model), plan_for(family_model)
+    model, done = repaired(family_model, plan)
+    assert sum(block.repaired for block in done.of(INPUT)) >= 2
+    if len(plan.kept(0, ATTENTION)) < plan.architecture.layers[0].num_kv_heads:
+        order = [(block.layer, block.kind, block.side) for block in done.blocks]
+        assert order[:3] == [(0, "attention", OUTPUT), (0, "mlp", INPUT), (0, "mlp", OUTPUT)]
+    for index, layer in enumerate(decoder_layers(model, row)):
+        for member in row.members:
+            if member.axis == OUT:
+                old = decoder_layers(family_model, row)[index].get_submodule(member.path).weight
+                kept = member_rows(member, plan.architecture.layers[index], plan.kept(index, member.kind))
+                gone = np.setdiff1d(np.arange(len(old)), kept)
+                assert torch.equal(layer.get_submodule(member.path).weight[gone], old[gone])
+
+
+def test_outputs_alone_leave_what_reads_the_stream_alone(llama: Any) -> None:
+    plan = plan_for(llama)
+    for options in ({"modules": "outputs"}, {"target": "pruned"}):
+        model, done = repaired(llama, plan, **options)
+        assert done.of(INPUT) == ()
+        assert done.modules == "outputs"
+        assert "stream in" not in done.sentence()
+        assert torch.equal(model.model.layers[2].mlp.up_proj.weight, llama.model.layers[2].mlp.up_proj.weight)
+
+
+def test_refitting_inputs_too_brings_logits_nearer(llama: Any) -> None:
+    """On other windows, with text enough."""
+    plan, fitted, others = (
+        plan_for(llama),
+        token_ids(rows=600, length=14, seed=1),
+        token_ids(rows=40, length=14, seed=2),
+    )
+    gaps = {}
+    for modules in ("outputs", "all"):
+        model = copy.deepcopy(llama)
+        reconstruct(model, family(llama), plan, windows_of(fitted), Repair(modules=modules))
+        with torch.no_grad():
+            gaps[modules] = float((model(input_ids=others).logits - llama(input_ids=others).logits).square().mean())
+    assert gaps["all"] < 0.98 * gaps["outputs"]
 
 
 def test_targets_agree_until_the_streams_part(llama: Any) -> None:
@@ -193,7 +256,7 @@ def test_stream_target_brings_the_residual_stream_nearer_than_the_others(llama: 
     gaps = {}
     for target in ("stream", "dense", "pruned"):
         model = copy.deepcopy(llama)
-        reconstruct(model, family(llama), plan, windows_of(fitted), target=target)
+        reconstruct(model, family(llama), plan, windows_of(fitted), Repair(target=target))
         gap = hidden_states(model, others)[-1] - dense
         gaps[target] = float((gap.norm(dim=-1) / dense.norm(dim=-1)).square().mean())
     assert gaps["stream"] < 0.97 * gaps["dense"] < gaps["pruned"]
@@ -238,7 +301,7 @@ def test_behind_a_norm_too_the_stream_target_brings_the_residual_stream_nearer(n
     for target in ("stream", "dense", "pruned"):
         model = copy.deepcopy(dense_model)
         fitted = windows_of(token_ids(rows=600, length=14, seed=1))
-        reconstruct(model, family(model), plan_for(model), fitted, target=target)
+        reconstruct(model, family(model), plan_for(model), fitted, Repair(target=target))
         gap = hidden_states(model, others)[-1] - dense
         gaps[target] = float((gap.norm(dim=-1) / dense.norm(dim=-1)).square().mean())
     assert gaps["stream"] < 0.97 * min(gaps["dense"], gaps["pruned"])
@@ -283,7 +346,7 @@ def test_running_out_of_memory_halves_the_batch_and_counts_nothing_twice(llama: 
         [block.error_after for block in wanted.blocks], rel=1e-3
     )
     with pytest.raises(UsageError, match="--batch_size 8"):
-        reconstruct(copy.deepcopy(victim), family(llama), plan, WINDOWS, batch_size=8)
+        reconstruct(copy.deepcopy(victim), family(llama), plan, WINDOWS, Repair(batch_size=8))
 
 
 @torch.no_grad()
@@ -312,8 +375,8 @@ def test_the_same_again_gives_the_same_bytes(llama: Any, tmp_path: Path) -> None
     files = [write_reconstruction(tmp_path / f"{i}.json", done) for i, (_, done) in enumerate(runs)]
     assert files[0].read_bytes() == files[1].read_bytes()
     found = json.loads(files[0].read_text())
-    assert found["num_repaired"] == sum(block["repaired"] for block in found["blocks"]) > 0
-    assert set(found["blocks"][0]) == {"layer", "kind", "repaired", "ridge", "error_before", "error_after"}
+    assert found["num_repaired"] == sum(b["repaired"] for b in found["blocks"] if b["side"] == OUTPUT) > 0
+    assert set(found["blocks"][0]) == {"layer", "kind", "side", "repaired", "ridge", "error_before", "error_after"}
 
 
 def test_weights_are_rounded_to_what_they_are_saved_in(llama: Any) -> None:
@@ -351,9 +414,12 @@ def test_two_windows_are_needed_and_finite_streams(llama: Any) -> None:
 def test_shuffled_windows_hold_the_same_tokens_and_begin_alike() -> None:
     ids = np.arange(40).reshape(4, 10)
     mixed = shuffled_tokens(ids)
-    assert mixed[:, 0].tolist() == ids[:, 0].tolist()
-    assert sorted(mixed.reshape(-1).tolist()) == list(range(40))
-    assert not np.array_equal(mixed, ids)
+    first, second = np.split(mixed, 2)
+    for half in (first, second):
+        assert half[:, 0].tolist() == ids[:, 0].tolist()
+        assert sorted(half.reshape(-1).tolist()) == list(range(40))
+        assert not np.array_equal(half, ids)
+    assert not np.array_equal(first, second)
     assert np.array_equal(mixed, shuffled_tokens(ids))
     assert np.array_equal(ids, np.arange(40).reshape(4, 10))
 
@@ -363,10 +429,10 @@ def test_text_says_what_is_fitted_beside_the_windows(llama: Any) -> None:
     plan = plan_for(llama)
     mixed, with_shuffled = repaired(llama, plan)
     plain, without = repaired(llama, plan, text="calibration")
-    assert (with_shuffled.windows_fitted, with_shuffled.windows_shuffled) == (18, 18)
+    assert (with_shuffled.windows_fitted, with_shuffled.windows_shuffled) == (18, 36)
     assert (without.windows_fitted, without.windows_shuffled) == (18, 0)
     assert with_shuffled.windows_held_out == without.windows_held_out == 6
     assert with_shuffled.blocks[0].error_before == pytest.approx(without.blocks[0].error_before, rel=1e-6)
     assert not torch.equal(mixed.model.layers[0].mlp.down_proj.weight, plain.model.layers[0].mlp.down_proj.weight)
-    assert "as many with their tokens in random order" in with_shuffled.sentence()
+    assert "18 calibration windows and 36 with their tokens in random order" in with_shuffled.sentence()
     assert "random order" not in without.sentence()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pruning.refit import Moments, choose, refit
+from pruning.refit import InputMoments, Moments, choose, refit
 
 
 def moments(k: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Moments:
@@ -139,6 +139,22 @@ def test_a_token_of_weight_two_counts_like_two_tokens(intercept: bool) -> None:
     assert solved[1] is not None
     torch.testing.assert_close(solved[0], solved[1], rtol=1e-5, atol=1e-6)
     assert weighted.error(*solved[0]) == pytest.approx(repeated.error(*solved[1]), rel=1e-5)
+
+
+def test_sums_of_inputs_serve_any_weights_that_read_them() -> None:
+    """W x is the target, W k what there is: the same as sums over the outputs themselves."""
+    x, k, weight = random(50, 4), random(50, 4, seed=1), random(7, 4, seed=2)
+    sums = InputMoments(4, k.device)
+    sums.add(x[:20], k[:20])
+    sums.add(x[20:], k[20:])
+    found, wanted = sums.behind(weight), moments(k, x @ weight.T, weight)
+    for name in ("gram", "cross"):
+        torch.testing.assert_close(getattr(found, name), getattr(wanted, name), rtol=1e-4, atol=1e-4)
+    assert (found.lack_energy, found.target_energy) == pytest.approx((wanted.lack_energy, wanted.target_energy))
+    assert found.tokens == wanted.tokens
+    change = refit(found, 0.1, intercept=False)
+    assert change is not None
+    assert found.error(change[0]) == pytest.approx(wanted.error(change[0]))
 
 
 def test_inputs_that_are_always_zero_leave_the_weights() -> None:

@@ -34,10 +34,12 @@ def test_a_repaired_model_proves_itself_as_saved(workspace: Workspace, tmp_path:
     assert code == 0, error
     report = read(output / "analysis" / "reconstruction.json")
     assert report["num_repaired"] > 0
-    assert [report[f"windows_{part}"] for part in ("fitted", "shuffled", "held_out")] == [30, 30, 10]
+    assert [report[f"windows_{part}"] for part in ("fitted", "shuffled", "held_out")] == [30, 60, 10]
     assert all((block["error_after"] < block["error_before"]) == block["repaired"] for block in report["blocks"])
     assert read(output / "analysis" / "verification.json")["passed"]
-    assert f"repaired {report['num_repaired']} of {len(report['blocks'])} blocks, held-out error" in error
+    outputs = [block for block in report["blocks"] if block["side"] == "output"]
+    assert f"repaired outputs of {report['num_repaired']} of {len(outputs)} blocks (held-out error −" in error
+    assert "median) and inputs of" in error
     record = read(output / "run.json")
     assert record["facts"]["repaired_blocks"] == report["num_repaired"]
     assert record["timings_s"]["repair"] > 0
@@ -71,6 +73,7 @@ def test_a_dry_run_repairs_nothing_and_says_so(workspace: Workspace) -> None:
     ("arguments", "words"),
     [
         (["--num_samples", "1"], "--num_samples 1 is too few, use 2 or more"),
+        (["--reconstruct_target", "pruned", "--reconstruct_modules", "all"], "use --reconstruct_modules outputs"),
         (
             ["--low_memory", "--importance_method", "magnitude", "--run_evaluation", "none"],
             "leave out --reconstruct least_squares, or --low_memory",
@@ -95,7 +98,11 @@ def test_what_cannot_be_repaired_is_refused_in_one_line(
             ["--reconstruct_target needs --reconstruct least_squares"],
         ),
         (["--reconstruct_target", "pruned"], []),
-        ([*REPAIR, "--reconstruct_target", "pruned"], []),
+        ([*REPAIR, "--reconstruct_target", "pruned", "--reconstruct_modules", "outputs"], []),
+        (
+            ["--reconstruct", "none", "--reconstruct_modules", "outputs"],
+            ["--reconstruct_modules needs --reconstruct least_squares"],
+        ),
         ([*REPAIR, "--dry_run"], ["--reconstruct does not act with --dry_run, which prunes nothing"]),
         ([*REPAIR, "--plan", "p.json", "--num_samples", "9", "--batch_size", "2"], []),
         (["--plan", "p.json", "--num_samples", "9"], []),
@@ -152,6 +159,15 @@ def test_the_loss_without_the_repair_is_told_beside_the_one_with_it(workspace: W
     assert unrepaired["perplexity"] == pytest.approx(before, rel=1e-4)
     assert cut["before_repair"] is None
     assert read(sliced / "evaluation" / "evaluation_results.json")["before_repair"] is None
+
+
+def test_the_modules_named_are_those_refitted(workspace: Workspace) -> None:
+    output = workspace.run("outputs", "--num_samples", "40", *REPAIR, "--reconstruct_modules", "outputs")
+    report = read(output / "analysis" / "reconstruction.json")
+    assert report["modules"] == "outputs"
+    assert {block["side"] for block in report["blocks"]} == {"output"}
+    assert parse_options(["--base_model", "demo"]).reconstruct_modules == "all"
+    assert parse_options(["--base_model", "demo", "--reconstruct_target", "pruned"]).reconstruct_modules == "outputs"
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """The table of methods. Each changes a model in place and returns the groups it keeps.
 
-A method is a function of (case, ratio) -> bool (G,). It may change weights and biases of ``o_proj`` and ``down_proj``,
-which ``pruned`` restores; the columns of what it does not keep are zeroed for it. Adding a method is adding a function
+A method is a function of (case, ratio) -> bool (G,). It may change weights and biases of a layer's projections, which
+``pruned`` restores; the columns of what it does not keep are zeroed for it. Adding a method is adding a function
 and a row of METHODS.
 """
 
@@ -24,7 +24,7 @@ from benchmarks.baselines import (
     skipped_layers,
     uniform_keep,
 )
-from benchmarks.quality.stream import Stream, feature_mask, input_moments, output_members, outputs_restored, silence
+from benchmarks.quality.stream import Stream, feature_mask, input_moments, output_members, projections_restored, silence
 from core.families import Family
 from core.groups import Architecture
 from core.plan import PruningPlan
@@ -35,7 +35,8 @@ from importance.moments import MomentMeter
 from importance.priors import measure_prior
 from importance.scoring import ScoreOptions, score_groups
 from pruning.planning import Limits, frozen_groups
-from pruning.reconstruction import reconstruct
+from pruning.reconstruction import DEFAULT, reconstruct
+from pruning.walk import Repair
 
 T = TypeVar("T")
 
@@ -92,7 +93,7 @@ class Method(NamedTuple):
 @contextmanager
 def pruned(method: Method, case: Case, ratio: float) -> Iterator[np.ndarray]:
     """Inside, ``case.model`` computes what the pruned one would; yields keep, bool (G,). Afterwards it is as found."""
-    with outputs_restored(case.model, case.family):
+    with projections_restored(case.model, case.family):
         keep = method.keep(case, ratio)
         silence(case.model, case.family, case.architecture, keep)
         yield keep
@@ -202,14 +203,14 @@ def _output(case: Case, layer: int, kind: int) -> Any:
 # Ours
 
 
-def repaired(selection: Keep, target: str = "stream", text: str = "mixed") -> Keep:
+def repaired(selection: Keep, how: Repair = DEFAULT) -> Keep:
     """A selection, then ``--reconstruct least_squares``."""
 
     def keep(case: Case, ratio: float) -> np.ndarray:
         chosen, groups = selection(case, ratio), case.architecture.groups
         removed = int(groups.cost[~chosen].sum())
         plan = PruningPlan(case.architecture, chosen, (), ratio, "prunable", removed, removed, "")
-        reconstruct(case.model, case.family, plan, case.windows, target=target, text=text)
+        reconstruct(case.model, case.family, plan, case.windows, how)
         return chosen
 
     return keep
@@ -277,6 +278,12 @@ METHODS: dict[str, Method] = {
     "ours-by-taylor": Method(repaired(ranked("taylor")), "taylor in place of obs"),
     "ours-unweighted": Method(repaired(unweighted), "obs without the loss's gradients"),
     "ours-uniform": Method(repaired(uniform("obs")), "every layer alike in place of the global ranking"),
-    "ours-unmixed": Method(repaired(ranked("obs"), text="calibration"), "repaired on the windows alone"),
-    "ours-on-pruned": Method(repaired(ranked("obs"), "pruned"), "repaired towards whole blocks on the pruned stream"),
+    "ours-outputs": Method(repaired(ranked("obs"), Repair(modules="outputs")), "o_proj and down_proj alone repaired"),
+    "ours-unmixed": Method(repaired(ranked("obs"), Repair(text="calibration")), "repaired on the windows alone"),
+    "ours-on-pruned": Method(
+        repaired(ranked("obs"), Repair(target="pruned")), "repaired towards whole blocks on the pruned stream"
+    ),
+    "ours-to-dense": Method(
+        repaired(ranked("obs"), Repair(target="dense")), "repaired towards the dense blocks' outputs"
+    ),
 }

@@ -121,10 +121,10 @@ def output_members(family: Family) -> tuple[Member, Member]:
 
 
 @contextmanager
-def outputs_restored(model: Any, family: Family) -> Iterator[None]:
-    """Inside, weights and biases of every o_proj and down_proj may be changed or added; on exit they are as before."""
+def projections_restored(model: Any, family: Family) -> Iterator[None]:
+    """Inside, weights and biases of a layer's members may be changed or added; on exit they are as before."""
     layers = list(model.get_submodule(family.layers))
-    modules = [layer.get_submodule(member.path) for layer in layers for member in output_members(family)]
+    modules = [layer.get_submodule(member.path) for layer in layers for member in family.members]
     before = [(module.weight.detach().clone(), module.bias) for module in modules]
     biases = [None if bias is None else bias.detach().clone() for _, bias in before]
     try:
