@@ -7,7 +7,7 @@ from diagnostics.remedies import ActiveRemedies
 from diagnostics.wording import name_layers, percent
 
 BUDGET_GAP = 0.01  # of the budget
-LOW_OVERLAP = 0.6  # of two plans from half the windows each; docs/method.md, Stability, says what it was chosen by
+LOW_OVERLAP = 0.6  # of two plans from half the windows each; docs/judging.md, Stability, says what it was chosen by
 
 
 def skipped_windows(m: Measured, active: ActiveRemedies) -> Finding | None:

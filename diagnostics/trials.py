@@ -25,7 +25,7 @@ class Trial:
     """One plan that was tried. name: for people. flags: that give this plan on an otherwise equal command line.
 
     named_by: issues of the findings that name it. nll: float64 (N,), nats per token of each window.
-    healthy, num_extreme, spread: the plan's shape (docs/method.md, Findings). of_total: removed / all parameters.
+    healthy, num_extreme, spread: the plan's shape (docs/judging.md, Findings). of_total: removed / all parameters.
     """
 
     name: str

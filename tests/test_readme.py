@@ -175,7 +175,7 @@ def test_the_tested_versions_are_those_of_the_constraints() -> None:
 
 
 def test_every_finding_is_explained() -> None:
-    """docs/method.md names each issue that a rule can report."""
+    """docs/judging.md names each issue that a rule can report."""
     issues = set()
     for path in (ROOT / "diagnostics").glob("rules_*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -183,7 +183,7 @@ def test_every_finding_is_explained() -> None:
             if isinstance(node, ast.Call) and name in ("Finding", "advised") and isinstance(node.args[0], ast.Constant):
                 issues.add(node.args[0].value)
     assert len(issues) >= 15
-    table = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    table = (ROOT / "docs" / "judging.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `(\w+)` \| (?:high|medium|low|info) \|", table, flags=re.M)) == issues
 
 
