@@ -135,7 +135,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=64, help="calibration windows (%(default)s)")
     parser.add_argument("--seq_len", type=int, default=256, help="tokens a window, also of the texts (%(default)s)")
     parser.add_argument("--part", choices=PARTS, default=DEVELOPMENT, help="of the texts (%(default)s)")
-    parser.add_argument("--eval_samples", type=int, default=180, help="windows of each text, at most (%(default)s)")
+    parser.add_argument("--eval_samples", type=int, default=96, help="windows of each text, at most (%(default)s)")
     parser.add_argument("--json", type=Path, default=Path("results/quality.jsonl"), help="results (%(default)s)")
     parser.add_argument(
         "--report", action="store_true", help="measure nothing: tables and picture of what --json holds"
