@@ -193,9 +193,10 @@ def _say_what_is_not_finite(result: dict[str, Any], label: str) -> None:
 def facts(
     decision: Decision, kept: KeptMeasurements, streamed: bool, repaired: Reconstruction | None
 ) -> dict[str, Any]:
-    """What run.json keeps of measurement and repair beside timings."""
+    """What run.json keeps of measurement, trials and repair beside timings."""
     importance = decision.importance
     return {
+        "taken": {name: record["taken"] for name, record in decision.records.items() if "taken" in record},
         "windows_used": importance.windows_used if importance else 0,
         "windows_skipped": importance.windows_skipped if importance else 0,
         "second_order_share": importance.second_order_share if importance else None,

@@ -23,6 +23,7 @@ from core.plan import PruningPlan
 from diagnostics.compare import compare, main
 from diagnostics.comparison.health import health
 from diagnostics.comparison.overlap import overlaps
+from diagnostics.comparison.page import next_steps
 from diagnostics.comparison.ranking import rankings
 from diagnostics.comparison.runs import read_runs, shortest_names
 from diagnostics.reports import comparison
@@ -100,6 +101,19 @@ def test_the_lowest_perplexity_at_equal_size_is_best(tmp_path: Path) -> None:
     assert "10.00 → 12.00 +20.0 % best 50.0 % → 40.0 %" in line(text, "Cost", "b")
     assert "10.00 → 13.00 +30.0 % 2" in line(text, "Cost", "a")
     assert "+10.0 % - " in line(text, "Cost", "smaller")
+
+
+def test_runs_of_equal_perplexity_share_a_place(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / name, EVEN, ppl) for name, ppl in (("a", 12.0), ("b", 13.0), ("c", 12.0))]
+    (ranking,) = rankings(read_runs(folders))
+    assert (ranking.best, ranking.winners) == ("a", ("a", "c"))
+    assert [ranking.place(name) for name in ranking.names] == [1, 1, 3]
+    text = compare(folders)
+    assert "a and c are best of 3, perplexity 12.00" in text
+    assert "best" in line(text, "Cost", "c")
+    (steps,) = [command for sentence, command in next_steps(read_runs(folders), [ranking]) if "differs" in sentence]
+    assert "/a/" in steps
+    assert "/b/" in steps
 
 
 @pytest.mark.parametrize("change", [{"text": "xyz"}, {"options": {"base_model": "another/model"}}])

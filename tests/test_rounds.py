@@ -88,6 +88,7 @@ def test_either_plan_can_win(workspace: Workspace, monkeypatch: pytest.MonkeyPat
     run = workspace.run(f"forced-{wins}", "--rounds", "2", "--dry_run", "--run_evaluation", "none")
     once = observe(workspace.run(f"once-{wins}", "--dry_run", "--run_evaluation", "none"))
     assert record(run)["taken"] == ("rounds" if wins else "one shot")
+    assert json.loads((run / "run.json").read_text())["facts"]["taken"] == {"rounds": record(run)["taken"]}
     assert (observe(run)["importance"] != once["importance"]) == wins
     groups = pq.read_table(run / "analysis" / "groups.parquet")
     assert groups.num_rows == len(once["importance"])

@@ -24,6 +24,7 @@ def as_json(runs: Sequence[Named], ranked: Sequence[Ranking], shared: Sequence[O
                 "dataset": ranking.dataset,
                 "removed_of_total": ranking.of_total,
                 "best": ranking.best,
+                "winners": list(ranking.winners),
                 "order": [
                     {"name": name, "perplexity": value}
                     for name, value in zip(ranking.names, ranking.perplexities, strict=True)
@@ -91,7 +92,7 @@ def as_csv(data: Mapping[str, Any]) -> str:
 def _best(name: str, ranked: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
     """Whether this run is the best of its size, by dataset."""
     datasets = dict.fromkeys(ranking["dataset"] for ranking in ranked)
-    won = {ranking["dataset"] for ranking in ranked if ranking["best"] == name}
+    won = {ranking["dataset"] for ranking in ranked if name in ranking["winners"]}
     return {f"best_{dataset}": dataset in won for dataset in datasets}
 
 

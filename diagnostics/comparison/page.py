@@ -69,10 +69,11 @@ def next_steps(runs: Sequence[Named], ranked: Sequence[Ranking]) -> list[tuple[s
             command = _replay(item, str(model))
             steps.append((f"{item.name} was a dry run: carry its plan out and measure what it costs.", command))
     for ranking in ranked:
-        if ranking.best is not None:
+        worse = [name for name in ranking.names if name not in ranking.winners]
+        if ranking.best is not None and worse:
             files = [
                 str(item.run.folder / "analysis" / "pruning_comparison.json")
-                for name in ranking.names[:2]
+                for name in (ranking.best, worse[0])
                 for item in runs
                 if item.name == name
             ]

@@ -25,8 +25,17 @@ class Ranking:
 
     @property
     def best(self) -> str | None:
-        """None where there is nothing to compare with."""
+        """The first of ``winners``; None where there is nothing to compare with."""
         return self.names[0] if len(self.names) > 1 else None
+
+    @property
+    def winners(self) -> tuple[str, ...]:
+        """All runs of the lowest perplexity: equal plans share a place."""
+        return tuple(name for name in self.names if self.place(name) == 1) if self.best else ()
+
+    def place(self, name: str) -> int:
+        """1 for the best; runs of equal perplexity share the place of the first of them."""
+        return 1 + self.perplexities.index(self.perplexities[self.names.index(name)])
 
 
 def rankings(runs: Sequence[Named]) -> list[Ranking]:

@@ -121,8 +121,8 @@ def best_lines(ranked: Sequence[Ranking]) -> list[str]:
         if ranking.best is None:
             lines.append(f"{size}: only {ranking.names[0]} ({decimal(ranking.perplexities[0])}), nothing of equal size")
         else:
-            others = f"of {len(ranking.names)}"
-            lines.append(f"{size}: {ranking.best} is best {others}, perplexity {decimal(ranking.perplexities[0])}")
+            won = f"{' and '.join(ranking.winners)} {'are' if len(ranking.winners) > 1 else 'is'} best"
+            lines.append(f"{size}: {won} of {len(ranking.names)}, perplexity {decimal(ranking.perplexities[0])}")
     return lines
 
 
@@ -131,7 +131,7 @@ def _rank(name: str, dataset: str, ranked: Sequence[Ranking]) -> str:
         if ranking.dataset == dataset and name in ranking.names:
             if ranking.best is None:
                 return MISSING
-            return BEST if name == ranking.best else str(ranking.names.index(name) + 1)
+            return BEST if name in ranking.winners else str(ranking.place(name))
     return MISSING
 
 
