@@ -12,6 +12,10 @@ import numpy as np
 
 from diagnostics.measured import TOLERANCE, Measured
 
+BY_LOSS = (
+    "obs ranks all blocks by what they cost once the rest is refitted, and the rates follow from that. Nothing to do; "
+    "--remedy auto measures whether a transform loses less."
+)
 ADVICE_ONLY = "This is advice until held-out loss at equal size confirms it."
 
 
@@ -30,6 +34,11 @@ class ActiveRemedies:
     max_block_ratio: float = 1.0
     criterion: str = "taylor"
     clip_percentiles: tuple[float, float] = (5.0, 95.0)
+
+    @property
+    def ranks_by_loss(self) -> bool:
+        """Whether importance is a loss once the rest is refitted, one unit for all blocks: the rates follow from it."""
+        return self.criterion == "obs"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ parameters of that layer, a layer is extreme above max(0.5, min(0.9, 1.5 r)).
 
 from diagnostics.finding import Finding, advised
 from diagnostics.measured import TOLERANCE, Measured
-from diagnostics.remedies import ActiveRemedies, advise, block_cap, clipping, log, temperature
+from diagnostics.remedies import BY_LOSS, ActiveRemedies, advise, block_cap, clipping, log, temperature
 from diagnostics.wording import name_layers, percent, percent_range
 
 EXTREME_LAYERS, MANY_EXTREME_LAYERS = 3, 6  # 3 to 5 are extreme, 6 and more are many
@@ -59,6 +59,8 @@ def uneven(m: Measured, active: ActiveRemedies) -> Finding | None:
         f"No layer is extreme, but rates differ by {100 * m.spread:.1f} points (healthy: under 30): "
         f"layer {low} loses {percent(m.rate[low])}, layer {high} loses {percent(m.rate[high])}."
     )
+    if active.ranks_by_loss:
+        return Finding("uneven_pruning", "info", description, BY_LOSS)
     return advised("uneven_pruning", "low", description, advise([temperature(active)], m, active))
 
 

@@ -137,6 +137,14 @@ def test_spread_of_30_points_is_not_healthy() -> None:
     assert "layer 0 loses 10.0 %, layer 2 loses 40.0 %" in text
 
 
+def test_under_obs_uneven_rates_and_mild_gradients_call_for_nothing() -> None:
+    """Its importance is a loss, one unit for all blocks."""
+    report = judge([10, 20, 40, 20, 20, 20], active={"criterion": "obs"})
+    for issue in ("uneven_pruning", "gradient_scales_mild"):
+        assert (found(report, issue).severity, found(report, issue).flags) == ("info", None)
+        assert "Nothing to do" in found(report, issue).recommendation
+
+
 def test_spread_of_30_points_is_not_healthy_whatever_the_rounding() -> None:
     # 0.7 - 0.4 = 0.29999999999999993 in floating point
     assert "healthy" not in issues(judge([40, 70, 50, 50, 50, 50]))
