@@ -163,6 +163,19 @@ def test_a_difference_is_as_sure_as_windows_and_seeds_agree_on_it() -> None:
     assert difference(cells, "ours", "taylor", 0.3, "pydoc") == pytest.approx((0.25, 0.005**0.5))
 
 
+def test_a_variant_stands_beside_the_defaults_on_the_seeds_that_both_have() -> None:
+    """Seed 1 of the defaults has no partner: 0.1 and 0.3 above them on seed 0."""
+    cells = [
+        cell(DENSE, pydoc=[1.0, 1.0]),
+        *(cell("ours", seed, pydoc=[2.0 + seed, 2.0]) for seed in (0, 1)),
+        cell("ours-uniform", pydoc=[2.1, 2.3]),
+    ]
+    text = tables(cells)
+    assert "| nats/token above ours | seeds | pydoc 30% |" in text
+    assert "| ours-uniform | 1 | +0.2000 ± 0.1000 |" in text
+    assert text.count("| ours-uniform |") == 2  # there, and among the costs
+
+
 @pytest.mark.parametrize(
     ("ours", "answer"),
     [

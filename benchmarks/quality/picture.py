@@ -46,7 +46,7 @@ def draw_losses(path: Path, cells: list[Cell]) -> Path:
     figure = Figure(figsize=(width, height), facecolor="white")
     FigureCanvasAgg(figure)
     figure.text(0.2 / width, 1 - 0.15 / height, title(cells), fontsize=14, weight="bold", color=INK, va="top")
-    says = "loss above the dense model, mean over seeds; dashed: with least squares"
+    says = "loss above the dense model, mean over seeds; dashed: with least squares; below 0 is off the scale"
     figure.text(0.2 / width, 1 - 0.48 / height, says, fontsize=10, color=QUIET, va="top")
     figure.subplots_adjust(
         left=LEFT / width,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.quality.cells import DENSE, Cell
-from benchmarks.quality.methods import METHODS, OURS, is_published, repairs
+from benchmarks.quality.methods import METHODS, OURS, is_published, is_variant, repairs
 
 SMALL = 0.02  # nats/token; where the best published method loses less, not being worse is all that can be shown
 NOISE = 2.0  # standard errors of a difference
@@ -19,8 +19,11 @@ def tables(cells: list[Cell]) -> str:
     for model in unique(cells, lambda cell: cell.setting.model):
         here = [cell for cell in cells if cell.setting.model == model]
         texts = list(here[0].nll)
-        parts += [f"### {model}", _heading(here), *(_losses(here, text) for text in texts)]
-        parts += [_verdict(here), _costs(here)] if any(c.setting.method == OURS for c in here) else [_costs(here)]
+        whole = [cell for cell in here if not is_variant(cell.setting.method)]
+        parts += [f"### {model}", _heading(here), *(_losses(whole, text) for text in texts)]
+        if any(cell.setting.method == OURS for cell in here):
+            parts += [_verdict(whole), *([_ingredients(here)] if len(here) > len(whole) else [])]
+        parts.append(_costs(here))
     return "\n\n".join(parts)
 
 
@@ -147,6 +150,19 @@ def _verdict(cells: list[Cell]) -> str:
                 shown += ["", ""] if best is None else [f"{best.method} {best.loss:.4f}", best.answer(share)]
             ours = statistics.mean(extra(cells, OURS, ratio, text))
             rows.append(f"| {text} | {ratio:.0%} | {ours:.4f} | {' | '.join(shown)} |")
+    return "\n".join(rows)
+
+
+def _ingredients(cells: list[Cell]) -> str:
+    """What each variant loses above the defaults, on the seeds that both have."""
+    methods, ratios = rows_and_columns(cells)
+    columns = [(text, ratio) for text in cells[0].nll for ratio in ratios]
+    heads = " | ".join(f"{text} {ratio:.0%}" for text, ratio in columns)
+    rows = [f"| nats/token above {OURS} | seeds | {heads} |", "|---" * (2 + len(columns)) + "|"]
+    for method in filter(is_variant, methods):
+        seeds = len({cell.setting.seed for cell in cells if cell.setting.method == method})
+        found = (difference(cells, method, OURS, ratio, text) for text, ratio in columns)
+        rows.append(f"| {method} | {seeds} | {' | '.join(f'{mean:+.4f} ± {error:.4f}' for mean, error in found)} |")
     return "\n".join(rows)
 
 
