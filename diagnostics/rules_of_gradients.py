@@ -42,7 +42,8 @@ def mild(m: Measured, active: ActiveRemedies) -> Finding | None:
         text = "Nothing further is called for; compare held-out loss with a run that has every remedy off."
         return Finding("gradient_scales_mild", "info", description, text)
     if active.ranks_by_loss:
-        return Finding("gradient_scales_mild", "info", description, "obs does not rank by them. Nothing to do.")
+        text = "obs weighs what a block's outputs lose by them, so blocks compare as they are. Nothing to do."
+        return Finding("gradient_scales_mild", "info", description, text)
     text = f"If anything, try --temperature 1.0 alone, without normalisation. {ADVICE_ONLY}"
     return Finding("gradient_scales_mild", "info", description, text, "--temperature 1.0")
 
