@@ -82,9 +82,9 @@ class InputMoments:
         w = weight.double()
         found = Moments(0, 0, w.device)
         found.gram, found.cross, found.tokens = self.gram, w @ self.cross, float(self.tokens)
-        found.lack_energy = float(((w @ self.lack) * w).sum())
-        target = self.gram + self.cross + self.cross.T + self.lack
-        found.target_energy = float(((w @ target) * w).sum())
+        square = w.T @ w  # Σ ‖w v‖² over tokens is the sum over entries of square * Σ v v^T
+        found.lack_energy = float((square * self.lack).sum())
+        found.target_energy = float((square * (self.gram + self.cross + self.cross.T + self.lack)).sum())
         return found
 
 
