@@ -20,6 +20,7 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     Phi3Config,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
 )
@@ -80,6 +81,14 @@ def family_model(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture
 def llama() -> Any:
     return build("llama")
+
+
+@pytest.fixture
+def word_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AutoTokenizer reads every qwen2 folder as byte-level BPE, which the tests' word-level tokenizer is not."""
+    monkeypatch.setattr(
+        "models.loading._load_tokenizer", lambda path, *_: PreTrainedTokenizerFast.from_pretrained(path)
+    )
 
 
 def token_ids(rows: int = 2, length: int = 12, seed: int = 0, vocabulary: int = 97) -> torch.Tensor:

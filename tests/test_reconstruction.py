@@ -1,4 +1,4 @@
-"""The walk through a model: streams, targets, what changes and what must not."""
+"""The walk through a model: what changes, what must not, and what is reported."""
 
 import copy
 import json
@@ -8,85 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import build, plan_keeping, random_plan, token_ids, windows_of
+from conftest import build, plan_keeping, windows_of
+from repairs import IDS, WINDOWS, family, plan_for, repaired
 
 from core.errors import NumericalError, UsageError
 from core.families import IN, OUT, member_rows
-from core.groups import ATTENTION, KINDS
-from core.plan import PruningPlan
 from models.architecture import architecture_of, decoder_layers
-from models.families import family_of
 from models.narrow import empty_narrow_model
 from models.reference import reference
-from pruning.reconstruction import Reconstruction, reconstruct, repaired_for_now, write_reconstruction
-from pruning.streams import LayerRunner
+from pruning.reconstruction import reconstruct, repaired_for_now, write_reconstruction
 from pruning.surgery import operate
-from pruning.walk import INPUT, OUTPUT, Repair, _before_norm, held_out_windows, shuffled_tokens
-
-IDS = token_ids(rows=24, length=14)
-WINDOWS = windows_of(IDS)
-
-
-def family(model: Any) -> Any:
-    return family_of(model.config.model_type)
-
-
-def plan_for(model: Any, removed_layers: tuple[int, ...] = ()) -> PruningPlan:
-    return random_plan(architecture_of(model, family(model)), seed=3, removed_layers=removed_layers)
-
-
-def repaired(model: Any, plan: PruningPlan, **options: Any) -> tuple[Any, Reconstruction]:
-    copied = copy.deepcopy(model)
-    return copied, reconstruct(copied, family(model), plan, WINDOWS, Repair(**options))
-
-
-@torch.no_grad()
-def hidden_states(model: Any, ids: torch.Tensor) -> list[torch.Tensor]:
-    """The input of every layer and the output of the last, as the model's own forward makes them."""
-    states: list[torch.Tensor] = []
-    layers = decoder_layers(model, family(model))
-    handles = [layer.register_forward_pre_hook(lambda _m, args: states.append(args[0])) for layer in layers]
-    last = layers[-1].register_forward_hook(
-        lambda _m, _a, out: states.append(out[0] if isinstance(out, tuple) else out)
-    )
-    model(input_ids=ids, use_cache=False)
-    for handle in (*handles, last):
-        handle.remove()
-    return states
-
-
-@pytest.mark.parametrize("batch_size", [None, 5, 1])
-@torch.no_grad()
-def test_streams_are_the_models_own_hidden_states(family_model: Any, batch_size: int | None) -> None:
-    expected = hidden_states(family_model, IDS)
-    runner = LayerRunner(family_model, family(family_model), IDS.numpy(), batch_size)
-    hidden = runner.embed()
-    torch.testing.assert_close(hidden, expected[0])
-    for index in range(3):
-        runner.advance(index, hidden)
-        torch.testing.assert_close(hidden, expected[index + 1], rtol=1e-5, atol=1e-5)
-
-
-@torch.no_grad()
-def test_a_runner_gives_inputs_and_outputs_of_modules(family_model: Any) -> None:
-    row = family(family_model)
-    seen: dict[str, torch.Tensor] = {}
-    layer = decoder_layers(family_model, row)[0]
-    outputs, reads = (row.attention_output, row.mlp_output), [m.path for m in row.members if m.axis == OUT]
-    for path in (*outputs, *reads):
-        layer.get_submodule(path).register_forward_hook(
-            lambda _m, args, out, p=path: seen.update({p: args[0], p + " out": out})
-        )
-    family_model(input_ids=IDS)
-    wanted = dict(seen)
-    runner = LayerRunner(family_model, row, IDS.numpy(), 10)
-    hidden = runner.embed()
-    for path in (*outputs, *reads):
-        found = runner.input_of(path, 0, hidden, slice(3, 9))
-        torch.testing.assert_close(found, wanted[path][3:9], rtol=1e-5, atol=1e-5)
-    written, read = runner.advance(0, hidden, outputs, reads)
-    for found, name in zip((*written, *read), [*(f"{path} out" for path in outputs), *reads], strict=True):
-        torch.testing.assert_close(found, wanted[name], rtol=1e-5, atol=1e-5)
+from pruning.walk import OUTPUT, Repair, held_out_windows, shuffled_tokens
 
 
 @pytest.mark.parametrize("target", ["stream", "dense", "pruned"])
@@ -168,156 +100,6 @@ def test_errors_are_those_of_the_blocks_outputs_on_held_out_windows(llama: Any) 
         assert block.error_after == pytest.approx(error, rel=1e-4)
         assert (block.error_after < block.error_before) == block.repaired
     assert done.windows_fitted + done.windows_held_out == len(IDS)
-
-
-@pytest.mark.parametrize("name", ["llama", "phi3", "gemma3_text", "qwen2"])
-@pytest.mark.parametrize("kind", ["attention", "mlp"])
-def test_errors_of_inputs_are_those_of_what_the_kept_rows_give(name: str, kind: str) -> None:
-    """Layer 1: the dense model's projections on its own stream against the repaired ones' on theirs, biases aside."""
-    dense_model = build(name)
-    plan, row = plan_for(dense_model), family(dense_model)
-    model, done = repaired(dense_model, plan)
-    (block,) = (block for block in done.of(INPUT) if (block.layer, block.kind) == (1, kind))
-    readers = [member for member in row.members if member.axis == OUT and KINDS[member.kind] == kind]
-    held_out = IDS[torch.from_numpy(held_out_windows(len(IDS)))]
-    outputs: list[list[torch.Tensor]] = [[], []]
-    for found, net in zip(outputs, (dense_model, model), strict=True):
-        for member in readers:
-            rows = member_rows(member, plan.architecture.layers[1], plan.kept(1, member.kind))
-            module = decoder_layers(net, row)[1].get_submodule(member.path)
-            bias = 0.0 if module.bias is None else module.bias
-            module.register_forward_hook(lambda _m, _a, out, f=found, r=rows, b=bias: f.append((out - b)[..., r]))
-        with torch.no_grad():
-            net(input_ids=held_out)
-    target, output = (torch.cat(found, -1).double() for found in outputs)
-    error = float((target - output).square().sum() / target.square().sum())
-    assert block.error_after == pytest.approx(error, rel=1e-3)
-    assert (block.error_after < block.error_before) == block.repaired
-
-
-def test_inputs_are_refitted_from_where_the_streams_part_and_keep_the_rows_that_go(family_model: Any) -> None:
-    row, plan = family(family_model), plan_for(family_model)
-    model, done = repaired(family_model, plan)
-    assert sum(block.repaired for block in done.of(INPUT)) >= 2
-    if len(plan.kept(0, ATTENTION)) < plan.architecture.layers[0].num_kv_heads:
-        order = [(block.layer, block.kind, block.side) for block in done.blocks]
-        assert order[:3] == [(0, "attention", OUTPUT), (0, "mlp", INPUT), (0, "mlp", OUTPUT)]
-    for index, layer in enumerate(decoder_layers(model, row)):
-        for member in row.members:
-            if member.axis == OUT:
-                old = decoder_layers(family_model, row)[index].get_submodule(member.path).weight
-                kept = member_rows(member, plan.architecture.layers[index], plan.kept(index, member.kind))
-                gone = np.setdiff1d(np.arange(len(old)), kept)
-                assert torch.equal(layer.get_submodule(member.path).weight[gone], old[gone])
-
-
-def test_outputs_alone_leave_what_reads_the_stream_alone(llama: Any) -> None:
-    plan = plan_for(llama)
-    for options in ({"modules": "outputs"}, {"target": "pruned"}):
-        model, done = repaired(llama, plan, **options)
-        assert done.of(INPUT) == ()
-        assert done.modules == "outputs"
-        assert "stream in" not in done.sentence()
-        assert torch.equal(model.model.layers[2].mlp.up_proj.weight, llama.model.layers[2].mlp.up_proj.weight)
-
-
-def test_refitting_inputs_too_brings_logits_nearer(llama: Any) -> None:
-    """On other windows, with text enough."""
-    plan, fitted, others = (
-        plan_for(llama),
-        token_ids(rows=600, length=14, seed=1),
-        token_ids(rows=40, length=14, seed=2),
-    )
-    gaps = {}
-    for modules in ("outputs", "all"):
-        model = copy.deepcopy(llama)
-        reconstruct(model, family(llama), plan, windows_of(fitted), Repair(modules=modules))
-        with torch.no_grad():
-            gaps[modules] = float((model(input_ids=others).logits - llama(input_ids=others).logits).square().mean())
-    assert gaps["all"] < 0.98 * gaps["outputs"]
-
-
-def test_targets_agree_until_the_streams_part(llama: Any) -> None:
-    plan = plan_for(llama)
-    dense, to_dense = repaired(llama, plan, target="dense")
-    pruned, to_pruned = repaired(llama, plan, target="pruned")
-    first = [net.model.layers[0].self_attn.o_proj.weight for net in (dense, pruned)]
-    later = [net.model.layers[2].mlp.down_proj.weight for net in (dense, pruned)]
-    torch.testing.assert_close(*first, rtol=1e-3, atol=1e-4)
-    assert (later[0] - later[1]).abs().max() > 1e-2
-    assert to_dense.blocks[-1].error_before > to_pruned.blocks[-1].error_before
-
-
-def test_stream_target_brings_the_residual_stream_nearer_than_the_others(llama: Any) -> None:
-    """Behind the last layer, on other windows, mean of ‖gap‖² / ‖h‖²; with text enough for 64 x 24 weights."""
-    plan, fitted = plan_for(llama), token_ids(rows=600, length=14, seed=1)
-    others = token_ids(rows=40, length=14, seed=2)
-    dense = hidden_states(llama, others)[-1]
-    gaps = {}
-    for target in ("stream", "dense", "pruned"):
-        model = copy.deepcopy(llama)
-        reconstruct(model, family(llama), plan, windows_of(fitted), Repair(target=target))
-        gap = hidden_states(model, others)[-1] - dense
-        gaps[target] = float((gap.norm(dim=-1) / dense.norm(dim=-1)).square().mean())
-    assert gaps["stream"] < 0.97 * gaps["dense"] < gaps["pruned"]
-
-
-def test_error_of_the_last_block_is_that_of_the_stream_behind_it(llama: Any) -> None:
-    """Target minus output is h_dense - h_pruned behind the block; a token counts by 1 / mean(h_dense^2)."""
-    plan = plan_for(llama)
-    model, done = repaired(llama, plan, target="stream")
-    held_out = IDS[torch.from_numpy(held_out_windows(len(IDS)))]
-    outputs: list[torch.Tensor] = []
-    model.model.layers[2].mlp.down_proj.register_forward_hook(lambda _m, _a, out: outputs.append(out))
-    dense = hidden_states(llama, held_out)[-1]
-    gap = dense - hidden_states(model, held_out)[-1]
-    weight = 1 / dense.square().mean(-1, keepdim=True)
-    error = float((weight * gap.square()).sum() / (weight * (outputs[0] + gap).square()).sum())
-    assert done.blocks[-1].error_after == pytest.approx(error, rel=1e-3)
-
-
-def test_a_removed_layer_is_made_up_for_by_those_behind_it(llama: Any) -> None:
-    """Nothing else goes but one channel of layer 2; the stream target alone sees what layer 1 would have added."""
-    architecture = architecture_of(llama, family(llama))
-    keep = np.ones(len(architecture.groups), dtype=bool)
-    keep[-1] = False
-    plan = plan_keeping(architecture, keep, (1,))
-    gaps = {}
-    for target in ("stream", "pruned"):
-        model, _ = repaired(llama, plan, target=target)
-        with torch.no_grad():
-            for member in ("self_attn.o_proj", "mlp.down_proj"):
-                model.model.layers[1].get_submodule(member).weight.zero_()
-        gaps[target] = float((hidden_states(model, IDS)[-1] - hidden_states(llama, IDS)[-1]).norm())
-    assert gaps["stream"] < 0.9 * gaps["pruned"]
-
-
-@pytest.mark.parametrize("name", ["gemma2", "gemma3_text"])
-def test_behind_a_norm_too_the_stream_target_brings_the_residual_stream_nearer(name: str) -> None:
-    """Behind the last layer, on other windows, mean of ‖gap‖² / ‖h‖²: the target knows the norm's scale."""
-    dense_model, others = build(name), token_ids(rows=40, length=14, seed=2)
-    dense = hidden_states(dense_model, others)[-1]
-    gaps = {}
-    for target in ("stream", "dense", "pruned"):
-        model = copy.deepcopy(dense_model)
-        fitted = windows_of(token_ids(rows=600, length=14, seed=1))
-        reconstruct(model, family(model), plan_for(model), fitted, Repair(target=target))
-        gap = hidden_states(model, others)[-1] - dense
-        gaps[target] = float((gap.norm(dim=-1) / dense.norm(dim=-1)).square().mean())
-    assert gaps["stream"] < 0.97 * min(gaps["dense"], gaps["pruned"])
-
-
-@torch.no_grad()
-def test_a_change_behind_a_norm_is_taken_back_before_it() -> None:
-    """A small one, to first order: norm(y + before_norm(change)) - norm(y) is the change less what rms takes back."""
-    norm = build("gemma3_text").model.layers[0].post_feedforward_layernorm
-    norm.weight.uniform_(0.0, 1.0)
-    y, change = torch.randn(2, 5, 64) * 7, 1e-3 * torch.randn(2, 5, 64)
-    moved = norm(y + _before_norm(norm, y, change)) - norm(y)
-    along = norm(y) / norm(y).norm(dim=-1, keepdim=True)
-    across = change - (change * along).sum(-1, keepdim=True) * along
-    assert float((moved - change).norm() / change.norm()) < 0.2
-    assert float((moved * across).sum() / across.square().sum()) == pytest.approx(1.0, abs=0.1)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "llama-biased-tied-mha"])
