@@ -1,112 +1,82 @@
 #!/usr/bin/env python3
 """Global structured pruning of a Hugging Face causal LM, from a shell. ``--help`` lists the options."""
 
-import argparse
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from cli.options import parse_options
-from cli.output import RECORD
-from cli.record import Stages, resolved, run_record
-from cli.together import idle_options
 from core.errors import PruningError
-from core.files import write_json
-from core.output import check_output
+from run.record import Say, say_on_stderr
+from run.rules import idle_notes
+from run.settings import Settings
+
+if TYPE_CHECKING:
+    from run.result import Result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code (see the end of ``--help``)."""
-    options = parse_options(argv)
+    command = parse_options(argv)
+    for note in idle_notes(command.settings, command.given):
+        say_on_stderr(f"note: {note}")
     try:
-        run(options)
+        print(run(command.settings, argv=command.argv).report)
     except PruningError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"interrupted; {options.output} has no {RECORD} and is not a finished run", file=sys.stderr)
+        print(f"interrupted; {command.settings.output.output} is not a finished run", file=sys.stderr)
         return 130
     return 0
 
 
-def run(options: argparse.Namespace) -> None:
-    """check → windows → load → importance → scores → plan → explain → repair → surgery → save → verify → evaluate →
-    report.
+def run(settings: Settings, *, argv: Sequence[str] = (), say: Say = say_on_stderr, model: Any = None) -> "Result":
+    """check → windows → load → importance → scores → plan → refinements → explain → repair → cut → save → prove →
+    evaluate → report.
 
-    With ``--remedy auto`` several plans are tried after the first, and the best is explained and carried out.
-    ``--rounds`` plans in steps, ``--allocate searched`` spends the budget by measured loss, ``--protect measured`` caps
-    blocks that lose more than promised; each keeps what loses less.
+    Every refinement (``--remedy auto``, ``--rounds``, ``--allocate``, ``--protect``) keeps the plan that loses less on
+    text that importance did not see. argv: the command line that the next one is made from. model: a dense model that
+    is in memory already; it is left as found.
     """
-    for note in idle_options(options):
-        print(f"note: {note}", file=sys.stderr)
-    check_output(options.output, options.overwrite)
-    asked, stages = resolved(options), Stages()
-
     # Imported here, so that --help and wrong options answer at once.
-    from cli.allocate import search_allocation
-    from cli.cache import KeptMeasurements
-    from cli.deliver import deliver, write_card
-    from cli.job import describe, make_deterministic, prepare, quieten_libraries, read_windows
-    from cli.measured import ModelOnDemand
-    from cli.protect import check_the_plan, look_for_outliers
-    from cli.remedy import take_the_best
-    from cli.repair import judge_before_repair, repair
-    from cli.rounds import in_rounds
-    from cli.stability import with_stability
-    from cli.steps import decide, explain, facts, judge_dense, judge_pruned
-    from cli.trials import HeldOut
-    from diagnostics.console import closing_report
-    from diagnostics.page.run_page import write_run_page
-    from evaluation.evaluate import results
+    from run.before_after import evaluate_dense, evaluate_pruned, evaluate_unrepaired
+    from run.decide import decide
+    from run.deliver import cut, export, prove, repair, save, write_card
+    from run.explain import explain, with_stability
+    from run.finish import finish
+    from run.refine import refine, refinements
+    from run.session import open_session
+    from run.surroundings import surroundings
 
-    quieten_libraries()
-    with stages("check", quietly=True):
-        job = prepare(options)
-        make_deterministic(options.seed)
-    with stages("windows", quietly=True):
-        calibration, held_out = read_windows(job, options)
-    print(describe(job, options.target), file=sys.stderr)
-    kept = KeptMeasurements(job, options, stages)
-    model = ModelOnDemand(job, options, stages)
-    if not options.dry_run:
-        model()  # needed in any case: weights that cannot be loaded are found before an earlier run is cleared
-
-    held_back = HeldOut(model, job, options, calibration)
-    job = look_for_outliers(model, job, options, calibration, kept, stages)
-    decision = decide(model, job, options, calibration, kept, stages)
-    if options.remedy == "auto" and options.plan is None:
-        assert calibration is not None
-        job, decision = take_the_best(model, job, options, calibration, decision, kept, held_back, stages)
-    decision = with_stability(job, options, decision)
-    decision = in_rounds(model, job, options, calibration, decision, held_back, stages)
-    decision = search_allocation(model, job, options, decision, held_back, stages)
-    decision = check_the_plan(model, job, options, decision, held_back, stages)
-    plan = decision.plan
-    with stages("explain"):
-        diagnosis, written = explain(decision, job, options)
-    dense, pruned, repaired, unrepaired = judge_dense(model, job, options, held_out, kept, stages), None, None, None
-
-    if not options.dry_run:
-        unrepaired = judge_before_repair(model(), job, options, plan, held_out, stages)
-        repaired, report = repair(model(), job, options, plan, calibration, stages)
-        smaller, delivered = deliver(model.give_away(), job, options, plan, calibration, stages)
-        pruned = judge_pruned(smaller, job, options, held_out, stages)
+    with surroundings(settings.calibration.seed), open_session(settings, say=say, model=model) as session:
+        decision = decide(session)
+        for refinement in refinements(settings):
+            decision = refine(session, decision, refinement)
+        decision = with_stability(session, decision)
+        diagnosis, written = explain(session, decision)
+        dense = evaluate_dense(session)
+        if settings.output.dry_run:
+            return finish(session, decision, diagnosis, written=written, dense=dense, argv=argv)
+        unrepaired = evaluate_unrepaired(session, decision.plan)
+        repaired, report = repair(session, decision.plan)
+        small = cut(session, decision.plan)
+        delivered = [*save(session, small), *prove(session, small), *export(session)]
+        pruned = evaluate_pruned(session, small.in_memory)
         if delivered:
-            delivered.append(write_card(plan, job, options, calibration, dense, pruned, repaired))
-        written = [*delivered, *report, *written]
-
-    with stages("report"):
-        evaluation = None if dense is None else results(dense, pruned, unrepaired)
-        if evaluation is not None:
-            written.append(write_json(options.output / "evaluation" / "evaluation_results.json", evaluation))
-        windows = {f"evaluation {name}": item for name, item in held_out.items()}
-        if calibration is not None:
-            windows["calibration"] = calibration
-        known = facts(decision, kept, model.streamed, repaired)
-        record = run_record(asked, resolved(options), stages, job.device, windows, known)
-        tried = "remedy" in decision.records
-        written.append(write_run_page(options.output, record, options.argv, written, tried=tried))
-        written.append(write_json(options.output / RECORD, record))
-    print(closing_report(diagnosis, plan, evaluation, None if tried else options.argv, options.output, written))
+            delivered.append(write_card(session, decision, dense, pruned, repaired))
+        return finish(
+            session,
+            decision,
+            diagnosis,
+            written=[*delivered, *report, *written],
+            dense=dense,
+            unrepaired=unrepaired,
+            pruned=pruned,
+            repaired=repaired,
+            model=small.in_memory,
+            argv=argv,
+        )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NoReturn
 
 from cli.plan_options import (
@@ -19,7 +20,9 @@ from cli.run_options import (
     output_options,
     repair_options,
 )
-from cli.together import check_together
+from core.errors import UsageError
+from run.complete import complete
+from run.settings import Settings
 
 DESCRIPTION = (
     "Make a Hugging Face causal LM smaller by global structured pruning: rank all attention KV groups and MLP "
@@ -60,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,  # defaults are the settings' own; what was not given is absent
         allow_abbrev=False,
     )
     model_options(parser.add_argument_group("model"))
@@ -75,19 +79,26 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
+@dataclass(frozen=True)
+class Command:
+    """A command line, parsed: the settings it asks for, the options it names, and its words as typed."""
+
+    settings: Settings
+    given: frozenset[str]
+    argv: tuple[str, ...]
+
+
+def parse_options(argv: Sequence[str] | None = None) -> Command:
     """Parse and check; leaves through ``parser.error`` (exit code 2) with one line when a value cannot work."""
     parser = build_parser()
     arguments = list(sys.argv[1:] if argv is None else argv)
     _refuse_blank_arguments(parser, arguments)
     options = parser.parse_args(arguments)
-    options.given = {word.split("=")[0].lstrip("-") for word in arguments if word.startswith("--")}
-    options.argv = arguments
+    given = frozenset(word.split("=")[0].lstrip("-") for word in arguments if word.startswith("--"))
     try:
-        check_together(options)
-    except ValueError as error:
+        return Command(complete(vars(options)), given, tuple(arguments))
+    except UsageError as error:
         parser.error(str(error))
-    return options
 
 
 def _refuse_blank_arguments(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
@@ -95,6 +106,6 @@ def _refuse_blank_arguments(parser: argparse.ArgumentParser, arguments: list[str
         if word and not word.strip():
             after = f"after '{arguments[index - 1]}'" if index else "as the first argument"
             parser.error(
-                f"an argument made of blanks was given {after}: a space or a comment follows a backslash at the end of "
-                "a line in the shell command, which cuts the command there; end the line with the backslash itself"
+                f"empty argument {after}: a space or a comment follows the backslash that continues the line; let the "
+                "line end with the backslash itself"
             )

@@ -5,8 +5,7 @@ import math
 from pathlib import Path
 
 from cli.values import batch_size, names, number, one_of, shard_size
-
-MEASURES = ("ppl", "tasks", "speed")
+from core.names import DTYPES, EXPORTS, MEASURES, REPAIR_MODULES, REPAIR_TARGETS, REPAIR_TEXTS, REPAIRS
 
 
 def model_options(group: argparse._ArgumentGroup) -> None:
@@ -19,22 +18,23 @@ def model_options(group: argparse._ArgumentGroup) -> None:
     )
     add(
         "--device",
-        default="auto",
         metavar="D",
         help="auto, cpu, cuda or cuda:N (default auto: a GPU if there is one)",
     )
     add(
         "--dtype",
-        default="auto",
-        choices=("auto", "bfloat16", "float16", "float32"),
+        choices=DTYPES,
         help="compute in this dtype and save in it (default auto: compute in float32 on a CPU and in the checkpoint's "
         "dtype on a GPU, save in the checkpoint's)",
     )
     add(
         "--low_memory",
         action="store_true",
-        help="never hold the model: read, cut and write tensor by tensor on the CPU; magnitude or --plan, without "
-        "evaluation; such runs do it unasked where the model would take over half the free memory (default off)",
+        help="never hold the model in memory: read, cut and write it tensor by tensor on the CPU; for magnitude or "
+        "--plan, "
+        "without evaluation; enabled automatically for such runs when the model would need more than half of free "
+        "memory "
+        "(default off)",
     )
     add("--trust_remote_code", action="store_true", help="run Python that a model brings along (default off)")
 
@@ -43,7 +43,6 @@ def calibration_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add(
         "--dataset",
-        default="wikitext2",
         metavar="DATA",
         help="c4, wikitext2, ptb, pydoc (offline), or a .txt/.jsonl/.parquet/.json.gz file or a folder of them "
         "(default wikitext2)",
@@ -51,30 +50,28 @@ def calibration_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--num_samples",
         type=number(int, 1, math.inf),
-        default=128,
         metavar="N",
-        help="windows (default 128)",
+        help="number of calibration windows (default 128)",
     )
     add(
         "--seq_len",
         type=number(int, 2, math.inf),
-        default=256,
         metavar="T",
-        help="tokens a window (default 256)",
+        help="tokens per calibration window (default 256)",
     )
     add(
         "--batch_size",
         type=batch_size,
-        default=None,
         metavar="B",
-        help="windows a pass, for everything but taylor*, which takes one; auto halves on out-of-memory (default auto)",
+        help="windows per pass, for everything but taylor*, which takes one; auto halves it when memory runs out "
+        "(default "
+        "auto)",
     )
     add(
         "--seed",
         type=number(int, 0, 2**32 - 1),
-        default=0,
         metavar="S",
-        help="of every random choice (default 0)",
+        help="seed of every random choice (default 0)",
     )
 
 
@@ -82,29 +79,30 @@ def repair_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add(
         "--reconstruct",
-        choices=("none", "least_squares"),
-        help="refit what is left to the dense model on the calibration windows (default least_squares where another "
-        "step reads that text and holds the model, else none)",
+        choices=REPAIRS,
+        help="refit what is left to the dense model on the calibration windows (default least_squares; none with "
+        "--low_memory, "
+        "with magnitude, and for a replayed plan whose perplexity on --dataset is not measured)",
     )
     add(
         "--reconstruct_modules",
-        choices=("all", "outputs"),
-        help="refit all projections of a block, or o_proj and down_proj alone (default all, with --reconstruct_target "
-        "pruned outputs)",
+        choices=REPAIR_MODULES,
+        help="refit all projections of a block, or o_proj and down_proj alone (default all; outputs with "
+        "--reconstruct_target pruned)",
     )
     add(
         "--reconstruct_target",
-        choices=("stream", "dense", "pruned"),
-        default="stream",
-        help="what brings the residual stream back to the dense model's, or the dense block's outputs on the dense or "
-        "on the pruned stream (default stream)",
+        choices=REPAIR_TARGETS,
+        help="what to refit to: stream brings the residual stream back to the dense model's; dense and pruned are the "
+        "dense "
+        "block's outputs on the dense or on the pruned stream (default stream)",
     )
     add(
         "--reconstruct_text",
-        choices=("mixed", "calibration"),
-        default="mixed",
-        help="refit on calibration windows and on twice as many with their tokens in random order, which other text "
-        "gains by, or on the windows alone (default mixed)",
+        choices=REPAIR_TEXTS,
+        help="mixed: also refit on shuffled tokens, which generalises better to other text; calibration: on the "
+        "calibration "
+        "windows alone (default mixed)",
     )
 
 
@@ -117,7 +115,7 @@ def output_options(group: argparse._ArgumentGroup) -> None:
         help="written to exactly this folder (default results/<model>/<method>_T<temperature>_tau<tau>_<dataset>)",
     )
     add("--overwrite", action="store_true", help="replace an earlier run in that folder (default off)")
-    add("--dry_run", action="store_true", help="plan and diagnose; no surgery, no model (default off)")
+    add("--dry_run", action="store_true", help="plan and diagnose only; no model is pruned or saved (default off)")
     add(
         "--plan",
         type=Path,
@@ -127,19 +125,18 @@ def output_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--max_shard_size",
         type=shard_size,
-        default="5GB",
         metavar="SIZE",
-        help="largest weight file of the saved model, e.g. 200MB; larger ones become shards (default 5GB)",
+        help="largest weight file of the saved model, e.g. 200MB; a larger model is saved in shards (default 5GB)",
     )
-    add("--verify", action="store_true", default=True, help="load the saved model afresh and prove it (default on)")
-    add("--no_verify", dest="verify", action="store_false", help="skip that proof (default off)")
+    add("--verify", action="store_true", help="reload the saved model and check it (default on)")
+    add("--no_verify", dest="verify", action="store_false", help="skip that check (default off)")
     add(
         "--cache_dir",
         metavar="DIR",
-        help="keep importance, priors and dense perplexities here and take them from earlier runs; none: do neither "
-        "(default $GLOBAL_PRUNING_CACHE, or global-pruning in the user's cache folder)",
+        help="folder that keeps importance, priors and dense perplexities for later runs; none: no cache (default "
+        "$GLOBAL_PRUNING_CACHE, or global-pruning in the user's cache folder)",
     )
-    add("--export", choices=("gguf",), help="also write <output>/model.gguf, f16, for llama.cpp (default none)")
+    add("--export", choices=EXPORTS, help="also write <output>/model.gguf, f16, for llama.cpp (default none)")
     add("--no_save_model", action="store_true", help="prune and evaluate, but save no weights (default off)")
 
 
@@ -148,9 +145,8 @@ def evaluation_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--run_evaluation",
         type=one_of(*MEASURES, alone="none"),
-        default=["ppl"],
         metavar="LIST",
-        help="comma list of ppl, tasks, speed, or none (default ppl)",
+        help="what to measure before and after: a comma list of ppl, tasks, speed, or none (default ppl)",
     )
     add(
         "--eval_datasets",
@@ -162,9 +158,14 @@ def evaluation_options(group: argparse._ArgumentGroup) -> None:
         "--eval_seq_len",
         type=number(int, 2, math.inf),
         metavar="T",
-        help="tokens a window (default 2048, or the model's context if smaller)",
+        help="tokens per evaluation window (default 2048, or the model's context if smaller)",
     )
-    add("--eval_samples", type=number(int, 1, math.inf), metavar="N", help="windows a dataset (default all)")
+    add(
+        "--eval_samples",
+        type=number(int, 1, math.inf),
+        metavar="N",
+        help="evaluation windows per dataset (default all)",
+    )
     add(
         "--eval_tasks",
         type=names,

@@ -7,6 +7,7 @@ import numpy as np
 from core.groups import ATTENTION, KINDS, MLP, Architecture, GroupTable
 
 SCHEMA_VERSION = 1
+EQUAL_SIZE = 0.001  # of all parameters: plans that differ by less are of equal size
 
 
 @dataclass(frozen=True)

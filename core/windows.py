@@ -5,9 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Datasets known by name; anything else is a path.
-DATASETS = ("c4", "wikitext2", "ptb", "pydoc")
-
 
 @dataclass(frozen=True)
 class TokenWindows:

@@ -9,7 +9,7 @@ import numpy as np
 from core.groups import Architecture
 from core.measures import NO_GRADIENTS, GradientStatistics, Importance, Outliers, Prior, Stability
 from core.plan import PruningPlan
-from diagnostics.plan_check import PlanCheck
+from core.plan_check import PlanCheck
 from diagnostics.weighted import layer_means, layer_quantiles
 
 TOLERANCE = 1e-9  # bounds are compared with this slack: 0.7 - 0.4 must not differ from 0.3

@@ -4,12 +4,15 @@ A remedy is advice until held-out loss at equal size confirms it: on a healthy m
 differences between layers and costs quality.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from core.criteria import CRITERIA
+from core.transforms import Remedy
 from diagnostics.measured import TOLERANCE, Measured
 
 BY_LOSS = (
@@ -38,45 +41,45 @@ class ActiveRemedies:
     @property
     def ranks_by_loss(self) -> bool:
         """Whether importance is a loss once the rest is refitted, one unit for all blocks: the rates follow from it."""
-        return self.criterion == "obs"
+        return CRITERIA[self.criterion].priced_in_loss
 
 
 @dataclass(frozen=True)
-class Remedy:
-    """One thing to switch on: its name in a sentence, its flags, and whether this run had it already."""
+class Step:
+    """One thing to switch on: its name in a sentence, the remedy, and whether this run had it already."""
 
     name: str
-    flags: str
+    remedy: Remedy
     is_on: bool
 
 
 @dataclass(frozen=True)
 class Advice:
-    """What a finding recommends: a sentence, and the exact flags or None."""
+    """What a finding recommends: a sentence, and the remedy or None."""
 
     recommendation: str
-    flags: str | None = None
+    remedy: Remedy | None = None
 
 
-def log(active: ActiveRemedies) -> Remedy:
-    return Remedy("log normalisation", "--enable_grad_norm --norm_method log", active.normalise == "log")
+def log(active: ActiveRemedies) -> Step:
+    return Step("log normalisation", Remedy(normalise="log"), active.normalise == "log")
 
 
-def sqrt(active: ActiveRemedies) -> Remedy:
+def sqrt(active: ActiveRemedies) -> Step:
     """The mild one; any other normalisation stands in for it."""
     name = f"{active.normalise or 'sqrt'} normalisation"
-    return Remedy(name, "--enable_grad_norm --norm_method sqrt", active.normalise is not None)
+    return Step(name, Remedy(normalise="sqrt"), active.normalise is not None)
 
 
-def temperature(active: ActiveRemedies) -> Remedy:
-    return Remedy("correction by the block prior", "--temperature 1.0 --tau 0.0", active.temperature > 0)
+def temperature(active: ActiveRemedies) -> Step:
+    return Step("correction by the block prior", Remedy(temperature=1.0, tau=0.0), active.temperature > 0)
 
 
-def clipping(active: ActiveRemedies) -> Remedy:
-    return Remedy("clipping", "--enable_grad_clip", active.clip)
+def clipping(active: ActiveRemedies) -> Step:
+    return Step("clipping", Remedy(clip=True), active.clip)
 
 
-def block_cap(measured: Measured, active: ActiveRemedies) -> Remedy | None:
+def block_cap(measured: Measured, active: ActiveRemedies) -> Step | None:
     """A cap under which no layer can be extreme; None where capped blocks cannot yield what was removed."""
     cap = math.floor(100 * measured.threshold + TOLERANCE) / 100
     blocks = 2 * measured.architecture.num_layers
@@ -85,21 +88,21 @@ def block_cap(measured: Measured, active: ActiveRemedies) -> Remedy | None:
     reachable = float(np.sum(np.floor(cap * open_groups + TOLERANCE) * cost))
     if reachable < measured.plan.removed_params:
         return None
-    return Remedy("a cap on each block", f"--max_block_ratio {cap:g}", active.max_block_ratio <= cap + TOLERANCE)
+    return Step("a cap on each block", Remedy(max_block_ratio=cap), active.max_block_ratio <= cap + TOLERANCE)
 
 
-def advise(wanted: Sequence[Remedy], measured: Measured, active: ActiveRemedies) -> Advice:
+def advise(wanted: Sequence[Step], measured: Measured, active: ActiveRemedies) -> Advice:
     """The wanted remedies that are not on yet; where all are, the next of temperature, clipping, block cap;
     where those are exhausted, no flags."""
-    on = [remedy.name for remedy in wanted if remedy.is_on]
-    missing = [remedy for remedy in wanted if not remedy.is_on]
+    on = [step.name for step in wanted if step.is_on]
+    missing = [step for step in wanted if not step.is_on]
     if not missing:
         ladder = [temperature(active), clipping(active), block_cap(measured, active)]
-        missing = [remedy for remedy in ladder if remedy is not None and not remedy.is_on][:1]
+        missing = [step for step in ladder if step is not None and not step.is_on][:1]
     if not missing:
         return Advice("Every remedy that can reach this ratio is on already: remove less with --pruning_ratio.")
-    flags = " ".join(remedy.flags for remedy in missing)
-    return Advice(f"{_already(on)}Try {flags} ({_replacing(missing, active)}). {ADVICE_ONLY}", flags)
+    remedy = functools.reduce(Remedy.__or__, (step.remedy for step in missing))
+    return Advice(f"{_already(on)}Try {remedy.flags} ({_replacing(missing, active)}). {ADVICE_ONLY}", remedy)
 
 
 def _already(names: list[str]) -> str:
@@ -109,7 +112,7 @@ def _already(names: list[str]) -> str:
     return f"{words[0].upper()}{words[1:]} {'is' if len(names) == 1 else 'are'} on already. "
 
 
-def _replacing(remedies: list[Remedy], active: ActiveRemedies) -> str:
-    names = " and ".join(remedy.name for remedy in remedies)
-    switches = active.normalise is not None and any("--norm_method" in remedy.flags for remedy in remedies)
+def _replacing(steps: list[Step], active: ActiveRemedies) -> str:
+    names = " and ".join(step.name for step in steps)
+    switches = active.normalise is not None and any(step.remedy.normalise for step in steps)
     return f"{names}, instead of {active.normalise}" if switches else names

@@ -3,9 +3,10 @@ a remedy; the score ratio and the rates do."""
 
 import numpy as np
 
+from core.transforms import Remedy
 from diagnostics.finding import Finding, advised
 from diagnostics.measured import TOLERANCE, Measured
-from diagnostics.remedies import ADVICE_ONLY, ActiveRemedies, Advice, Remedy, advise, log, sqrt
+from diagnostics.remedies import ADVICE_ONLY, ActiveRemedies, Advice, Step, advise, log, sqrt
 from diagnostics.wording import name_layers, times
 
 HIGH_RATIO = 1000.0
@@ -28,7 +29,7 @@ def gradient_scale_moderate(m: Measured, active: ActiveRemedies) -> Finding | No
         advice = Advice(
             f"{advice.recommendation} --norm_method minmax is the alternative; under it one huge channel can "
             "flatten its layer, which sqrt avoids.",
-            advice.flags,
+            advice.remedy,
         )
     return advised("gradient_scales_differ_moderately", "medium", _gradients(m), advice)
 
@@ -45,7 +46,7 @@ def mild(m: Measured, active: ActiveRemedies) -> Finding | None:
         text = "obs weighs what a block's outputs lose by them, so blocks compare as they are. Nothing to do."
         return Finding("gradient_scales_mild", "info", description, text)
     text = f"If anything, try --temperature 1.0 alone, without normalisation. {ADVICE_ONLY}"
-    return Finding("gradient_scales_mild", "info", description, text, "--temperature 1.0")
+    return Finding("gradient_scales_mild", "info", description, text, Remedy(temperature=1.0))
 
 
 def gradient_ratio_undefined(m: Measured, active: ActiveRemedies) -> Finding | None:
@@ -88,14 +89,14 @@ def _ratio(m: Measured) -> float:
     return float("nan") if m.gradient_mean.ratio is None else m.gradient_mean.ratio
 
 
-def _advise_if_harmful(remedy: Remedy, m: Measured, active: ActiveRemedies) -> Advice:
+def _advise_if_harmful(step: Step, m: Measured, active: ActiveRemedies) -> Advice:
     """Unequal scales harm nothing by themselves: where no layer is extreme the advice says so, and names
     nothing more to try once the remedy is on."""
     if len(m.extreme):
-        return advise([remedy], m, active)
-    if remedy.is_on:
-        name = remedy.name
+        return advise([step], m, active)
+    if step.is_on:
+        name = step.name
         return Advice(f"{name[0].upper()}{name[1:]} is on already and no layer is extreme: nothing more to try.")
-    advice = advise([remedy], m, active)
+    advice = advise([step], m, active)
     warning = "No layer is extreme in this plan, so it may cost more than it gains."
-    return Advice(f"{advice.recommendation} {warning}", advice.flags)
+    return Advice(f"{advice.recommendation} {warning}", advice.remedy)

@@ -1,6 +1,7 @@
 """Rules on what the run could not do, or did beside ranking."""
 
 from core.groups import ATTENTION
+from core.transforms import Remedy
 from diagnostics.finding import Finding
 from diagnostics.measured import Measured
 from diagnostics.remedies import ActiveRemedies
@@ -28,8 +29,8 @@ def unstable(m: Measured, active: ActiveRemedies) -> Finding | None:
         f"Plans from two halves of the {stability.windows} calibration windows share {percent(stability.overlap)} of "
         f"what they remove{chance}, less than {percent(LOW_OVERLAP, 0)}: the plan depends on which windows were drawn."
     )
-    flags = f"--num_samples {2 * stability.windows}"
-    return Finding("unstable_plan", "medium", description, f"Try {flags}, twice as many windows.", flags)
+    remedy = Remedy(num_samples=2 * stability.windows)
+    return Finding("unstable_plan", "medium", description, f"Try {remedy.flags}, twice as many windows.", remedy)
 
 
 def budget_gap(m: Measured, active: ActiveRemedies) -> Finding | None:

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from core.transforms import Remedy
 from diagnostics.finding import Finding
 from diagnostics.measured import TOLERANCE, Measured
 from diagnostics.remedies import ADVICE_ONLY, ActiveRemedies
@@ -28,8 +29,8 @@ def correction_near_zero(m: Measured, active: ActiveRemedies) -> Finding | None:
         f"the median block has {np.median(factor[may_go]):.2g}. Removing such a block alone costs "
         "next to nothing."
     )
-    flags = f"--temperature {active.temperature / 2 if active.temperature > 0.25 else 0:g}"
-    return Finding("correction_near_zero", "high", description, f"Try {flags}. {ADVICE_ONLY}", flags)
+    remedy = Remedy(temperature=active.temperature / 2 if active.temperature > 0.25 else 0.0)
+    return Finding("correction_near_zero", "high", description, f"Try {remedy.flags}. {ADVICE_ONLY}", remedy)
 
 
 def all_zero(m: Measured, active: ActiveRemedies) -> Finding | None:
@@ -53,9 +54,9 @@ def clipping_flattens(m: Measured, active: ActiveRemedies) -> Finding | None:
         "and flattens exactly the layers it should help."
     )
     low, high = active.clip_percentiles
-    flags = f"--clip_percentile_low {low / 5:g} --clip_percentile_high {100 - (100 - high) / 5:g}"
-    text = f"Try wider percentiles, {flags}, or normalisation without clipping. {ADVICE_ONLY}"
-    return Finding("clipping_flattens_layers", "medium", description, text, flags)
+    remedy = Remedy(clip_low=low / 5, clip_high=100 - (100 - high) / 5)
+    text = f"Try wider percentiles, {remedy.flags}, or normalisation without clipping. {ADVICE_ONLY}"
+    return Finding("clipping_flattens_layers", "medium", description, text, remedy)
 
 
 def score_ratio_undefined(m: Measured, active: ActiveRemedies) -> Finding | None:

@@ -11,10 +11,10 @@ from typing import Any
 
 from core.errors import DataError, UsageError
 from core.hub import offline_if_unreachable
+from core.names import DEFAULT_TASK
 from evaluation.quiet import quiet
 
 EMBEDDED_TASKS = Path(__file__).with_name("tasks")
-OFFLINE_TASK = "pydoc_cloze"
 
 
 def check_tasks(names: list[str], task_path: str | Path | None) -> None:
@@ -49,7 +49,7 @@ def load(names: list[str], task_path: str | Path | None) -> dict[str, Any]:
     except ConnectionError as error:
         raise DataError(
             f"the data of {listed} is neither cached nor within reach ({_first_line(error)}): connect to the "
-            f"network, or use the task that needs none: --eval_tasks {OFFLINE_TASK}"
+            f"network, or use the task that needs none: --eval_tasks {DEFAULT_TASK}"
         ) from error
     except Exception as error:  # a task is a program of its author's: it may fail in any way, and is input to us
         raise DataError(f"{listed} cannot be loaded: {type(error).__name__}: {_first_line(error)}") from error
@@ -77,7 +77,7 @@ def _manager(folders: tuple[str, ...], include_defaults: bool) -> Any:
 
 def _unknown(name: str, known: list[str], task_path: str | Path | None) -> str:
     close = difflib.get_close_matches(name, known, n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"the task that needs no network is {OFFLINE_TASK}"
+    hint = f"did you mean {' or '.join(close)}?" if close else f"the task that needs no network is {DEFAULT_TASK}"
     where = "lm-eval" if task_path is None else f"lm-eval or {str(task_path)!r}"
     return f"unknown task {name!r}: no task, group or tag of {where} has that name; {hint}"
 

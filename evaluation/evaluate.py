@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from core.names import DEFAULT_TASK
 from core.windows import TokenWindows
-from evaluation.catalogue import OFFLINE_TASK
 from evaluation.harness import run_tasks
 from evaluation.perplexity import perplexity
 from evaluation.speed import latency, size
@@ -15,7 +15,6 @@ from evaluation.speed import latency, size
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-MEASURES = ("ppl", "tasks", "speed")
 PROMPT_TOKENS, NEW_TOKENS, REPEATS = 512, 64, 5  # of the speed measure; fewer where the model's context is shorter
 
 
@@ -44,7 +43,7 @@ def evaluate(
             description = f"{label}: perplexity on {name}"
             result["perplexity"][name] = perplexity(model, windows, batch_size=batch_size, description=description)
     if "tasks" in measures:
-        names = task_names or [OFFLINE_TASK]
+        names = task_names or [DEFAULT_TASK]
         result["tasks"] = run_tasks(model, tokenizer, names, task_path, batch_size=batch_size, seed=seed)
     if "speed" in measures:
         result["latency"] = _latency(model, seed)

@@ -10,48 +10,17 @@ else, by a key of its own: no normalisation can say how one zero compares with a
 0, or the lowest score of the other layers where that is negative.
 """
 
-import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-from core.errors import NumericalError, UsageError
+from core.errors import NumericalError
 from core.groups import KINDS, GroupTable
 from core.measures import Prior
+from core.transforms import Transforms
 from importance.correction import correct
-from importance.normalise import METHODS, normalise
+from importance.normalise import normalise
 from importance.weighted import percentiles
-
-
-@dataclass(frozen=True)
-class ScoreOptions:
-    """Which transforms act. A value that cannot work: UsageError.
-
-    clip_low, clip_high: percentiles of s over the whole model, 0 to 100.
-    normalise: ``log``, ``sqrt``, ``minmax``, ``zscore`` or None.
-    temperature: T ≥ 0; 0 is no correction. tau: ≥ 0 in the prior's unit, ``math.inf`` or ``auto``.
-    """
-
-    clip: bool = False
-    clip_low: float = 5.0
-    clip_high: float = 95.0
-    normalise: str | None = None
-    temperature: float = 0.0
-    tau: float | Literal["auto"] = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.clip_low < self.clip_high <= 100:
-            raise UsageError(
-                f"--clip_percentile_low {self.clip_low:g} --clip_percentile_high {self.clip_high:g}: "
-                "needs 0 <= low < high <= 100, e.g. 5 and 95"
-            )
-        if self.normalise is not None and self.normalise not in METHODS:
-            raise UsageError(f"--norm_method {self.normalise}: needs one of {', '.join(METHODS)}")
-        if not 0 <= self.temperature < math.inf:
-            raise UsageError(f"--temperature {self.temperature:g}: needs a finite number, at least 0, e.g. 1")
-        if self.tau != "auto" and not (isinstance(self.tau, (int, float)) and self.tau >= 0):
-            raise UsageError(f"--tau {self.tau}: needs a number of at least 0, inf or auto")
 
 
 @dataclass(frozen=True)
@@ -81,7 +50,7 @@ class Scores:
 def score_groups(
     groups: GroupTable,
     importance: np.ndarray,
-    options: ScoreOptions,
+    options: Transforms,
     *,
     frozen: np.ndarray,
     prior: Prior | None,

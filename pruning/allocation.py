@@ -43,11 +43,12 @@ def _slope(a: tuple[float, float], b: tuple[float, float]) -> float:
 
 def by_marginal_loss(
     architecture: Architecture, order: np.ndarray, limits: Limits, removed: np.ndarray, losses: np.ndarray
-) -> np.ndarray:
-    """The ranking by slope, int64 (G,), for ``plan_removal``.
+) -> tuple[np.ndarray, np.ndarray]:
+    """The ranking by slope, int64 (G,), for ``plan_removal``, and the slope of each group, float64 (G,), nats/token a
+    parameter: what is ranked. Groups that no curve reaches rank last; their slope is the largest there is.
 
     order: the ranking by score. removed: int64 (n, 2L), groups out of each block at the n points that were measured.
-    losses: float64 (n, 2L), nats/token. Groups that no curve reaches rank last.
+    losses: float64 (n, 2L), nats/token.
     """
     groups, cost = architecture.groups, block_steps(architecture, limits).cost
     order = protected_last(architecture, order, limits)
@@ -65,4 +66,6 @@ def by_marginal_loss(
         slope[mine] = (np.diff(height) / np.diff(at))[segment - 1]
     place = np.empty(len(groups), dtype=np.int64)
     place[order] = np.arange(len(groups))
-    return np.lexsort((place, slope)).astype(np.int64, copy=False)
+    ranking = np.lexsort((place, slope)).astype(np.int64, copy=False)
+    reached = np.isfinite(slope)
+    return ranking, np.where(reached, slope, slope[reached].max(initial=0.0))

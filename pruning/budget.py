@@ -11,9 +11,8 @@ from fractions import Fraction
 
 from core.errors import BudgetError, UsageError
 from core.groups import Architecture
+from core.names import RATIO_OF
 from pruning.limits import Limits, exact, least_params, removable_params, smallest_removal_params
-
-RATIO_OF = ("total", "prunable")
 
 
 def budget_params(architecture: Architecture, ratio: float, ratio_of: str, limits: Limits) -> int:

@@ -20,8 +20,9 @@ import numpy as np
 from core.errors import PlanError
 from core.files import write_json
 from core.groups import ATTENTION, MLP, Architecture, LayerShape
+from core.names import RATIO_OF
 from core.plan import SCHEMA_VERSION, PruningPlan
-from pruning.budget import RATIO_OF, requested_params
+from pruning.budget import requested_params
 
 KEPT_FIELDS = (("num_kv_heads", "kept_kv_heads"), ("intermediate_size", "kept_channels"))
 

@@ -14,13 +14,12 @@ from typing import NoReturn
 
 from core.errors import PlanError, UsageError
 from core.groups import ATTENTION, MLP, Architecture
+from core.names import GGUF_PER_LAYER, HF, LLAMA_CPP, STOCK, TARGETS, VLLM
 from core.plan import PruningPlan
 from pruning.limits import Limits
 from pruning.planning import wording
 
-HF, STOCK, VLLM, LLAMA_CPP = TARGETS = ("hf", "stock", "vllm", "llama.cpp")
 GGUF_BLOCK, K_QUANT_BLOCK = 32, 256  # weights that share a scale: a row is a whole number of them
-GGUF_PER_LAYER = ("llama", "mistral", "qwen2", "qwen3")  # llama.cpp has an architecture with widths per layer for these
 HEADS_FROM_HIDDEN = ("qwen2",)  # vLLM's class for these computed head_dim itself, read up to 0.11
 WIDE, WIDE_ROUND_TO = 1024, 64
 

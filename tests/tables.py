@@ -6,7 +6,8 @@ import numpy as np
 
 from core.groups import Architecture, GroupTable, LayerShape
 from core.measures import Prior
-from importance.scoring import ScoreOptions, Scores, score_groups
+from core.transforms import Transforms
+from importance.scoring import Scores, score_groups
 
 METHODS = ["log", "sqrt", "minmax", "zscore"]
 
@@ -32,9 +33,9 @@ def score(
     prior: Prior | None = None,
     **options: Any,
 ) -> Scores:
-    """Scores under ScoreOptions(**options); no group is frozen unless said so."""
+    """Scores under Transforms(**options); no group is frozen unless said so."""
     fixed = np.zeros(len(groups), dtype=bool) if frozen is None else np.array(frozen)
-    return score_groups(groups, np.array(importance, float), ScoreOptions(**options), frozen=fixed, prior=prior)
+    return score_groups(groups, np.array(importance, float), Transforms(**options), frozen=fixed, prior=prior)
 
 
 def prior(block: list[list[float]], layer: list[float]) -> Prior:

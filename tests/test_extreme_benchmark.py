@@ -16,7 +16,8 @@ from cli.options import parse_options
 from core.families import Family
 from core.groups import ATTENTION, MLP
 from importance.measure import measure_importance
-from importance.scoring import ScoreOptions, score_groups
+from core.transforms import Transforms
+from importance.scoring import score_groups
 from models.architecture import architecture_of
 from models.demo.train import Batches, Training
 from models.families import family_of
@@ -56,7 +57,7 @@ def test_a_copy_has_its_share_of_the_importance_and_goes_first(llama: Any) -> No
     groups, frozen = architecture.groups, np.zeros(len(values), dtype=bool)
     copies = set(range(groups.rows(LAYER, MLP).start, groups.rows(LAYER, MLP).stop))
     raw, log = (
-        score_groups(groups, values, ScoreOptions(normalise=how), frozen=frozen, prior=None) for how in (None, "log")
+        score_groups(groups, values, Transforms(normalise=how), frozen=frozen, prior=None) for how in (None, "log")
     )
     assert set(raw.order[:24].tolist()) == copies
     assert len(copies & set(log.order[:24].tolist())) < 24 / 2

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tables import METHODS, architecture, cheap_groups, prior, score
 
 from core.errors import NumericalError, UsageError
-from importance.scoring import ScoreOptions, score_groups
+from core.transforms import Transforms
+from importance.scoring import score_groups
 from importance.weighted import mean, median, percentiles, sigma
 from pruning.planning import Limits, frozen_groups
 
@@ -207,7 +208,7 @@ def test_nothing_to_score_when_all_is_frozen() -> None:
 )
 def test_options_that_cannot_work(options: dict[str, Any], flag: str) -> None:
     with pytest.raises(UsageError) as caught:
-        ScoreOptions(**options)
+        Transforms(**options)
     assert flag in str(caught.value)
 
 
@@ -215,7 +216,7 @@ def test_scoring_leaves_its_inputs_alone_and_repeats_itself() -> None:
     model = architecture((2, 4), (2, 4))
     importance = np.random.default_rng(1).random(12)
     copy, frozen = importance.copy(), frozen_groups(model, Limits(freeze_first=1))
-    options = ScoreOptions(clip=True, normalise="zscore", temperature=1, tau="auto")
+    options = Transforms(clip=True, normalise="zscore", temperature=1, tau="auto")
     priors = prior([[1, 2], [3, 4]], [5, 6])
     first = score_groups(model.groups, importance, options, frozen=frozen, prior=priors)
     again = score_groups(model.groups, importance, options, frozen=frozen, prior=priors)

@@ -33,7 +33,8 @@ from importance.elimination import eliminate, in_order
 from importance.measure import measure_importance
 from importance.moments import MomentMeter
 from importance.priors import measure_prior
-from importance.scoring import ScoreOptions, score_groups
+from core.transforms import Transforms
+from importance.scoring import score_groups
 from pruning.planning import Limits, frozen_groups
 from pruning.reconstruction import DEFAULT, reconstruct
 from pruning.walk import Repair
@@ -234,7 +235,7 @@ def unweighted(case: Case, ratio: float) -> np.ndarray:
 
 def ranked_by(case: Case, importance: np.ndarray, ratio: float, normalise: str | None = None) -> np.ndarray:
     frozen = frozen_groups(case.architecture, Limits())
-    options = ScoreOptions(normalise=normalise)
+    options = Transforms(normalise=normalise)
     scores = score_groups(case.architecture.groups, importance, options, frozen=frozen, prior=None)
     return ranked_keep(case.architecture, scores.order, ratio)
 

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from core.plan import EQUAL_SIZE
 from diagnostics.comparison.runs import Named
 from diagnostics.run_folder import Run, at
-
-EQUAL_SIZE = 0.001  # of the dense model's parameters
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,19 @@
 """Runs that never hold the model: magnitude or a replayed plan, tensor by tensor from the checkpoint on disk."""
 
-import argparse
 from pathlib import Path
+from typing import Any
 
-from cli.job import Job
+import torch
+
 from core.measures import Importance
 from core.plan import PruningPlan
 from importance.streaming import streamed_magnitude
-from models.loading import open_weights
+from models.loading import ModelSource, open_weights
 from models.narrow import empty_narrow_model
 from models.saving import save_tensors
 from models.stock import save_stock_checkpoint, stock_model
 from pruning.streaming import PrunedTensors
+from run.settings import Settings
 
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
@@ -20,38 +22,37 @@ CGROUP = Path("/sys/fs/cgroup")
 class StreamedModel:
     """Stands where the model would: its importance can be measured and its pruned checkpoint written, no more.
 
-    Weights are rounded to ``--dtype`` where it was given, so plans and files equal those of a model in memory.
+    dtype: weights are rounded to it, None: left as stored; so plans and files equal those of a model in memory.
     """
 
-    def __init__(self, job: Job, options: argparse.Namespace) -> None:
-        self.job = job
-        self.max_shard_size = options.max_shard_size
-        self.stock = options.target == "stock"
-        self.empty, self.tensors = open_weights(job.source, None if options.dtype == "auto" else job.dtype)
+    def __init__(self, source: ModelSource, dtype: torch.dtype | None) -> None:
+        self.source = source
+        self.empty, self.tensors = open_weights(source, dtype)
 
     def magnitude(self) -> Importance:
-        return streamed_magnitude(self.tensors, self.job.source.family, self.job.source.architecture)
+        return streamed_magnitude(self.tensors, self.source.family, self.source.architecture)
 
-    def prune_and_save(self, plan: PruningPlan, folder: Path) -> Path:
-        family, tokenizer = self.job.source.family, self.job.source.tokenizer
+    def prune_and_save(
+        self, plan: PruningPlan, folder: Path, dtype: torch.dtype, max_shard_size: str, *, stock: bool
+    ) -> Path:
+        family, tokenizer = self.source.family, self.source.tokenizer
         narrow = empty_narrow_model(self.empty, family, plan)
         narrow.generation_config = self.empty.generation_config
-        pruned = PrunedTensors(self.tensors, family, plan)
-        if self.stock:
-            stock, _ = stock_model(narrow, family)
-            saved_dtype, size = self.job.saved_dtype, self.max_shard_size
-            return save_stock_checkpoint(stock, tokenizer, folder, saved_dtype, size, tensors=pruned)
-        return save_tensors(pruned, narrow, family, tokenizer, folder, self.job.saved_dtype, self.max_shard_size)
+        pruned: Any = PrunedTensors(self.tensors, family, plan)
+        if stock:
+            same_widths, _ = stock_model(narrow, family)
+            return save_stock_checkpoint(same_widths, tokenizer, folder, dtype, max_shard_size, tensors=pruned)
+        return save_tensors(pruned, narrow, family, tokenizer, folder, dtype, max_shard_size)
 
 
-def streams(job: Job, options: argparse.Namespace) -> bool:
+def must_stream(settings: Settings, source: ModelSource, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether this run can and should do without the model: asked for, or it would take over half the free memory."""
-    if options.low_memory:
-        return True  # what it cannot be combined with was refused with the options
-    if job.needs_text or options.measures or job.device.type != "cpu":
+    if settings.model.low_memory:
+        return True  # what it cannot be combined with was refused with the settings
+    if settings.reads_calibration or settings.evaluation.run_evaluation or device.type != "cpu":
         return False
     free = free_bytes()
-    return free is not None and job.source.architecture.total_params * job.dtype.itemsize > free / 2
+    return free is not None and source.architecture.total_params * dtype.itemsize > free / 2
 
 
 def free_bytes() -> int | None:

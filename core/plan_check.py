@@ -83,10 +83,3 @@ def check_of(plan: PruningPlan, importance: np.ndarray, measured: np.ndarray) ->
     planned = np.bincount(plan.groups.block, weights=~plan.keep, minlength=blocks).astype(np.int64)
     promise = np.bincount(plan.groups.block, weights=importance * ~plan.keep, minlength=blocks)
     return PlanCheck(planned, promise, measured.ravel())
-
-
-def halved_caps(check: PlanCheck, widths: np.ndarray, caps: tuple[int, ...]) -> tuple[int, ...]:
-    """The caps so far (empty for none), and half of what was planned for every flagged block. widths: int64 (2L,)."""
-    most = np.array(caps, dtype=np.int64) if caps else widths.astype(np.int64)
-    most[check.flagged] = np.minimum(most, check.planned // 2)[check.flagged]
-    return tuple(most.tolist())

@@ -4,10 +4,9 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from core.windows import TokenWindows
@@ -16,16 +15,25 @@ SCHEMA_VERSION = 1
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "datasets", "lm-eval")
 
 
-class Stages:
-    """Wall-clock seconds of each stage, in the order they ran; a line on stderr when one begins."""
+Say = Callable[[str], None]
 
-    def __init__(self) -> None:
+
+def say_on_stderr(line: str) -> None:
+    """What a run says on the way, unless its caller wants to hear it elsewhere or not at all."""
+    print(line, file=sys.stderr, flush=True)
+
+
+class Stages:
+    """Wall-clock seconds of each stage, in the order they ran; a line when one begins."""
+
+    def __init__(self, say: Say = say_on_stderr) -> None:
         self.seconds: dict[str, float] = {}
+        self.say = say
 
     @contextmanager
     def __call__(self, name: str, quietly: bool = False) -> Iterator[None]:
         if not quietly:  # what only checks stays silent, so that a refusal is one line
-            print(f"[{name}]", file=sys.stderr, flush=True)
+            self.say(f"[{name}]")
         start = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
@@ -88,12 +96,3 @@ def peak_memory(device: Any) -> dict[str, int]:
     if device.type == "cuda":
         peak["gpu"] = torch.cuda.max_memory_allocated(device)
     return peak
-
-
-def resolved(options: Any) -> dict[str, Any]:
-    """Options as plain values, in the order of --help; how they were typed does not matter."""
-    internal = {"given", "argv", "measures", "measures_on_text", "tasks", "reconstructs"}
-    values = {name: value for name, value in vars(options).items() if name not in internal}
-    values["run_evaluation"] = sorted(options.measures) or ["none"]
-    values["eval_tasks"] = options.tasks
-    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}

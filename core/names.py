@@ -1,0 +1,18 @@
+"""Names that a user may choose among, each list once; whatever implements one is looked up by these."""
+
+CRITERIA = ("taylor", "taylor_2nd", "fisher", "obs", "wanda", "magnitude")
+GRADIENT_REDUCTIONS = ("sequence", "sum")
+NORM_METHODS = ("log", "minmax", "zscore", "sqrt")
+PRIORS = ("loss", "similarity")
+RATIO_OF = ("total", "prunable")
+HF, STOCK, VLLM, LLAMA_CPP = TARGETS = ("hf", "stock", "vllm", "llama.cpp")
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+DATASETS = ("c4", "wikitext2", "ptb", "pydoc")  # known by name; anything else is a path
+MEASURES = ("ppl", "tasks", "speed")
+DEFAULT_TASK = "pydoc_cloze"  # needs no network
+EXPORTS = ("gguf",)
+REPAIRS = ("none", "least_squares")
+REPAIR_MODULES = ("all", "outputs")
+REPAIR_TARGETS = ("stream", "dense", "pruned")
+REPAIR_TEXTS = ("mixed", "calibration")
+GGUF_PER_LAYER = ("llama", "mistral", "qwen2", "qwen3")  # llama.cpp has an architecture with widths per layer for these

@@ -1,0 +1,107 @@
+"""What a cached measurement depends on: equal keys, equal numbers."""
+
+import functools
+import hashlib
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core.windows import TokenWindows
+from models.identity import model_identity
+from models.loading import ModelSource
+from run.settings import ScoreSettings, Settings
+
+SCHEMA = 3  # of the entries' content; raised when arrays or facts get another meaning
+PACKAGES = ("global-pruning", "numpy", "torch", "transformers")
+ROOT = Path(__file__).resolve().parent.parent
+# Files that decide what is measured. Names of folders mean every Python file below them.
+SOURCES = ("core", "importance", "models/templates", "models/families.py", "models/loading.py", "models/narrow.py")
+OF_PERPLEXITY = ("evaluation/measuring.py", "evaluation/perplexity.py")
+
+
+def common_key(source: ModelSource, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """What every measurement depends on. Batch sizes are left out: they show in rounding alone."""
+    return {
+        "schema": SCHEMA,
+        "model": model_identity(source),
+        "dtype": str(dtype),
+        "device": device_key(device),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "sources_sha256": sources_hash(SOURCES),
+    }
+
+
+def importance_key(settings: Settings, windows: TokenWindows | None) -> dict[str, Any]:
+    """A criterion that reads no text has no window and no seed in its key."""
+    criterion = settings.criterion
+    read = windows if criterion.reads_text else None
+    return {
+        "criterion": settings.scores.importance_method,
+        "gradient_reduction": settings.scores.gradient_reduction if criterion.takes_reduction else None,
+        "seed": None if read is None else settings.calibration.seed,
+        "windows": windows_key(read),
+    }
+
+
+def prior_key(scores: ScoreSettings, seed: int, windows: TokenWindows) -> dict[str, Any]:
+    """windows: those the prior is measured on, the first ``--prior_samples``."""
+    return {
+        "method": scores.prior,
+        "prior_samples": len(windows),
+        "seed": seed,
+        "windows": windows_key(windows),
+    }
+
+
+def outliers_key(windows: TokenWindows) -> dict[str, Any]:
+    return {"windows": windows_key(windows)}
+
+
+def perplexity_key(windows: TokenWindows) -> dict[str, Any]:
+    """Evaluation windows are no matter of the seed. text_bytes decides bits per byte."""
+    return {
+        "windows": windows_key(windows),
+        "text_bytes": windows.text_bytes,
+        "perplexity_sha256": sources_hash(OF_PERPLEXITY),
+    }
+
+
+def windows_key(windows: TokenWindows | None) -> dict[str, Any] | None:
+    if windows is None:
+        return None
+    return {
+        "dataset": windows.dataset,
+        "split": windows.split,
+        "source": windows.source,
+        "shape": windows.ids.shape,
+        "sha256": windows.fingerprint,
+    }
+
+
+def device_key(device: torch.device) -> dict[str, Any]:
+    """What rounding depends on. Sums on a CPU also depend on the number of threads that share them."""
+    if device.type == "cuda":
+        return {"kind": "cuda", "name": torch.cuda.get_device_name(device)}
+    instructions = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return {"kind": device.type, "name": instructions, "threads": torch.get_num_threads()}
+
+
+@functools.cache
+def sources_hash(names: tuple[str, ...]) -> str:
+    """SHA-256 over the names and bytes of our own modules that measure."""
+    digest = hashlib.sha256()
+    for name in names:
+        path = ROOT / name
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(f"{file.relative_to(ROOT).as_posix()}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # run from a checkout that was never installed: sources_sha256 tells them apart
+        return None

@@ -1,0 +1,116 @@
+"""From options as they were given to whole settings: what they imply is filled in, what cannot work is refused."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from core.errors import UsageError
+from core.names import DATASETS, DEFAULT_TASK
+from run.rules import refuse_conflicts
+from run.settings import OPTIONS, SECTIONS, Settings
+
+CACHE_VARIABLE, NO_CACHE = "GLOBAL_PRUNING_CACHE", "none"
+
+
+def complete(asked: Mapping[str, Any]) -> Settings:
+    """Settings from option -> value; what is missing takes its default.
+
+    Values are of the types in ``run.settings``, or None for a default; lists, and text for paths, will do as well.
+    UsageError, one line, for a name that is no option and for values that cannot work beside one another.
+    """
+    unknown = sorted(set(asked) - set(OPTIONS))
+    if unknown:
+        raise UsageError(f"{unknown[0]} is not an option; they are: {', '.join(OPTIONS)}")
+    given = {name: _typed(name, value) for name, value in asked.items() if value is not None}
+    if not given.get("base_model"):
+        raise UsageError("--base_model is empty; give a hub id, a folder, or demo")
+    settings = _sections(given)
+    settings = replace(settings, evaluation=_evaluation(settings, given))
+    settings = replace(settings, repair=_repair(settings, given))
+    refuse_conflicts(settings)
+    return replace(settings, output=_output(settings, given))
+
+
+def _sections(given: Mapping[str, Any]) -> Settings:
+    parts = {
+        name: section(**{option.name: given[option.name] for option in fields(section) if option.name in given})
+        for name, section in SECTIONS.items()
+    }
+    return Settings(**parts)
+
+
+def _typed(name: str, value: Any) -> Any:
+    if name in ("output", "plan", "eval_task_path"):
+        return Path(value)
+    if name in ("run_evaluation", "eval_datasets", "eval_tasks"):
+        return (value,) if isinstance(value, str) else tuple(str(item) for item in value)
+    return str(value) if isinstance(value, Path) else value
+
+
+def _evaluation(settings: Settings, given: Mapping[str, Any]) -> Any:
+    """Naming tasks runs them, and tasks without a name are the one that needs no network."""
+    asked = settings.evaluation
+    measures = set(asked.run_evaluation) - {"none"} | ({"tasks"} if asked.eval_tasks else set())
+    return replace(
+        asked,
+        run_evaluation=tuple(sorted(measures)),
+        eval_datasets=asked.eval_datasets or (settings.calibration.dataset,),
+        eval_tasks=asked.eval_tasks or ((DEFAULT_TASK,) if "tasks" in measures else ()),
+    )
+
+
+def _repair(settings: Settings, given: Mapping[str, Any]) -> Any:
+    asked = settings.repair
+    unasked = "least_squares" if _repairs_unasked(settings) else "none"
+    modules = "outputs" if asked.reconstruct_target == "pruned" else "all"
+    return replace(
+        asked,
+        reconstruct=given.get("reconstruct", unasked),
+        reconstruct_modules=given.get("reconstruct_modules", modules),
+    )
+
+
+def _repairs_unasked(settings: Settings) -> bool:
+    """Where another step holds the model and reads the calibration text anyway, and there is a window to hold out."""
+    if settings.model.low_memory or settings.calibration.num_samples < 2:
+        return False
+    if settings.replays:
+        return settings.calibration.dataset in settings.evaluation.perplexity_on
+    return settings.ranks_on_text
+
+
+def _output(settings: Settings, given: Mapping[str, Any]) -> Any:
+    return replace(
+        settings.output,
+        output=settings.output.output or default_folder(settings),
+        cache_dir=cache_folder(given.get("cache_dir")),
+    )
+
+
+def default_folder(settings: Settings) -> Path:
+    """``results/<model>/<what decides the plan>_<dataset>``."""
+    model, dataset, scores = settings.model.base_model, settings.calibration.dataset, settings.scores
+    name = Path(model).name or model
+    data = dataset if dataset in DATASETS else Path(dataset).name.split(".")[0]
+    tau = scores.tau if isinstance(scores.tau, str) else f"{scores.tau:g}"
+    run = f"{scores.importance_method}_T{scores.temperature:g}_tau{tau}_{data}"
+    if settings.output.plan is not None:
+        run = f"replayed_{settings.output.plan.stem}_{data}"
+    return Path("results") / name / run
+
+
+def cache_folder(asked: str | None) -> Path | None:
+    """``--cache_dir``, else what the environment names, else global-pruning in the user's cache folder.
+
+    None where ``none`` is asked for, and where the user has no home.
+    """
+    name = asked or os.environ.get(CACHE_VARIABLE)
+    if name:
+        return None if name == NO_CACHE else Path(name).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "global-pruning"
+    except RuntimeError:
+        return None

@@ -1,0 +1,35 @@
+"""The first decision of a run: the plan that the settings ask for, or the one that is replayed."""
+
+from dataclasses import replace
+
+from core.measures import Outliers
+from pruning.limits import Limits
+from run.decision import Decision, Replayed, rank
+from run.measurements import importance_of, outliers_of, prior_of
+from run.session import Session
+
+
+def decide(session: Session) -> Decision:
+    """Outliers, importance, prior, scores, plan; or the plan that is replayed."""
+    if session.replayed is not None:
+        return Replayed(session.replayed)
+    outliers = outliers_of(session) if session.settings.refinement.protect != "none" else None
+    importance = importance_of(session)
+    prior = prior_of(session) if session.settings.scores.temperature > 0 else None
+    with session.stages("plan"):
+        return rank(
+            session.architecture,
+            importance,
+            prior,
+            transforms=session.settings.scores.transforms,
+            limits=_protecting(session, outliers),
+            budget=session.settings.budget,
+            outliers=outliers,
+        )
+
+
+def _protecting(session: Session, outliers: Outliers | None) -> Limits:
+    """The session's limits; under ``--protect outliers`` outlier channels never go."""
+    if outliers is None or session.settings.refinement.protect != "outliers":
+        return session.limits
+    return replace(session.limits, protected=tuple(outliers.rows.tolist()))

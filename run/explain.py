@@ -1,0 +1,72 @@
+"""Why the plan is as it is: the diagnosis, and the files that tell it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from core.files import write_json
+from diagnostics.diagnosis import Diagnosis, diagnose
+from diagnostics.measured import Extras
+from diagnostics.pictures import draw_pictures
+from diagnostics.remedies import ActiveRemedies
+from diagnostics.reports import write_reports
+from pruning.limits import Limits, frozen_groups
+from pruning.plan_file import write_plan
+from run.decision import Decision, Ranked, Replayed
+from run.session import Session
+from run.stability import stability_of
+
+
+def explain(session: Session, decision: Decision) -> tuple[Diagnosis, list[Path]]:
+    """Diagnose the plan; write plan, reports and pictures. Returns their paths."""
+    with session.stages("explain"):
+        diagnosis = diagnosis_of(session, decision)
+        importance, scores = _sources(decision)
+        analysis, plan = session.folder / "analysis", decision.plan
+        written = [write_plan(analysis / "pruning_plan.json", plan)]
+        written += [write_json(analysis / f"{name}.json", content) for name, content in decision.records.items()]
+        written += write_reports(analysis, diagnosis, plan, importance, scores)
+        written += draw_pictures(session.folder / "visualization", diagnosis, plan, importance, scores)
+    return diagnosis, written
+
+
+def with_stability(session: Session, decision: Decision) -> Decision:
+    """The decision with what plans from its importance's halves share; a replayed one has none. numpy only."""
+    if isinstance(decision, Replayed):
+        return decision
+    return replace(decision, stability=stability_of(decision, session.settings.scores.gradient_reduction))
+
+
+def diagnosis_of(session: Session, decision: Decision) -> Diagnosis:
+    active = active_remedies(session, decision)
+    if isinstance(decision, Replayed):  # it was made under limits of its own
+        frozen = frozen_groups(session.architecture, Limits())
+        return diagnose(session.architecture, None, None, decision.plan, None, frozen, active, Extras())
+    extras = Extras(outliers=decision.outliers, check=decision.check, stability=decision.stability)
+    return diagnose(
+        session.architecture,
+        decision.importance,
+        decision.scores,
+        decision.plan,
+        decision.prior,
+        decision.frozen,
+        active,
+        extras,
+    )
+
+
+def active_remedies(session: Session, decision: Decision) -> ActiveRemedies:
+    ranked = isinstance(decision, Ranked)
+    transforms = decision.transforms if ranked else session.settings.scores.transforms
+    limits = decision.limits if ranked else session.limits
+    return ActiveRemedies(
+        clip=transforms.clip,
+        normalise=transforms.normalise,
+        temperature=transforms.temperature,
+        max_block_ratio=limits.max_block_ratio,
+        criterion=session.settings.scores.importance_method,
+        clip_percentiles=(transforms.clip_low, transforms.clip_high),
+    )
+
+
+def _sources(decision: Decision):  # type: ignore[no-untyped-def]
+    return (None, None) if isinstance(decision, Replayed) else (decision.importance, decision.scores)

@@ -1,0 +1,67 @@
+"""Measurements of earlier runs, and what became of each in this run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from core.cache import BadEntryError, Entry, entry_path, read_entry, write_entry
+from run.record import Stages
+
+
+class MeasurementCache:
+    """Importance, prior, outliers and dense perplexity, from an earlier run that measured them under the same key.
+
+    outcomes: part -> ``hit``, ``miss``, ``damaged``, ``foreign`` (the last three were measured) or ``off``.
+    Nothing that goes wrong here stops a run: it is said on stderr and measured.
+    """
+
+    def __init__(self, folder: Path | None, common: Callable[[], dict[str, Any]], stages: Stages) -> None:
+        """folder None: nothing is kept. common: what every key holds, asked for once."""
+        self.folder, self.stages, self.say = folder, stages, stages.say
+        self.outcomes: dict[str, str] = {}
+        if folder is not None:
+            with stages("cache", quietly=True):
+                self.common = common()
+            self.say(f"cache: {folder} (--cache_dir none does without)")
+
+    def recall(self, part: str, depends: dict[str, Any], measure: Callable[[], Entry]) -> Entry:
+        """The entry of an earlier run, or what ``measure`` gives, kept for the next one."""
+        entry = self.find(part, depends)
+        if entry is None:
+            entry = measure()
+            self.keep(part, depends, entry)
+        return entry
+
+    def find(self, part: str, depends: dict[str, Any]) -> Entry | None:
+        if self.folder is None:
+            self.outcomes[part] = "off"
+            return None
+        key = self._key(part, depends)
+        path = entry_path(self.folder, _file_name(part), key)
+        with self.stages(part, quietly=True):
+            try:
+                entry = read_entry(path, key)
+                self.outcomes[part] = "miss" if entry is None else "hit"
+            except BadEntryError as error:
+                entry, self.outcomes[part] = None, str(error).split(" ")[0]
+                self.say(f"cache: {path} is {error}; {part} is measured again")
+        if entry is not None:
+            self.say(f"[{part}] from the cache")
+        return entry
+
+    def keep(self, part: str, depends: dict[str, Any], entry: Entry) -> None:
+        if self.folder is None:
+            return
+        key = self._key(part, depends)
+        try:
+            write_entry(entry_path(self.folder, _file_name(part), key), key, entry)
+        except OSError as error:
+            self.say(f"cache: {self.folder} cannot be written ({error.strerror or error})")
+
+    def _key(self, part: str, depends: dict[str, Any]) -> dict[str, Any]:
+        return {"part": _file_name(part), **self.common, **depends}
+
+
+def _file_name(part: str) -> str:
+    """``dense perplexity`` for every dataset: which one is a matter of the key."""
+    return part.split(" on ")[0].replace(" ", "_")

@@ -1,0 +1,43 @@
+"""What a run hands to its caller."""
+
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from core.plan import PruningPlan
+from diagnostics.finding import Finding
+from run.settings import Settings
+
+
+@dataclass(frozen=True, repr=False)
+class Result:
+    """A finished run.
+
+    path: its folder. plan: what was removed. findings: what the plan looks like, the most severe first. evaluation: the
+    content of ``evaluation_results.json``, None where nothing was measured. model: the pruned transformers model, None
+    in a dry run and where it was never in memory. settings: resolved for this model. written: files, in the order of
+    the run. report: what the command prints at the end.
+    """
+
+    path: Path
+    plan: PruningPlan
+    findings: tuple[Finding, ...]
+    evaluation: dict[str, Any] | None
+    model: Any
+    settings: Settings
+    written: tuple[Path, ...]
+    report: str
+
+    @property
+    def perplexity(self) -> dict[str, tuple[float | None, float | None]]:
+        """Dataset -> (dense, pruned); None where not measured or not finite."""
+        dense, pruned = ((self.evaluation or {}).get(side) or {} for side in ("dense", "pruned"))
+        before, after = dense.get("perplexity", {}), pruned.get("perplexity", {})
+        return {name: (before[name]["perplexity"], after.get(name, {}).get("perplexity")) for name in before}
+
+    def __repr__(self) -> str:
+        return self.report
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(self.report)}</pre>"

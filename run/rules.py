@@ -1,0 +1,209 @@
+"""Settings beside one another, as two tables: combinations that cannot work, and options that cannot act."""
+
+from collections.abc import Callable, Collection
+from typing import NamedTuple
+
+from core.errors import UsageError
+from run.settings import Settings
+
+Test = Callable[[Settings], bool]
+
+
+class Conflict(NamedTuple):
+    """Settings that cannot work. message: a template; ``{s}`` is the settings."""
+
+    when: Test
+    message: str
+
+
+class Idle(NamedTuple):
+    """Options that cannot act beside the others. why: what follows the option's name in the note."""
+
+    options: tuple[str, ...]
+    when: Test
+    why: str
+
+
+def _searched(s: Settings) -> bool:
+    return s.refinement.allocate == "searched" and not s.replays
+
+
+def _capped(s: Settings) -> bool:
+    return s.refinement.protect == "measured" and not s.replays
+
+
+def _in_rounds(s: Settings) -> bool:
+    return s.refinement.rounds > 1 and not s.replays
+
+
+def _streamed_trial(s: Settings) -> bool:
+    return s.model.low_memory and not s.replays
+
+
+CONFLICTS = (
+    Conflict(
+        lambda s: bool(s.limits.epsilon) and s.limits.max_block_ratio <= 1 - s.limits.epsilon,
+        "--epsilon {s.limits.epsilon:g} cannot act: with --max_block_ratio {s.limits.max_block_ratio:g} every layer "
+        "keeps more than that; raise --max_block_ratio or --epsilon",
+    ),
+    Conflict(
+        lambda s: bool(s.output.export) and s.output.no_save_model,
+        "--export needs the saved model: leave --no_save_model out",
+    ),
+    Conflict(
+        lambda s: s.repair.reconstruct_modules == "all" and s.repair.reconstruct_target == "pruned",
+        "--reconstruct_modules all needs the dense stream, which --reconstruct_target pruned never runs: use "
+        "--reconstruct_modules outputs, or another target",
+    ),
+    Conflict(
+        lambda s: s.repairs and s.calibration.num_samples < 2,
+        "--reconstruct {s.repair.reconstruct} holds a window out to decide by: --num_samples "
+        "{s.calibration.num_samples} is too few, use 2 or more",
+    ),
+    Conflict(
+        lambda s: _in_rounds(s) and bool(s.limits.epsilon),
+        "--rounds {s.refinement.rounds} removes groups and --epsilon {s.limits.epsilon:g} removes whole layers; they "
+        "cannot be combined: leave one out",
+    ),
+    Conflict(
+        lambda s: _in_rounds(s) and s.limits.target == "stock",
+        "--rounds {s.refinement.rounds} never brings a removed group back, and --target stock chooses equal widths "
+        "anew; they cannot be combined: leave one out",
+    ),
+    Conflict(
+        lambda s: _searched(s) and s.limits.target == "stock",
+        "--allocate searched gives every block its own share, and --target stock gives all layers the same widths: "
+        "leave one out",
+    ),
+    Conflict(
+        lambda s: _searched(s) and bool(s.limits.epsilon),
+        "--allocate searched removes groups and --epsilon {s.limits.epsilon:g} removes whole layers; they cannot be "
+        "combined: leave one out",
+    ),
+    Conflict(
+        lambda s: _searched(s) and _capped(s),
+        "--allocate searched measures every block itself, and --protect measured would cap what it chose: leave one "
+        "out",
+    ),
+    Conflict(
+        lambda s: _capped(s) and s.limits.target == "stock",
+        "--protect measured caps single blocks, and --target stock gives all layers the same widths: leave one out",
+    ),
+    Conflict(
+        lambda s: _streamed_trial(s) and (s.criterion.reads_text or s.scores.temperature > 0),
+        "--low_memory needs --importance_method magnitude with --temperature 0, or --plan FILE",
+    ),
+    Conflict(
+        lambda s: _streamed_trial(s) and s.refinement.remedy == "auto",
+        "--low_memory runs no model, and --remedy auto tries plans on it: leave one of them out",
+    ),
+    Conflict(
+        lambda s: _streamed_trial(s) and s.refinement.protect != "none",
+        "--low_memory runs no model, and --protect {s.refinement.protect} measures on it: leave one of them out",
+    ),
+    Conflict(
+        lambda s: _streamed_trial(s) and s.refinement.allocate != "global",
+        "--low_memory runs no model, and --allocate {s.refinement.allocate} measures on it: leave one of them out",
+    ),
+    Conflict(
+        lambda s: _streamed_trial(s) and s.refinement.rounds != 1,
+        "--low_memory runs no model, and --rounds {s.refinement.rounds} measures on it: leave one of them out",
+    ),
+    Conflict(
+        lambda s: s.model.low_memory and bool(s.evaluation.run_evaluation),
+        "--low_memory evaluates nothing: add --run_evaluation none",
+    ),
+    Conflict(
+        lambda s: s.model.low_memory and s.repair.reconstruct != "none",
+        "--low_memory runs no layer to refit: leave out --reconstruct {s.repair.reconstruct}, or --low_memory",
+    ),
+    Conflict(
+        lambda s: s.model.low_memory and s.model.device not in ("auto", "cpu"),
+        "--low_memory works on the CPU, not on --device {s.model.device}: leave one of them out",
+    ),
+)
+
+
+def refuse_conflicts(settings: Settings) -> None:
+    """Raise UsageError, one line, for the first combination that cannot work."""
+    for conflict in CONFLICTS:
+        if conflict.when(settings):
+            raise UsageError(conflict.message.format(s=settings))
+
+
+def _corrects(s: Settings) -> bool:
+    return s.scores.temperature > 0 or s.refinement.remedy == "auto"
+
+
+def _batches(s: Settings) -> bool:
+    """Whether several windows are ever run at once."""
+    ranks = s.ranks_on_text and (s.criterion.takes_batches or s.tries_plans)
+    return bool(s.evaluation.run_evaluation) or _corrects(s) or ranks or s.repairs
+
+
+_CALIBRATES = ("num_samples", "seq_len")
+_REPAIRS = ("reconstruct_target", "reconstruct_text", "reconstruct_modules")
+_DELIVERS = ("no_save_model", "max_shard_size", "verify", "no_verify", "export", "reconstruct", *_REPAIRS)
+_DECIDES_THE_PLAN = (
+    *("pruning_ratio", "ratio_of", "importance_method", "gradient_reduction", "freeze_first_n_layers"),
+    *("freeze_last_n_layers", "max_block_ratio", "min_kv_heads", "round_to", "epsilon", "enable_grad_clip"),
+    *("clip_percentile_low", "clip_percentile_high", "enable_grad_norm", "norm_method", "temperature", "tau"),
+    *("prior", "prior_samples", "remedy", "protect", "allocate", "minutes", "rounds"),
+)
+IDLE = (
+    Idle(("norm_method",), lambda s: not s.scores.enable_grad_norm, "needs --enable_grad_norm"),
+    Idle(
+        ("clip_percentile_low", "clip_percentile_high"),
+        lambda s: not s.scores.enable_grad_clip and s.refinement.remedy != "auto",
+        "needs --enable_grad_clip",
+    ),
+    Idle(("tau", "prior", "prior_samples"), lambda s: not _corrects(s), "needs --temperature above 0"),
+    Idle(("gradient_reduction",), lambda s: not s.criterion.takes_reduction, "acts on taylor and taylor_2nd only"),
+    Idle(
+        _CALIBRATES,
+        lambda s: not (s.reads_calibration or s.replays),
+        "acts where text is measured, not on magnitude",
+    ),
+    Idle(("prior_samples",), lambda s: s.scores.prior_samples > s.calibration.num_samples, "is cut to --num_samples"),
+    Idle(("minutes",), lambda s: s.refinement.allocate != "searched", "needs --allocate searched"),
+    Idle(
+        ("rounds",),
+        lambda s: not s.criterion.reads_text,
+        "does not act on magnitude, which stays the same in every round",
+    ),
+    Idle(
+        ("batch_size",),
+        lambda s: not _batches(s),
+        "does not act here: taylor takes one sequence a backward pass, magnitude none",
+    ),
+    Idle(("eval_task_path",), lambda s: not s.evaluation.eval_tasks, "needs --eval_tasks or --run_evaluation tasks"),
+    Idle(
+        ("eval_datasets", "eval_seq_len", "eval_samples"),
+        lambda s: "ppl" not in s.evaluation.run_evaluation,
+        "needs --run_evaluation ppl",
+    ),
+    Idle(("verify",), lambda s: s.output.no_save_model, "needs the saved model"),
+    Idle(_DELIVERS, lambda s: s.output.dry_run, "does not act with --dry_run, which prunes nothing"),
+    Idle(_REPAIRS, lambda s: s.repair.reconstruct == "none", "needs --reconstruct least_squares"),
+    Idle(
+        ("cache_dir",),
+        lambda s: s.replays and "ppl" not in s.evaluation.run_evaluation,
+        "does not act with --plan, where there is nothing to keep",
+    ),
+    Idle(_DECIDES_THE_PLAN, lambda s: s.replays, "does not act with --plan, which holds the decision already"),
+    Idle(
+        _CALIBRATES,
+        lambda s: s.replays and not s.repairs,
+        "does not act with --plan, which holds the decision already",
+    ),
+)
+
+
+def idle_notes(settings: Settings, given: Collection[str]) -> list[str]:
+    """One sentence for each option that was given but cannot act beside the others. given: option names."""
+    return [
+        f"--{name} {rule.why}"
+        for rule in IDLE
+        if rule.when(settings)
+        for name in sorted(set(rule.options) & set(given))
+    ]

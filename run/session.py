@@ -1,0 +1,247 @@
+"""One model being worked on: checked settings, its source, device, windows, the dense model on demand, the cache."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from calibration import calibration_windows, check_dataset, evaluation_windows
+from cli.output import clear_earlier_run
+from core.families import Family
+from core.groups import Architecture
+from core.output import check_output
+from core.windows import TokenWindows
+from evaluation.catalogue import check_tasks
+from importance.measure import measure_importance
+from models.gguf import check_gguf
+from models.loading import ModelSource, check_context, check_model, choose_device, choose_dtype, load_model
+from models.stock import possible_kv_widths
+from pruning.limits import Limits
+from pruning.plan_file import read_plan
+from pruning.planning import budget_params
+from pruning.targets import check_plan, default_round_to, explain, limits_for
+from pruning.walk import Repair
+from run.cache_keys import common_key
+from run.judging import JUDGING_WINDOWS, Judge
+from run.measurement_cache import MeasurementCache
+from run.record import Say, Stages, say_on_stderr
+from run.settings import LimitSettings, Settings
+from run.streamed import StreamedModel, must_stream
+
+
+class Session:
+    """Everything stages share while one model is worked on. Nothing here changes a weight.
+
+    settings: as asked, with what only the model can say. asked: as asked. source: the checked model. device, dtype:
+    where and in what it is computed. saved_dtype: in what checkpoints are written. limits: what the settings and the
+    target rule out. replayed: a saved plan, or None. calibration: windows to measure and refit on, None where nothing
+    does. judging: windows that importance did not see, for plans on trial, None where none is tried. evaluation:
+    windows by dataset. folder: where results are written. say: hears what happens on the way.
+    """
+
+    def __init__(self, settings: Settings, source: ModelSource, *, say: Say = say_on_stderr, model: Any = None) -> None:
+        """Check all that needs no weights and no tokens; PruningError with one line for the first problem.
+
+        model: the dense model where the caller has it in memory; it is left as found.
+        """
+        self.asked, self.source, self.say = settings, source, say
+        self.stages = Stages(say)
+        self.device = _device(settings) if model is None else next(model.parameters()).device
+        self.dtype = choose_dtype(settings.model.dtype, self.device, source.stored_dtype)
+        if model is not None:
+            self.dtype = model.dtype
+        self.saved_dtype = source.stored_dtype if settings.model.dtype == "auto" else self.dtype
+        self.settings = settings.resolved(
+            round_to=settings.limits.round_to or default_round_to(source.architecture),
+            eval_seq_len=settings.evaluation.eval_seq_len or min(2048, source.context),
+        )
+        self.limits, shapes = limits_of(source, self.settings.limits)
+        self.replayed = read_plan(settings.output.plan, source.architecture) if settings.output.plan else None
+        self.folder = settings.output.output or Path()
+        self.calibration: TokenWindows | None = None
+        self.evaluation: dict[str, TokenWindows] = {}
+        self._judging: TokenWindows | None = None
+        self._given, self._dense = model, None
+        self._check(shapes)
+
+    def _check(self, shapes: dict[str, Any]) -> None:
+        settings, source = self.settings, self.source
+        if self.replayed is not None:
+            check_plan(settings.limits.target, self.replayed, **shapes)
+        else:
+            budget_params(source.architecture, settings.budget.pruning_ratio, settings.budget.ratio_of, self.limits)
+        if settings.reads_calibration:
+            check_context("--seq_len", settings.calibration.seq_len, source.context)
+        assert settings.evaluation.eval_seq_len is not None
+        check_context("--eval_seq_len", settings.evaluation.eval_seq_len, source.context)
+        calibrates = [settings.calibration.dataset] * settings.reads_calibration
+        for name in dict.fromkeys([*calibrates, *settings.evaluation.perplexity_on]):
+            check_dataset(name)
+        check_tasks(list(settings.evaluation.eval_tasks), settings.evaluation.eval_task_path)
+        if settings.output.export == "gguf":
+            check_gguf(source)
+
+    def read_windows(self) -> None:
+        """Draw calibration, judging and evaluation windows, each where the settings need it."""
+        text, asked = self.settings.calibration, self.settings.evaluation
+        if self.settings.reads_calibration:
+            self.calibration = calibration_windows(
+                text.dataset, self.tokenizer, text.num_samples, text.seq_len, text.seed
+            )
+        # --dataset is named even where nothing calibrates on it, so that replays are judged on the same text.
+        assert asked.eval_seq_len is not None
+        self.evaluation = {
+            name: evaluation_windows(name, self.tokenizer, asked.eval_seq_len, asked.eval_samples, text.dataset)
+            for name in asked.perplexity_on
+        }
+
+    @property
+    def judging(self) -> TokenWindows:
+        """Calibration text that importance did not see, as far as the text is long enough."""
+        if self._judging is None:
+            text = self.settings.calibration
+            self._judging = calibration_windows(
+                text.dataset, self.tokenizer, JUDGING_WINDOWS, text.seq_len, text.seed, after=text.num_samples
+            )
+        return self._judging
+
+    @property
+    def family(self) -> Family:
+        return self.source.family
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.source.architecture
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.source.tokenizer
+
+    @property
+    def batch_size(self) -> int | None:
+        return self.settings.calibration.batch_size
+
+    @property
+    def calibrated(self) -> TokenWindows:
+        """The calibration windows of a run that has them."""
+        assert self.calibration is not None, "Settings.reads_calibration"
+        return self.calibration
+
+    @cached_property
+    def cache(self) -> MeasurementCache:
+        folder = self.settings.output.cache_dir
+        if self.replayed is not None and "ppl" not in self.settings.evaluation.run_evaluation:
+            folder = None
+        if self._given is not None:
+            folder = None
+        if folder is not None and self.settings.model.trust_remote_code:
+            self.say("note: --trust_remote_code goes without the cache: no key holds a model's own Python")
+            folder = None
+        return MeasurementCache(folder, lambda: common_key(self.source, self.dtype, self.device), self.stages)
+
+    @cached_property
+    def streamed(self) -> bool:
+        """Whether the model is never held: weights are read, cut and written one at a time."""
+        return self._given is None and must_stream(self.settings, self.source, self.device, self.dtype)
+
+    @cached_property
+    def judge(self) -> Judge:
+        return Judge(self)
+
+    def dense(self) -> Any:
+        """The dense model, loaded when a stage first needs it; a ``StreamedModel`` where it is never held."""
+        if self._dense is None:
+            self._dense = self._given
+        if self._dense is None:
+            with self.stages("open checkpoint" if self.streamed else "load model"):
+                if self.streamed:
+                    asked = None if self.settings.model.dtype == "auto" else self.dtype
+                    self._dense = StreamedModel(self.source, asked)
+                else:
+                    self._dense = load_model(self.source, self.device, self.dtype)
+        return self._dense
+
+    def take_dense(self) -> Any:
+        """The dense model for the caller to use up; the next ``dense`` loads it again. One that the caller brought is
+        copied."""
+        model, self._dense = self.dense(), None
+        return model if self._given is None else copy.deepcopy(model).eval().requires_grad_(False)
+
+    def measured_importance(self) -> Any:
+        """Of the dense model as it is, hooks included; no cache has a say."""
+        return measure_importance(
+            self.dense(),
+            self.family,
+            self.architecture,
+            self.calibration,
+            criterion=self.settings.scores.importance_method,
+            gradient_reduction=self.settings.scores.gradient_reduction,
+            batch_size=self.batch_size,
+        )
+
+    @property
+    def repair(self) -> Repair:
+        """How the settings want what is left repaired."""
+        asked = self.settings.repair
+        return Repair(
+            target=asked.reconstruct_target,
+            text=asked.reconstruct_text,
+            modules=asked.reconstruct_modules,
+            batch_size=self.batch_size,
+            stored_dtype=self.saved_dtype,
+        )
+
+    def describe(self) -> str:
+        """For the console: the model, its size, where it is computed; a line for each restriction of the target."""
+        shape, target = self.architecture, self.settings.limits.target
+        lines = [] if self.replayed is not None else explain(target, shape, self.limits)
+        headline = (
+            f"{self.source.name}: {shape.model_type}, {shape.num_layers} layers, {shape.total_params:,} parameters "
+            f"({shape.prunable_params:,} prunable), on {self.device} in {str(self.dtype).removeprefix('torch.')}"
+        )
+        return "\n".join([headline, *lines])
+
+
+@contextmanager
+def open_session(settings: Settings, *, say: Say = say_on_stderr, model: Any = None) -> Iterator[Session]:
+    """Check, read windows, and load the model where it will be needed in any case: faults are found before an hour of
+    measuring, not after it."""
+    assert settings.output.output is not None
+    check_output(settings.output.output, settings.output.overwrite)
+    started = Stages(say)
+    with started("check", quietly=True):
+        source = check_model(settings.model.base_model, settings.model.trust_remote_code)
+        session = Session(settings, source, say=say, model=model)
+    session.stages.seconds |= started.seconds
+    with session.stages("windows", quietly=True):
+        session.read_windows()
+    say(session.describe())
+    session.cache  # noqa: B018 - says where it is, before anything is measured
+    if not settings.output.dry_run:
+        session.dense()
+    clear_earlier_run(settings.output.output)
+    yield session
+
+
+def limits_of(source: ModelSource, asked: LimitSettings) -> tuple[Limits, dict[str, Any]]:
+    """The limits the settings and the target set, and what the target wants of shapes. asked: with round_to."""
+    shapes: dict[str, Any] = {"tensor_parallel": asked.tensor_parallel}
+    if asked.target == "stock":
+        shapes["kv_widths"] = possible_kv_widths(source.config, source.family, source.architecture)
+    limits = Limits(
+        freeze_first=asked.freeze_first_n_layers,
+        freeze_last=asked.freeze_last_n_layers,
+        max_block_ratio=asked.max_block_ratio,
+        min_kv_heads=asked.min_kv_heads,
+        round_to=asked.round_to or 1,
+        epsilon=asked.epsilon,
+    )
+    return limits_for(asked.target, source.architecture, limits, **shapes), shapes
+
+
+def _device(settings: Settings) -> torch.device:
+    return choose_device("cpu" if settings.model.low_memory else settings.model.device)

@@ -1,0 +1,236 @@
+"""Everything a run was asked, as frozen values. Complete after ``complete``: nothing is filled in or changed later.
+
+A field is named as the option that sets it (``--pruning_ratio`` is ``settings.budget.pruning_ratio``), so that the
+command line, ``gp.prune(...)`` and run.json use one word for one thing. What only the model can say (``round_to``,
+``eval_seq_len``) is None until ``Session`` resolves it, in a new value.
+"""
+
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from core.transforms import Transforms
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which model, and where and how it is computed. base_model: hub id, folder or ``demo``."""
+
+    base_model: str
+    device: str = "auto"
+    dtype: str = "auto"
+    low_memory: bool = False
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class BudgetSettings:
+    """How much goes: a fraction in (0, 1) of ``total`` or ``prunable`` parameters."""
+
+    pruning_ratio: float = 0.2
+    ratio_of: str = "total"
+
+
+@dataclass(frozen=True)
+class LimitSettings:
+    """What stays whatever its score. round_to None: as the model's width suggests."""
+
+    freeze_first_n_layers: int = 0
+    freeze_last_n_layers: int = 0
+    max_block_ratio: float = 1.0
+    min_kv_heads: int = 1
+    round_to: int | None = None
+    epsilon: float = 0.0
+    target: str = "hf"
+    tensor_parallel: int = 1
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """How groups are ranked: criterion, transforms, correction by a prior. A transform that cannot work: UsageError."""
+
+    importance_method: str = "obs"
+    gradient_reduction: str = "sequence"
+    enable_grad_clip: bool = False
+    clip_percentile_low: float = 5.0
+    clip_percentile_high: float = 95.0
+    enable_grad_norm: bool = False
+    norm_method: str = "log"
+    temperature: float = 0.0
+    tau: float | Literal["auto"] = 0.0
+    prior: str = "loss"
+    prior_samples: int = 32
+
+    @cached_property
+    def transforms(self) -> Transforms:
+        return Transforms(
+            clip=self.enable_grad_clip,
+            clip_low=self.clip_percentile_low,
+            clip_high=self.clip_percentile_high,
+            normalise=self.norm_method if self.enable_grad_norm else None,
+            temperature=self.temperature,
+            tau=self.tau,
+        )
+
+    def __post_init__(self) -> None:
+        self.transforms  # noqa: B018 - raises where it cannot work
+
+
+@dataclass(frozen=True)
+class RefinementSettings:
+    """What may propose another plan after the first. minutes: wall-clock, for ``allocate`` searched."""
+
+    remedy: str = "advise"
+    protect: str = "none"
+    allocate: str = "global"
+    minutes: float = 10.0
+    rounds: int = 1
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """The text that is measured and refitted on: N windows of T tokens. batch_size None: as many as fit."""
+
+    dataset: str = "wikitext2"
+    num_samples: int = 128
+    seq_len: int = 256
+    batch_size: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class RepairSettings:
+    """How what is left is refitted to the dense model; ``reconstruct`` none: not at all."""
+
+    reconstruct: str = "none"
+    reconstruct_modules: str = "all"
+    reconstruct_target: str = "stream"
+    reconstruct_text: str = "mixed"
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    """What is written and where. output None: nowhere (Python only). cache_dir None: no cache."""
+
+    output: Path | None = None
+    overwrite: bool = False
+    dry_run: bool = False
+    plan: Path | None = None
+    max_shard_size: str = "5GB"
+    verify: bool = True
+    cache_dir: Path | None = None
+    export: str | None = None
+    no_save_model: bool = False
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What is measured before and after. eval_seq_len None: 2048, or the model's context; eval_samples None: all."""
+
+    run_evaluation: tuple[str, ...] = ("ppl",)
+    eval_datasets: tuple[str, ...] = ()
+    eval_seq_len: int | None = None
+    eval_samples: int | None = None
+    eval_tasks: tuple[str, ...] = ()
+    eval_task_path: Path | None = None
+
+    @property
+    def perplexity_on(self) -> tuple[str, ...]:
+        """Datasets whose perplexity is measured."""
+        return self.eval_datasets if "ppl" in self.run_evaluation else ()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A whole run, in the order of ``--help``."""
+
+    model: ModelSettings
+    budget: BudgetSettings = BudgetSettings()
+    scores: ScoreSettings = ScoreSettings()
+    limits: LimitSettings = LimitSettings()
+    refinement: RefinementSettings = RefinementSettings()
+    calibration: CalibrationSettings = CalibrationSettings()
+    repair: RepairSettings = RepairSettings()
+    output: OutputSettings = field(default_factory=OutputSettings)
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    @property
+    def replays(self) -> bool:
+        """Whether a saved plan is carried out, so that nothing is measured to rank by."""
+        return self.output.plan is not None
+
+    @property
+    def ranks_on_text(self) -> bool:
+        """Whether what decides the plan is measured on calibration text."""
+        return not self.replays and (
+            self.criterion.reads_text
+            or self.scores.transforms.temperature > 0
+            or self.refinement.remedy == "auto"
+            or self.tries_plans
+        )
+
+    @property
+    def tries_plans(self) -> bool:
+        """Whether plans, or blocks of one, are measured on judging text before surgery."""
+        asked = self.refinement
+        in_rounds = asked.rounds > 1 and self.criterion.reads_text
+        return asked.protect != "none" or asked.allocate == "searched" or in_rounds
+
+    @property
+    def judges(self) -> bool:
+        """Whether judging windows are needed: ``tries_plans``, or remedies are tried."""
+        measured = self.tries_plans or self.refinement.remedy == "auto"
+        return measured and not self.replays
+
+    @property
+    def repairs(self) -> bool:
+        return self.repair.reconstruct != "none" and not self.output.dry_run
+
+    @property
+    def reads_calibration(self) -> bool:
+        return self.ranks_on_text or self.repairs
+
+    @property
+    def criterion(self) -> Any:
+        """Properties of the importance method."""
+        from core.criteria import CRITERIA
+
+        return CRITERIA[self.scores.importance_method]
+
+    def resolved(self, *, round_to: int, eval_seq_len: int) -> "Settings":
+        """The same with what only the model can say."""
+        return replace(
+            self,
+            limits=replace(self.limits, round_to=round_to),
+            evaluation=replace(self.evaluation, eval_seq_len=eval_seq_len),
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Option -> value, flat, as run.json keeps it: paths as text, ``none`` where nothing is evaluated."""
+        values: dict[str, Any] = {}
+        for part in fields(self):
+            section = getattr(self, part.name)
+            values |= {option.name: getattr(section, option.name) for option in fields(section)}
+        values["run_evaluation"] = values["run_evaluation"] or ("none",)
+        return {name: _plain(value) for name, value in values.items()}
+
+
+SECTIONS: dict[str, type] = {
+    "model": ModelSettings,
+    "budget": BudgetSettings,
+    "scores": ScoreSettings,
+    "limits": LimitSettings,
+    "refinement": RefinementSettings,
+    "calibration": CalibrationSettings,
+    "repair": RepairSettings,
+    "output": OutputSettings,
+    "evaluation": EvaluationSettings,
+}
+OPTIONS = tuple(option.name for section in SECTIONS.values() for option in fields(section))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,58 @@
+"""What a run changes in its process, for as long as it runs: seeds, determinism, the talk of libraries."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from transformers.utils import logging
+
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+
+
+@contextmanager
+def surroundings(seed: int) -> Iterator[None]:
+    """Inside, the same machine, threads and seed give the same plan, byte for byte, and libraries keep quiet.
+
+    Afterwards everything is as it was, also after an exception: a notebook's own settings are none of ours.
+    """
+    with _deterministic(seed), _quiet_transformers():
+        yield
+
+
+@contextmanager
+def _deterministic(seed: int) -> Iterator[None]:
+    """cuBLAS reads its variable when it is first used."""
+    was = torch.are_deterministic_algorithms_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    unset = CUBLAS not in os.environ
+    os.environ.setdefault(CUBLAS, ":4096:8")
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    try:
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            # The other half of that switch writes every buffer before its use, which helps debugging only.
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+            yield
+    finally:
+        torch.use_deterministic_algorithms(was, warn_only=warned)
+        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+        if unset:
+            os.environ.pop(CUBLAS, None)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Progress and findings are ours to show; TRANSFORMERS_VERBOSITY asks for the library's own notes as well."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    try:
+        if "TRANSFORMERS_VERBOSITY" not in os.environ:
+            logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
