@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cli.job import prepare
+from cli.trials import loss_under
+from diagnostics.trials import paired
 
 from benchmarks.program import run_program
 from calibration import evaluation_windows
-from cli.job import prepare
 from cli.options import parse_options
-from cli.trials import loss_under
-from diagnostics.trials import paired
 from models.loading import load_model
 from pruning.plan_file import read_plan
 

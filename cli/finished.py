@@ -6,28 +6,28 @@
 does not notice a model or a text that changed under the same name. Where measurements are kept does not matter.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 
 from cli.options import parse_options
-from cli.output import RECORD
-from cli.record import resolved
 from core.files import plain
+from run.record import RECORD
+from run.settings import Settings
 
 NO_MATTER = ("cache_dir", "overwrite")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return 0 if is_finished(parse_options(argv)) else 1
+    return 0 if is_finished(parse_options(argv).settings) else 1
 
 
-def is_finished(options: argparse.Namespace) -> bool:
-    """options: as ``parse_options`` gives them. A record that cannot be read belongs to no finished run."""
+def is_finished(settings: Settings) -> bool:
+    """Whether the output folder holds a finished run of these settings. A record that cannot be read belongs to no finished run."""
     try:
-        found = json.loads((options.output / RECORD).read_text(encoding="utf-8"))["asked"]
-        return bool(_what_matters(found) == _what_matters(plain(resolved(options))))
+        assert settings.output.output is not None
+        asked = json.loads((settings.output.output / RECORD).read_text(encoding="utf-8"))["asked"]
+        return bool(_what_matters(asked) == _what_matters(plain(settings.record())))
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
 

@@ -78,6 +78,7 @@ class Remedy:
     tau: float | Literal["auto"] | None = None
     max_block_ratio: float | None = None
     num_samples: int | None = None
+    protect: str | None = None
 
     def __or__(self, other: "Remedy") -> "Remedy":
         """Both; where both change a thing, the second does."""
@@ -88,7 +89,7 @@ class Remedy:
         return {name: value for name, value in vars(self).items() if value is not None}
 
     def applied_to(self, transforms: Transforms) -> Transforms:
-        """The transforms with this remedy; a cap on blocks and a number of windows are none and stay out."""
+        """The transforms with this remedy; what is none of them stays out."""
         known = {option.name for option in fields(Transforms)}
         return replace(transforms, **{name: value for name, value in self.changes.items() if name in known})
 
@@ -111,6 +112,8 @@ class Remedy:
             words += ["--max_block_ratio", f"{self.max_block_ratio:g}"]
         if self.num_samples is not None:
             words += ["--num_samples", str(self.num_samples)]
+        if self.protect is not None:
+            words += ["--protect", self.protect]
         return " ".join(words)
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from core.transforms import Remedy
 from diagnostics.finding import Finding
 from diagnostics.measured import Measured
 from diagnostics.remedies import ADVICE_ONLY, ActiveRemedies
@@ -22,8 +23,9 @@ def outliers_pruned(m: Measured, active: ActiveRemedies) -> Finding | None:
         f"The plan removes {_channels(m, gone)}, whose output norms exceed {outliers.threshold:g} times the median of "
         "their block. Whole models have been seen to fail without such a channel."
     )
-    text = f"Try --protect outliers, which never prunes them. {ADVICE_ONLY}"
-    return Finding("outliers_pruned", "high", description, text, "--protect outliers")
+    remedy = Remedy(protect="outliers")
+    text = f"Try {remedy.flags}, which never prunes them. {ADVICE_ONLY}"
+    return Finding("outliers_pruned", "high", description, text, remedy)
 
 
 def outliers_kept(m: Measured, active: ActiveRemedies) -> Finding | None:

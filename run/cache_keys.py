@@ -12,7 +12,7 @@ import torch
 from core.windows import TokenWindows
 from models.identity import model_identity
 from models.loading import ModelSource
-from run.settings import ScoreSettings, Settings
+from run.settings import ScoreSettings
 
 SCHEMA = 3  # of the entries' content; raised when arrays or facts get another meaning
 PACKAGES = ("global-pruning", "numpy", "torch", "transformers")
@@ -34,14 +34,13 @@ def common_key(source: ModelSource, dtype: torch.dtype, device: torch.device) ->
     }
 
 
-def importance_key(settings: Settings, windows: TokenWindows | None) -> dict[str, Any]:
+def importance_key(scores: ScoreSettings, seed: int, windows: TokenWindows | None) -> dict[str, Any]:
     """A criterion that reads no text has no window and no seed in its key."""
-    criterion = settings.criterion
-    read = windows if criterion.reads_text else None
+    read = windows if scores.criterion.reads_text else None
     return {
-        "criterion": settings.scores.importance_method,
-        "gradient_reduction": settings.scores.gradient_reduction if criterion.takes_reduction else None,
-        "seed": None if read is None else settings.calibration.seed,
+        "criterion": scores.importance_method,
+        "gradient_reduction": scores.gradient_reduction if scores.criterion.takes_reduction else None,
+        "seed": None if read is None else seed,
         "windows": windows_key(read),
     }
 

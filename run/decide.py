@@ -14,14 +14,15 @@ def decide(session: Session) -> Decision:
     if session.replayed is not None:
         return Replayed(session.replayed)
     outliers = outliers_of(session) if session.settings.refinement.protect != "none" else None
-    importance = importance_of(session)
-    prior = prior_of(session) if session.settings.scores.temperature > 0 else None
+    scores = session.settings.scores
+    importance = importance_of(session, scores)
+    prior = prior_of(session, scores) if scores.temperature > 0 else None
     with session.stages("plan"):
         return rank(
             session.architecture,
             importance,
             prior,
-            transforms=session.settings.scores.transforms,
+            transforms=scores.transforms,
             limits=_protecting(session, outliers),
             budget=session.settings.budget,
             outliers=outliers,

@@ -4,11 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from core.files import write_json
+from core.measures import Importance
 from diagnostics.diagnosis import Diagnosis, diagnose
 from diagnostics.measured import Extras
 from diagnostics.pictures import draw_pictures
 from diagnostics.remedies import ActiveRemedies
 from diagnostics.reports import write_reports
+from importance.scoring import Scores
 from pruning.limits import Limits, frozen_groups
 from pruning.plan_file import write_plan
 from run.decision import Decision, Ranked, Replayed
@@ -55,9 +57,9 @@ def diagnosis_of(session: Session, decision: Decision) -> Diagnosis:
 
 
 def active_remedies(session: Session, decision: Decision) -> ActiveRemedies:
-    ranked = isinstance(decision, Ranked)
-    transforms = decision.transforms if ranked else session.settings.scores.transforms
-    limits = decision.limits if ranked else session.limits
+    transforms, limits = session.settings.scores.transforms, session.limits
+    if isinstance(decision, Ranked):
+        transforms, limits = decision.transforms, decision.limits
     return ActiveRemedies(
         clip=transforms.clip,
         normalise=transforms.normalise,
@@ -68,5 +70,5 @@ def active_remedies(session: Session, decision: Decision) -> ActiveRemedies:
     )
 
 
-def _sources(decision: Decision):  # type: ignore[no-untyped-def]
+def _sources(decision: Decision) -> tuple[Importance | None, Scores | None]:
     return (None, None) if isinstance(decision, Replayed) else (decision.importance, decision.scores)

@@ -18,23 +18,25 @@ from importance.priors import measure_prior
 from run.cache_keys import importance_key, outliers_key, perplexity_key, prior_key
 from run.measurement_cache import MeasurementCache
 from run.session import Session
+from run.settings import ScoreSettings
 
 OUTLIER_WINDOWS = 16  # such channels stand out on any text, and on few tokens
 
 
-def importance_of(session: Session) -> Importance:
+def importance_of(session: Session, scores: ScoreSettings) -> Importance:
+    """By ``scores.importance_method``, on the calibration windows where it reads any."""
+
     def measure() -> Entry:
         dense = session.dense()
         with session.stages("importance"):
-            return importance_entry(dense.magnitude() if session.streamed else session.measured_importance())
+            return importance_entry(dense.magnitude() if session.streamed else session.measured_importance(scores))
 
-    key = importance_key(session.settings, session.calibration)
+    key = importance_key(scores, session.settings.calibration.seed, session.calibration)
     return importance_from(session.cache.recall("importance", key, measure))
 
 
-def prior_of(session: Session) -> Prior:
-    """Measured on the first ``--prior_samples`` calibration windows."""
-    scores = session.settings.scores
+def prior_of(session: Session, scores: ScoreSettings) -> Prior:
+    """By ``scores.prior``, on the first ``scores.prior_samples`` calibration windows."""
     windows = session.calibrated.head(scores.prior_samples)
 
     def measure() -> Entry:

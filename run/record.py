@@ -11,6 +11,7 @@ from typing import Any
 
 from core.windows import TokenWindows
 
+RECORD = "run.json"
 SCHEMA_VERSION = 1
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "datasets", "lm-eval")
 

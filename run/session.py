@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from calibration import calibration_windows, check_dataset, evaluation_windows
-from cli.output import clear_earlier_run
 from core.families import Family
 from core.groups import Architecture
+from core.measures import Importance
 from core.output import check_output
 from core.windows import TokenWindows
 from evaluation.catalogue import check_tasks
@@ -26,10 +26,11 @@ from pruning.planning import budget_params
 from pruning.targets import check_plan, default_round_to, explain, limits_for
 from pruning.walk import Repair
 from run.cache_keys import common_key
+from run.earlier import clear_earlier_run
 from run.judging import JUDGING_WINDOWS, Judge
 from run.measurement_cache import MeasurementCache
 from run.record import Say, Stages, say_on_stderr
-from run.settings import LimitSettings, Settings
+from run.settings import LimitSettings, ScoreSettings, Settings
 from run.streamed import StreamedModel, must_stream
 
 
@@ -65,7 +66,8 @@ class Session:
         self.calibration: TokenWindows | None = None
         self.evaluation: dict[str, TokenWindows] = {}
         self._judging: TokenWindows | None = None
-        self._given, self._dense = model, None
+        self._given = model
+        self._dense: Any = None
         self._check(shapes)
 
     def _check(self, shapes: dict[str, Any]) -> None:
@@ -171,15 +173,15 @@ class Session:
         model, self._dense = self.dense(), None
         return model if self._given is None else copy.deepcopy(model).eval().requires_grad_(False)
 
-    def measured_importance(self) -> Any:
+    def measured_importance(self, scores: ScoreSettings) -> Importance:
         """Of the dense model as it is, hooks included; no cache has a say."""
         return measure_importance(
             self.dense(),
             self.family,
             self.architecture,
             self.calibration,
-            criterion=self.settings.scores.importance_method,
-            gradient_reduction=self.settings.scores.gradient_reduction,
+            criterion=scores.importance_method,
+            gradient_reduction=scores.gradient_reduction,
             batch_size=self.batch_size,
         )
 

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from core.criteria import CRITERIA, Criterion
 from core.transforms import Transforms
 
 
@@ -72,6 +73,11 @@ class ScoreSettings:
             temperature=self.temperature,
             tau=self.tau,
         )
+
+    @property
+    def criterion(self) -> Criterion:
+        """Properties of the importance method."""
+        return CRITERIA[self.importance_method]
 
     def __post_init__(self) -> None:
         self.transforms  # noqa: B018 - raises where it cannot work
@@ -192,11 +198,8 @@ class Settings:
         return self.ranks_on_text or self.repairs
 
     @property
-    def criterion(self) -> Any:
-        """Properties of the importance method."""
-        from core.criteria import CRITERIA
-
-        return CRITERIA[self.scores.importance_method]
+    def criterion(self) -> Criterion:
+        return self.scores.criterion
 
     def resolved(self, *, round_to: int, eval_seq_len: int) -> "Settings":
         """The same with what only the model can say."""

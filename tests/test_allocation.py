@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cli.together import idle_options
 from conftest import build, token_ids, windows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,6 @@ from tables import architecture
 from workspace import Workspace, call, observe
 
 from cli.options import parse_options
-from cli.together import idle_options
 from core.groups import ATTENTION, MLP
 from importance.block_losses import TimeUpError, measure_block_losses
 from models.architecture import architecture_of

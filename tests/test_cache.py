@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cli.cache import importance_key, perplexity_key, prior_key
+from cli.output import cache_folder
 from workspace import Workspace, call, observe
 
 from cli import cache, measured
-from cli.cache import importance_key, perplexity_key, prior_key
 from cli.options import parse_options
-from cli.output import cache_folder
 from core.cache import BadEntryError, Entry, entry_path, read_entry, write_entry
 from core.measures import GradientStatistics, Importance, Prior
 from core.windows import TokenWindows

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cli.together import DEFAULT_TASK, idle_options
 from workspace import Workspace, call, observe, write_model
 
 from calibration.texts import NAMED
 from cli.options import build_parser, parse_options
-from cli.together import DEFAULT_TASK, idle_options
 from core.windows import DATASETS
 from evaluation.catalogue import OFFLINE_TASK
 

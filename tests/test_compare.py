@@ -13,11 +13,11 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
+from cli.record import SCHEMA_VERSION as WRITTEN_SCHEMA
 from diagnostics_cases import plan_of
 from run_folders import record, write_run
 from workspace import Workspace
 
-from cli.record import SCHEMA_VERSION as WRITTEN_SCHEMA
 from core.files import write_json
 from core.plan import PruningPlan
 from diagnostics.compare import compare, main

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cli.deliver
 import pytest
 import torch
 from gguf_cases import Engine, quantised
@@ -11,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 from workspace import Workspace, call
 
-import cli.deliver
 from models.saving import save_checkpoint
 
 MAGNITUDE = ("--importance_method", "magnitude", "--run_evaluation", "none")

@@ -15,8 +15,8 @@ from benchmarks.extreme.walk import RUNS, arguments_of
 from cli.options import parse_options
 from core.families import Family
 from core.groups import ATTENTION, MLP
-from importance.measure import measure_importance
 from core.transforms import Transforms
+from importance.measure import measure_importance
 from importance.scoring import score_groups
 from models.architecture import architecture_of
 from models.demo.train import Batches, Training

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import build, random_plan, token_ids, windows_of
+from diagnostics.plan_check import PlanCheck, check_of, halved_caps
 from diagnostics_cases import found, importance_of, issues, plan_of, scores_of
 from workspace import Workspace, call, observe
 
@@ -16,7 +17,6 @@ from core.groups import ATTENTION, KINDS, MLP
 from core.measures import Outliers
 from diagnostics.diagnosis import diagnose
 from diagnostics.measured import Extras
-from diagnostics.plan_check import PlanCheck, check_of, halved_caps
 from diagnostics.remedies import ActiveRemedies
 from importance.block_losses import measure_block_losses
 from importance.measuring import summed_nll

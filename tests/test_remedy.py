@@ -5,16 +5,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cli.job import prepare
+from cli.remedy import _under, flags_of
+from cli.trials import loss_under, trial_windows
 from conftest import build, plan_keeping, token_ids
+from diagnostics.trials import Trial, choose, paired
 from workspace import Workspace, call, observe
 
 from calibration import calibration_windows
-from cli.job import prepare
 from cli.options import parse_options
-from cli.remedy import _under, flags_of
-from cli.trials import loss_under, trial_windows
 from core.windows import TokenWindows
-from diagnostics.trials import Trial, choose, paired
 from models.architecture import architecture_of
 from models.families import family_of
 

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli.together import idle_options
 from workspace import Workspace, call, write_model
 
 from cli.options import parse_options
-from cli.together import idle_options
 
 REPAIR = ("--reconstruct", "least_squares")
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from cli.together import idle_options
 from conftest import build, random_plan, token_ids, windows_of
 from workspace import Workspace, call, observe
 
 from cli.options import parse_options
-from cli.together import idle_options
 from importance.measure import measure_importance
 from models.architecture import architecture_of, decoder_layers
 from models.families import family_of

@@ -28,12 +28,12 @@ from benchmarks.quality.stream import Stream, feature_mask, input_moments, outpu
 from core.families import Family
 from core.groups import Architecture
 from core.plan import PruningPlan
+from core.transforms import Transforms
 from core.windows import TokenWindows
 from importance.elimination import eliminate, in_order
 from importance.measure import measure_importance
 from importance.moments import MomentMeter
 from importance.priors import measure_prior
-from core.transforms import Transforms
 from importance.scoring import score_groups
 from pruning.planning import Limits, frozen_groups
 from pruning.reconstruction import DEFAULT, reconstruct

@@ -76,8 +76,8 @@ class Step:
 def _capped(session: Session, first: Step) -> Iterator[tuple[Step | None, str]]:
     """Plans under tighter and tighter caps, each with how matters stand after it; ends where nothing is flagged, the
     budget has no other place, or a plan loses more than the one before."""
-    judge, at_hand, caps = session.judge, first, ()
-    limits = first.decision.limits
+    judge, at_hand, limits = session.judge, first, first.decision.limits
+    caps: tuple[int, ...] = ()
     for repeat in range(1, REPEATS + 1):
         assert at_hand.check is not None
         flagged = at_hand.check.flagged

@@ -58,7 +58,7 @@ class Remedies:
 
     def refine(self, session: Session, decision: Ranked) -> Refined:
         """The record says of each candidate what it lost, and which were refused by the ratio or the scores."""
-        prior = decision.prior or prior_of(session)
+        prior = decision.prior or prior_of(session, session.settings.scores)
         trials: list[Trial] = []
         outcomes: list[Ranked] = []
         refused: list[dict[str, Any]] = []

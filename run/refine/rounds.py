@@ -58,7 +58,7 @@ def _measured_again(session: Session, before: Ranked) -> Ranked:
         return before
     layers = decoder_layers(session.dense(), session.family)
     with without_removed_groups(layers, session.family, before.plan):
-        measured = session.measured_importance()
+        measured = session.measured_importance(session.settings.scores)
     values = np.where(gone, before.importance.values, measured.values)
     scores = score_groups(
         before.architecture.groups, values, before.transforms, frozen=before.frozen | gone, prior=before.prior

@@ -1,6 +1,5 @@
 """What a run owns in its output folder: cleared only when there is something to put in its place."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -8,22 +7,6 @@ from pathlib import Path
 OWN_FOLDERS = ("model", "model.failed", "analysis", "evaluation", "visualization")
 OWN_FILES = ("model.gguf", "report.html")
 RECORD = "run.json"
-CACHE_VARIABLE, NO_CACHE = "GLOBAL_PRUNING_CACHE", "none"
-
-
-def cache_folder(asked: str | None) -> Path | None:
-    """``--cache_dir``, else what the environment names, else global-pruning in the user's cache folder.
-
-    None where ``none`` is asked for, and where the user has no home.
-    """
-    name = asked or os.environ.get(CACHE_VARIABLE)
-    if name:
-        return None if name == NO_CACHE else Path(name).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "global-pruning"
-    except RuntimeError:
-        return None
 
 
 def clear_earlier_run(folder: Path) -> None:
