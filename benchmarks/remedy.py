@@ -18,15 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cli.job import prepare
-from cli.trials import loss_under
-from diagnostics.trials import paired
 
 from benchmarks.program import run_program
-from calibration import evaluation_windows
 from cli.options import parse_options
-from models.loading import load_model
+from models.loading import check_model
 from pruning.plan_file import read_plan
+from pruning.trials import paired
+from run.judging import loss_under
+from run.session import Session
 
 
 def main() -> int:
@@ -39,9 +38,10 @@ def main() -> int:
     options = parser.parse_args()
     base = ["--base_model", options.base_model, "--dataset", options.dataset]
     base += ["--importance_method", options.importance_method, "--reconstruct", "none"]
-    job = prepare(parsed := parse_options(base))
-    model = load_model(job.source, job.device, job.dtype)
-    windows = evaluation_windows(options.dataset, job.source.tokenizer, parsed.eval_seq_len, None, options.dataset)
+    settings = parse_options(base).settings
+    session = Session(settings, check_model(settings.model.base_model))
+    session.read_windows()
+    model, windows = session.dense(), session.evaluation[options.dataset]
     rows = []
     with tempfile.TemporaryDirectory() as work:
         for ratio in options.ratios:
@@ -50,8 +50,8 @@ def main() -> int:
                 for remedy in ("advise", "auto"):
                     output = Path(work) / f"{ratio}-{seed}-{remedy}"
                     plan_into(output, [*base, "--pruning_ratio", ratio, "--seed", seed, "--remedy", remedy], work)
-                    plan = read_plan(output / "analysis" / "pruning_plan.json", job.source.architecture)
-                    found[remedy] = loss_under(model, job.source.family, plan, windows, None, remedy)
+                    plan = read_plan(output / "analysis" / "pruning_plan.json", session.architecture)
+                    found[remedy] = loss_under(model, session.family, plan, windows, None, remedy)
                 taken = json.loads((output / "analysis" / "remedy.json").read_text())["taken"]
                 rows.append(row(ratio, seed, found["advise"], found["auto"], taken))
                 print(rows[-1], file=sys.stderr, flush=True)

@@ -91,3 +91,9 @@ class PruningPlan:
         total = np.bincount(groups.block, minlength=2 * groups.num_layers)
         removed = np.bincount(groups.block, weights=~self.keep, minlength=2 * groups.num_layers)
         return (removed / np.maximum(total, 1)).reshape(-1, len(KINDS))
+
+
+def nothing_removed(architecture: Architecture) -> PruningPlan:
+    """The plan that keeps everything: the dense model, where a plan is asked for."""
+    keep = np.ones(len(architecture.groups), dtype=bool)
+    return PruningPlan(architecture, keep, (), 0.0, "total", 0, 0, "")

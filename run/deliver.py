@@ -43,10 +43,16 @@ def repair(session: Session, plan: PruningPlan) -> tuple[Reconstruction | None, 
     """Refit the dense model in place and write the report; (None, []) where the settings ask for none."""
     if not session.settings.repairs:
         return None, []
-    with session.stages("repair"):
-        done = reconstruct(session.dense(), session.family, plan, session.calibrated, session.repair)
-    session.say(done.line())
+    done = repair_model(session, session.own_dense(), plan)
     return done, [write_reconstruction(session.folder / "analysis" / "reconstruction.json", done)]
+
+
+def repair_model(session: Session, model: Any, plan: PruningPlan) -> Reconstruction:
+    """Refit ``model`` in place on the calibration windows, as the settings ask."""
+    with session.stages("repair"):
+        done = reconstruct(model, session.family, plan, session.calibrated, session.repair)
+    session.say(done.line())
+    return done
 
 
 def cut(session: Session, plan: PruningPlan) -> Cut:

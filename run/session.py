@@ -167,11 +167,16 @@ class Session:
                     self._dense = load_model(self.source, self.device, self.dtype)
         return self._dense
 
+    def own_dense(self) -> Any:
+        """The dense model to be written to: one that the caller brought is copied first, and the copy is worked on."""
+        if self._given is not None and self.dense() is self._given:
+            self._dense = copy.deepcopy(self._given).eval().requires_grad_(False)
+        return self.dense()
+
     def take_dense(self) -> Any:
-        """The dense model for the caller to use up; the next ``dense`` loads it again. One that the caller brought is
-        copied."""
-        model, self._dense = self.dense(), None
-        return model if self._given is None else copy.deepcopy(model).eval().requires_grad_(False)
+        """The same for the caller to use up; the next ``dense`` loads it again, or is the caller's own."""
+        model, self._dense = self.own_dense(), None
+        return model
 
     def measured_importance(self, scores: ScoreSettings) -> Importance:
         """Of the dense model as it is, hooks included; no cache has a say."""

@@ -4,8 +4,8 @@ import json
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
-from cli.together import idle_options
 from conftest import build, token_ids, windows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +19,7 @@ from models.architecture import architecture_of
 from models.families import family_of
 from pruning.allocation import LEVELS, by_marginal_loss, groups_at, lower_hull
 from pruning.planning import Limits, plan_removal
+from run.rules import idle_notes
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ def test_greedy_by_slope_is_the_best_allocation_of_convex_curves() -> None:
         losses = np.zeros((6, 6))
         for block in range(3):
             removed[:, 2 * block + 1], losses[:, 2 * block + 1] = np.arange(1, 7), curves[block]
-        ranked = by_marginal_loss(model, np.arange(24), Limits(), removed, losses)
+        ranked, _ = by_marginal_loss(model, np.arange(24), Limits(), removed, losses)
         plan = plan_removal(
             model, ranked, ratio=18 / model.prunable_params + 1e-9, ratio_of="prunable", limits=Limits()
         )
@@ -144,13 +145,19 @@ def test_a_complete_search_is_deterministic_and_loses_to_nothing(workspace: Work
 def test_the_searched_plan_is_taken_only_if_it_loses_less(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, wins: bool
 ) -> None:
-    from cli import allocate
+    from run.refine import driver
 
-    monkeypatch.setattr(allocate, "lower", lambda *_losses: wins)
-    monkeypatch.setattr(allocate, "removes_as_much", lambda *_plans: True)
+    monkeypatch.setattr(driver, "is_lower", lambda *_losses: wins)
+    monkeypatch.setattr(driver, "removes_as_much", lambda *_plans: True)
     run = workspace.run(f"forced-{wins}", "--allocate", "searched", "--dry_run", "--run_evaluation", "none")
     plain = observe(workspace.run(f"plain-{wins}", "--dry_run", "--run_evaluation", "none"))
     assert (observe(run)["plan"] != plain["plan"]) == wins
+    groups = pq.read_table(run / "analysis" / "groups.parquet").to_pylist()
+    for block in {(row["layer"], row["kind"]) for row in groups} if wins else ():
+        # What is called the score is what was ranked: nothing that stays lies below what its block lost.
+        rows = [row for row in groups if (row["layer"], row["kind"]) == block]
+        gone, kept = ([row["score"] for row in rows if row["kept"] == side] for side in (False, True))
+        assert max(gone, default=-np.inf) <= min(kept, default=np.inf)
 
 
 def test_no_time_no_search(workspace: Workspace) -> None:
@@ -182,6 +189,5 @@ def test_what_cannot_work_is_one_line(workspace: Workspace, arguments: list[str]
 
 
 def test_minutes_need_a_search() -> None:
-    assert idle_options(parse_options(["--base_model", "demo", "--minutes", "3"])) == [
-        "--minutes needs --allocate searched"
-    ]
+    command = parse_options(["--base_model", "demo", "--minutes", "3"])
+    assert idle_notes(command.settings, command.given) == ["--minutes needs --allocate searched"]

@@ -10,11 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cli.cache import importance_key, perplexity_key, prior_key
-from cli.output import cache_folder
 from workspace import Workspace, call, observe
 
-from cli import cache, measured
 from cli.options import parse_options
 from core.cache import BadEntryError, Entry, entry_path, read_entry, write_entry
 from core.measures import GradientStatistics, Importance, Prior
@@ -22,6 +19,10 @@ from core.windows import TokenWindows
 from importance.kept import importance_entry, importance_from, prior_entry, prior_from
 from models.identity import model_identity
 from models.loading import check_model
+from run import cache_keys, session
+from run.cache_keys import importance_key, perplexity_key, prior_key
+from run.complete import cache_folder
+from run.settings import ScoreSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 KEY = {"criterion": "taylor", "seed": 0, "shape": (2, 3)}
@@ -119,10 +120,8 @@ def windows_of(**other: Any) -> TokenWindows:
 
 def test_every_ingredient_of_a_measurement_is_in_its_key() -> None:
     def importance(*arguments: str, windows: TokenWindows | None = None) -> Any:
-        return importance_key(
-            parse_options(["--base_model", "demo", "--importance_method", "taylor", *arguments]),
-            windows or windows_of(),
-        )
+        asked = parse_options(["--base_model", "demo", "--importance_method", "taylor", *arguments]).settings
+        return importance_key(asked.scores, asked.calibration.seed, windows or windows_of())
 
     others = [
         importance("--importance_method", "fisher"),
@@ -150,17 +149,16 @@ def test_every_ingredient_of_a_measurement_is_in_its_key() -> None:
 
 
 def test_keys_of_priors_and_perplexities() -> None:
-    options = parse_options(["--base_model", "demo"])
-    similar = parse_options(["--base_model", "demo", "--prior", "similarity", "--importance_method", "fisher"])
-    seeded = parse_options(["--base_model", "demo", "--seed", "1"])
+    plain = ScoreSettings()
+    similar = ScoreSettings(prior="similarity", importance_method="fisher")
     windows = windows_of()
-    keys = [prior_key(options, windows), prior_key(similar, windows), prior_key(options, windows.head(2))]
-    keys += [prior_key(seeded, windows)]
+    keys = [prior_key(plain, 0, windows), prior_key(similar, 0, windows), prior_key(plain, 0, windows.head(2))]
+    keys += [prior_key(plain, 1, windows)]
     assert len({json.dumps(key) for key in keys}) == 4
-    assert prior_key(similar, windows) == prior_key(options, windows) | {"method": "similarity"}
+    assert prior_key(similar, 0, windows) == prior_key(plain, 0, windows) | {"method": "similarity"}
     assert perplexity_key(windows) != perplexity_key(windows_of(text_bytes=7))
-    magnitude = parse_options(["--base_model", "demo", "--importance_method", "magnitude"])
-    assert importance_key(magnitude, windows) == importance_key(magnitude, None)
+    magnitude = ScoreSettings(importance_method="magnitude")
+    assert importance_key(magnitude, 0, windows) == importance_key(magnitude, 1, None)
 
 
 def test_every_ingredient_of_the_machine_and_model_is_in_the_key(
@@ -168,23 +166,22 @@ def test_every_ingredient_of_the_machine_and_model_is_in_the_key(
 ) -> None:
     source = check_model(str(workspace.model))
 
-    class Job:
-        def __init__(self, dtype: torch.dtype = torch.float32, other: Any = source) -> None:
-            self.source, self.dtype, self.device = other, dtype, torch.device("cpu")
+    def key(dtype: torch.dtype = torch.float32) -> str:
+        return json.dumps(cache_keys.common_key(source, dtype, torch.device("cpu")))
 
-    def key(job: Any = None) -> str:
-        known: Any = job or Job()
-        return json.dumps(cache.common_key(known))
-
-    keys = [key(), key(Job(torch.bfloat16))]
+    keys = [key(), key(torch.bfloat16)]
     assert key() == keys[0]
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     keys.append(key())
     torch.set_num_threads(threads)
-    for name, value in (("SCHEMA", cache.SCHEMA + 1), ("_version", lambda name: "0"), ("SOURCES", ("importance",))):
+    for name, value in (
+        ("SCHEMA", cache_keys.SCHEMA + 1),
+        ("_version", lambda name: "0"),
+        ("SOURCES", ("importance",)),
+    ):
         with monkeypatch.context() as patch:
-            patch.setattr(cache, name, value)
+            patch.setattr(cache_keys, name, value)
             keys.append(key())
     assert len(set(keys)) == len(keys)
 
@@ -238,7 +235,7 @@ def test_a_warm_dry_run_needs_no_weights(workspace: Workspace, monkeypatch: pyte
     def refuse(*_: Any) -> None:
         raise AssertionError("the weights were loaded")
 
-    monkeypatch.setattr(measured, "load_model", refuse)
+    monkeypatch.setattr(session, "load_model", refuse)
     found = workspace.run("warm-second", *kept, *arguments)
     assert outcomes(found) == {"importance": "hit", "prior": "hit", "dense perplexity": "hit"}
     assert observe(found) == observe(expected)

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli.together import DEFAULT_TASK, idle_options
 from workspace import Workspace, call, observe, write_model
 
 from calibration.texts import NAMED
 from cli.options import build_parser, parse_options
-from core.windows import DATASETS
-from evaluation.catalogue import OFFLINE_TASK
+from core.names import DATASETS
+from run.rules import idle_notes
 
 OPTIONS = {
     option: action
@@ -345,13 +344,18 @@ def test_export_writes_a_gguf_file_beside_the_model(workspace: Workspace, tmp_pa
 
 def test_options_that_cannot_act_are_said(workspace: Workspace) -> None:
     given = ["--norm_method", "sqrt", "--tau", "auto", "--gradient_reduction", "sum", "--importance_method", "wanda"]
-    notes = idle_options(parse_options(["--base_model", "demo", *given]))
+    notes = notes_on(*given)
     assert notes == [
         "--norm_method needs --enable_grad_norm",
         "--tau needs --temperature above 0",
         "--gradient_reduction acts on taylor and taylor_2nd only",
     ]
-    assert idle_options(parse_options(["--base_model", "demo", "--enable_grad_norm", "--norm_method", "sqrt"])) == []
+    assert notes_on("--enable_grad_norm", "--norm_method", "sqrt") == []
+
+
+def notes_on(*arguments: str) -> list[str]:
+    command = parse_options(["--base_model", "demo", *arguments])
+    return idle_notes(command.settings, command.given)
 
 
 def test_help_gives_every_option_a_default_and_the_epilog_parses() -> None:
@@ -363,10 +367,8 @@ def test_help_gives_every_option_a_default_and_the_epilog_parses() -> None:
     commands = re.findall(r"^ +run_global_pruning\.py (.*)$", joined, flags=re.M)
     assert len(commands) == 5
     for command in commands:
-        assert parse_options(command.split()).base_model
+        assert parse_options(command.split()).settings.model.base_model
 
 
-def test_names_that_options_know_without_importing_the_stages_are_those_of_the_stages() -> None:
-    """cli/ answers --help at once, so it holds two names of its own."""
+def test_datasets_that_options_name_are_those_that_can_be_read() -> None:
     assert set(DATASETS) == set(NAMED)
-    assert DEFAULT_TASK == OFFLINE_TASK

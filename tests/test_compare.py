@@ -13,7 +13,6 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
-from cli.record import SCHEMA_VERSION as WRITTEN_SCHEMA
 from diagnostics_cases import plan_of
 from run_folders import record, write_run
 from workspace import Workspace
@@ -28,6 +27,7 @@ from diagnostics.comparison.ranking import rankings
 from diagnostics.comparison.runs import read_runs, shortest_names
 from diagnostics.reports import comparison
 from diagnostics.run_folder import FILES, SCHEMA_VERSION, Run, read_run
+from run.record import SCHEMA_VERSION as WRITTEN_SCHEMA
 
 EVEN, STEEP = [20, 20, 20, 20, 20, 20], [10, 10, 80, 10, 5, 5]
 

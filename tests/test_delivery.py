@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import cli.deliver
 import pytest
 import torch
 from gguf_cases import Engine, quantised
@@ -12,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 from workspace import Workspace, call
 
+import run.deliver
 from models.saving import save_checkpoint
 
 MAGNITUDE = ("--importance_method", "magnitude", "--run_evaluation", "none")
@@ -80,7 +80,7 @@ def test_a_folder_that_fails_its_proof_is_set_aside(workspace: Workspace, monkey
         save_file(tensors, path, metadata={"format": "pt"})
         return folder
 
-    monkeypatch.setattr(cli.deliver, "save_checkpoint", spoil)
+    monkeypatch.setattr(run.deliver, "save_checkpoint", spoil)
     output = workspace.root / "spoiled"
     code, out, error = call([*workspace.base_arguments(), "--output", str(output), *MAGNITUDE])
     assert code == 4

@@ -98,6 +98,6 @@ def test_an_interrupted_training_ends_where_one_without_a_break_does(tmp_path: P
 
 @pytest.mark.parametrize("name", RUNS)
 def test_the_runs_are_commands_of_the_program(name: str, tmp_path: Path) -> None:
-    options = parse_options(arguments_of("demo", "0.5", tmp_path, name))
-    assert options.output == tmp_path / name
-    assert options.pruning_ratio == 0.5
+    settings = parse_options(arguments_of("demo", "0.5", tmp_path, name)).settings
+    assert settings.output.output == tmp_path / name
+    assert settings.budget.pruning_ratio == 0.5

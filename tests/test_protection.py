@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import build, random_plan, token_ids, windows_of
-from diagnostics.plan_check import PlanCheck, check_of, halved_caps
 from diagnostics_cases import found, importance_of, issues, plan_of, scores_of
 from workspace import Workspace, call, observe
 
 from core.errors import NumericalError
 from core.groups import ATTENTION, KINDS, MLP
 from core.measures import Outliers
+from core.plan_check import PlanCheck, check_of
 from diagnostics.diagnosis import diagnose
 from diagnostics.measured import Extras
 from diagnostics.remedies import ActiveRemedies
@@ -23,6 +23,7 @@ from importance.measuring import summed_nll
 from importance.outliers import find_outliers, outliers_among
 from models.architecture import architecture_of, decoder_layers
 from models.families import family_of
+from run.refine.caps import halved_caps
 
 IDS = token_ids(rows=5, length=9)
 CHANNEL = 7  # planted in layer 1
@@ -273,14 +274,14 @@ def test_a_flagged_block_is_capped_and_kept_only_if_nothing_is_lost(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first block is said to lose ten times its promise, whatever the plan: it is halved, or the plan stays."""
-    from cli import protect
+    from run.refine import caps
 
     def misjudged(*arguments: Any, **_options: Any) -> np.ndarray:
         losses = np.full((3, 2), 1.0)
         losses[0, 1] = 1e6
         return losses
 
-    monkeypatch.setattr(protect, "measure_block_losses", misjudged)
+    monkeypatch.setattr(caps, "measure_block_losses", misjudged)
     run = workspace.run("misjudged", "--protect", "measured", "--dry_run", "--run_evaluation", "none")
     tried = json.loads((run / "analysis" / "plan_check.json").read_text())["tried"]
     lost = [{(row["layer"], row["kind"]): row["groups_removed"] for row in t["blocks"]} for t in tried if t["blocks"]]

@@ -12,7 +12,7 @@ import pytest
 
 from cli.options import EPILOG, build_parser, parse_options
 from core.errors import PruningError
-from core.windows import DATASETS
+from core.names import DATASETS
 from models.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -115,10 +115,10 @@ def test_commands_parse(page: str, program: str, arguments: list[str]) -> None:
     if arguments == ["--help"]:
         return
     try:
-        options = parse_options(arguments)
+        settings = parse_options(arguments).settings
     except (SystemExit, PruningError) as stop:
         pytest.fail(f"{page}: {program} {shlex.join(arguments)}: {stop}")
-    assert options.base_model
+    assert settings.model.base_model
 
 
 def test_the_readme_opens_with_make_demo_and_make_test() -> None:

@@ -5,18 +5,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli.job import prepare
-from cli.remedy import _under, flags_of
-from cli.trials import loss_under, trial_windows
 from conftest import build, plan_keeping, token_ids
-from diagnostics.trials import Trial, choose, paired
 from workspace import Workspace, call, observe
 
 from calibration import calibration_windows
 from cli.options import parse_options
+from core.transforms import Transforms
 from core.windows import TokenWindows
 from models.architecture import architecture_of
 from models.families import family_of
+from models.loading import check_model
+from pruning.trials import Trial, choose, paired
+from run.judging import loss_under
+from run.refine import remedy
+from run.session import Session
 
 
 @pytest.fixture(scope="module")
@@ -93,34 +95,37 @@ def test_the_record_says_what_was_tried() -> None:
 # What is tried, and how
 
 
+def session_of(arguments: list[str]) -> Session:
+    settings = parse_options(arguments).settings
+    return Session(settings, check_model(settings.model.base_model))
+
+
 def test_flags_name_a_job_and_make_it_again(workspace: Workspace) -> None:
     given = ["--enable_grad_clip", "--clip_percentile_low", "1", "--temperature", "0.5", "--tau", "auto"]
-    options = parse_options([*workspace.base_arguments(), *given, "--max_block_ratio", "0.7"])
-    job = prepare(options)
-    flags = flags_of(job)
-    assert flags == (
+    session = session_of([*workspace.base_arguments(), *given, "--max_block_ratio", "0.7"])
+    candidate = remedy.Candidate(session.settings.scores.transforms, session.limits)
+    assert candidate.flags == (
         "--enable_grad_clip --clip_percentile_low 1 --clip_percentile_high 95 --temperature 0.5 --tau auto "
         "--max_block_ratio 0.7"
     )
-    plain = parse_options(workspace.base_arguments())
-    again = _under(prepare(plain), plain, flags)
-    assert (again.transforms, again.limits) == (job.transforms, job.limits)
-    assert flags_of(prepare(plain)) == ""
+    again = session_of([*workspace.base_arguments(), *candidate.flags.split()])
+    assert (again.settings.scores.transforms, again.limits) == (candidate.transforms, candidate.limits)
+    plain = session_of(workspace.base_arguments())
+    assert remedy.Candidate(plain.settings.scores.transforms, plain.limits).flags == ""
 
 
 def test_trial_windows_share_nothing_with_those_importance_saw(workspace: Workspace) -> None:
-    options = parse_options(workspace.base_arguments())
-    job = prepare(options)
-    seen = calibration_windows(options.dataset, job.source.tokenizer, options.num_samples, options.seq_len, 0)
-    tried = trial_windows(job, options)
-    both = calibration_windows(options.dataset, job.source.tokenizer, len(seen) + len(tried), options.seq_len, 0)
+    session = session_of(workspace.base_arguments())
+    text = session.settings.calibration
+    seen = calibration_windows(text.dataset, session.tokenizer, text.num_samples, text.seq_len, 0)
+    tried = session.judging
+    both = calibration_windows(text.dataset, session.tokenizer, len(seen) + len(tried), text.seq_len, 0)
     np.testing.assert_array_equal(both.ids, np.concatenate([seen.ids, tried.ids]))
     assert "overlap" not in both.source + tried.source
 
 
 def test_where_the_text_is_too_short_another_seed_draws_them_and_says_so(workspace: Workspace) -> None:
-    options = parse_options([*workspace.base_arguments(), "--num_samples", "500"])
-    tried = trial_windows(prepare(options), options)
+    tried = session_of([*workspace.base_arguments(), "--num_samples", "500"]).judging
     assert "they may overlap the 500 windows drawn first" in tried.source
     assert len(tried) == 16
 
@@ -187,17 +192,16 @@ def test_auto_with_magnitude_reads_text_for_its_trials(workspace: Workspace) -> 
 
 
 def test_a_candidate_that_cannot_be_planned_is_named(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cli import remedy
     from core.errors import NumericalError
 
-    original = remedy.plan_with
+    original = remedy.rank
 
-    def refuse_minmax(job: Any, *arguments: Any) -> Any:
-        if job.transforms.normalise == "minmax":
+    def refuse_minmax(*arguments: Any, transforms: Transforms, **others: Any) -> Any:
+        if transforms.normalise == "minmax":
             raise NumericalError("spread too widely")
-        return original(job, *arguments)
+        return original(*arguments, transforms=transforms, **others)
 
-    monkeypatch.setattr(remedy, "plan_with", refuse_minmax)
+    monkeypatch.setattr(remedy, "rank", refuse_minmax)
     run = workspace.run("refused", "--remedy", "auto", "--dry_run", "--run_evaluation", "none")
     record = json.loads((run / "analysis" / "remedy.json").read_text())
     assert record["refused"] == [

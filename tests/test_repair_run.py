@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli.together import idle_options
 from workspace import Workspace, call, write_model
 
 from cli.options import parse_options
+from run.rules import idle_notes
 
 REPAIR = ("--reconstruct", "least_squares")
 
@@ -118,7 +118,8 @@ def test_what_cannot_be_repaired_is_refused_in_one_line(
     ],
 )
 def test_options_that_cannot_act_are_noted(arguments: list[str], notes: list[str]) -> None:
-    assert idle_options(parse_options(["--base_model", "demo", *arguments])) == notes
+    command = parse_options(["--base_model", "demo", *arguments])
+    assert idle_notes(command.settings, command.given) == notes
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ def test_options_that_cannot_act_are_noted(arguments: list[str], notes: list[str
     ],
 )
 def test_repair_is_on_where_the_model_and_the_text_are_at_hand_anyway(arguments: list[str], repair: str) -> None:
-    assert parse_options(["--base_model", "demo", *arguments]).reconstruct == repair
+    assert parse_options(["--base_model", "demo", *arguments]).settings.repair.reconstruct == repair
 
 
 def test_the_loss_without_the_repair_is_told_beside_the_one_with_it(workspace: Workspace) -> None:
@@ -166,8 +167,9 @@ def test_the_modules_named_are_those_refitted(workspace: Workspace) -> None:
     report = read(output / "analysis" / "reconstruction.json")
     assert report["modules"] == "outputs"
     assert {block["side"] for block in report["blocks"]} == {"output"}
-    assert parse_options(["--base_model", "demo"]).reconstruct_modules == "all"
-    assert parse_options(["--base_model", "demo", "--reconstruct_target", "pruned"]).reconstruct_modules == "outputs"
+    for arguments, modules in (([], "all"), (["--reconstruct_target", "pruned"], "outputs")):
+        settings = parse_options(["--base_model", "demo", *arguments]).settings
+        assert settings.repair.reconstruct_modules == modules
 
 
 @pytest.mark.slow

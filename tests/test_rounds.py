@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from cli.together import idle_options
 from conftest import build, random_plan, token_ids, windows_of
 from workspace import Workspace, call, observe
 
@@ -19,6 +18,7 @@ from models.families import family_of
 from models.narrow import empty_narrow_model
 from models.reference import without_removed_groups
 from pruning.surgery import operate
+from run.rules import idle_notes
 
 
 @pytest.fixture(scope="module")
@@ -47,18 +47,19 @@ def test_importance_of_a_silenced_model_is_that_of_the_pruned_one(criterion: str
 
 def test_what_went_in_a_round_stays_gone(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """The plans of all rounds, as they were made: each removes all that the one before it did."""
-    from cli import rounds
+    from run import decision
 
     plans = []
-    original = rounds.plan_from
+    original = decision.plan_of
 
     def watching(*arguments: Any) -> Any:
         plans.append(original(*arguments))
         return plans[-1]
 
-    monkeypatch.setattr(rounds, "plan_from", watching)
+    monkeypatch.setattr(decision, "plan_of", watching)
     run = workspace.run("four", "--rounds", "4", "--enable_grad_norm", "--dry_run", "--run_evaluation", "none")
-    assert len(plans) == 4
+    assert len(plans) == 1 + 4  # at once, then in rounds
+    del plans[0]
     for before, after in pairwise(plans):
         assert not after.keep[~before.keep].any()
         assert after.removed_params > before.removed_params
@@ -81,10 +82,10 @@ def test_the_better_plan_is_taken_and_said(workspace: Workspace) -> None:
 @pytest.mark.parametrize("wins", [True, False])
 def test_either_plan_can_win(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, wins: bool) -> None:
     """Whatever the losses say: with rounds taken the kept groups, their scores and the plan belong together."""
-    from cli import rounds
+    from run.refine import driver
 
-    monkeypatch.setattr(rounds, "lower", lambda *_losses: wins)
-    monkeypatch.setattr(rounds, "removes_as_much", lambda *_plans: True)
+    monkeypatch.setattr(driver, "is_lower", lambda *_losses: wins)
+    monkeypatch.setattr(driver, "removes_as_much", lambda *_plans: True)
     run = workspace.run(f"forced-{wins}", "--rounds", "2", "--dry_run", "--run_evaluation", "none")
     once = observe(workspace.run(f"once-{wins}", "--dry_run", "--run_evaluation", "none"))
     assert record(run)["taken"] == ("rounds" if wins else "one shot")
@@ -119,6 +120,7 @@ def test_what_cannot_work_is_one_line(workspace: Workspace, arguments: list[str]
 
 
 def test_magnitude_has_no_rounds() -> None:
-    options = parse_options(["--base_model", "demo", "--importance_method", "magnitude", "--rounds", "3"])
-    assert idle_options(options) == ["--rounds does not act on magnitude, which stays as it was"]
-    assert not options.measures_on_text
+    command = parse_options(["--base_model", "demo", "--importance_method", "magnitude", "--rounds", "3"])
+    notes = idle_notes(command.settings, command.given)
+    assert notes == ["--rounds does not act on magnitude, which stays the same in every round"]
+    assert not command.settings.ranks_on_text

@@ -41,7 +41,7 @@ def arguments_of(model: str, ratio: str, output: Path, name: str) -> list[str]:
 
 
 def run_once(arguments: list[str], description: str) -> None:
-    finished = is_finished(parse_options(arguments))
+    finished = is_finished(parse_options(arguments).settings)
     print(f"{description}: {'finished before' if finished else 'running'}", file=sys.stderr, flush=True)
     if not finished:
         run_program([*arguments, "--overwrite"])

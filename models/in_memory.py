@@ -1,0 +1,43 @@
+"""A model that the caller has loaded already, in the place of a checkpoint's name."""
+
+from pathlib import Path
+from typing import Any
+
+from core.errors import ModelError
+from models.architecture import architecture_of
+from models.families import family_of
+from models.loading import ModelSource
+
+
+def source_of(model: Any, tokenizer: Any) -> ModelSource:
+    """A source for a transformers causal LM in memory; nothing is read from disk.
+
+    Raises ModelError for an object that is no such model, an unsupported family, a quantised or adapted model, weights
+    on several devices, and a missing tokenizer.
+    """
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(model, "named_parameters"):
+        raise ModelError(f"{type(model).__name__} is no transformers model; give a model, a folder, a hub id, or demo")
+    if hasattr(model, "peft_config"):
+        raise ModelError("the model has an adapter attached; merge it first: model = model.merge_and_unload()")
+    if getattr(config, "quantization_config", None):
+        raise ModelError("the model is quantised; prune the unquantised one, then quantise the result")
+    if tokenizer is None:
+        raise ModelError("a model in memory needs its tokenizer: tokenizer=AutoTokenizer.from_pretrained(...)")
+    family = family_of(config.model_type)
+    devices = {str(parameter.device) for parameter in model.parameters()}
+    if len(devices) != 1 or "meta" in devices:
+        raise ModelError(f"the model's weights lie on {', '.join(sorted(devices))}; move it to one device first")
+    name = str(getattr(config, "_name_or_path", "") or type(model).__name__)
+    return ModelSource(
+        path=name,
+        folder=Path(name),
+        name=Path(name).name,
+        config=config,
+        family=family,
+        tokenizer=tokenizer,
+        architecture=architecture_of(model, family),
+        stored_dtype=model.dtype,
+        context=int(getattr(config, "max_position_embeddings", 2048)),
+        trust_remote_code=False,
+    )
