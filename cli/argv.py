@@ -1,4 +1,4 @@
-"""The command line that asks for given settings: options that differ from their defaults, as somebody would type them."""
+"""The command line that asks for given settings: what differs from the defaults, as somebody would type it."""
 
 from typing import Any
 

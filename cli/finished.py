@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def is_finished(settings: Settings) -> bool:
-    """Whether the output folder holds a finished run of these settings. A record that cannot be read belongs to no finished run."""
+    """Whether the output folder holds a finished run of these settings; a record that cannot be read is of none."""
     try:
         assert settings.output.output is not None
         asked = json.loads((settings.output.output / RECORD).read_text(encoding="utf-8"))["asked"]

@@ -1,7 +1,7 @@
-"""Imports point one way: the entry and its rooms -> stages -> core. Read with ``ast``; nothing is imported here.
+"""Imports point one way: entry and API -> cli -> run -> stages -> core. Read with ``ast``; nothing is imported here.
 
-The entry is ``run_global_pruning.py`` with ``cli/``. ``cli.options``, ``cli.output`` and ``cli.record`` know no stage,
-so that ``--help`` and wrong options answer at once. Programs that made what the repository ships (the embedded model,
+The entry is ``run_global_pruning.py``, the API ``global_pruning.py``. What answers ``--help`` and wrong options knows
+no stage, so that it answers at once, and nothing below ``cli/`` knows options or argparse. Programs that made what the repository ships (the embedded model,
 the items of its task) are started by hand and imported by benchmarks alone; like those they may use any stage.
 """
 
@@ -16,17 +16,20 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("calibration", "importance", "pruning", "diagnostics", "evaluation", "models")
-ROOMS = ("core", "cli", *STAGES)
-OURS = {*ROOMS, "benchmarks", "run_global_pruning", "tests"}
+ROOMS = ("core", "run", "cli", *STAGES)
+OURS = {*ROOMS, "benchmarks", "run_global_pruning", "global_pruning", "tests"}
 BEFORE_ANY_STAGE = (
+    "cli.argv",
     "cli.finished",
     "cli.options",
-    "cli.output",
     "cli.plan_options",
-    "cli.record",
+    "cli.reference",
     "cli.run_options",
-    "cli.together",
     "cli.values",
+    "run.complete",
+    "run.record",
+    "run.rules",
+    "run.settings",
 )
 BY_HAND = ("models.demo.train", "models.demo.recipe", "evaluation.tasks.build_pydoc_cloze")
 WITHOUT_TORCH = (
@@ -38,10 +41,8 @@ WITHOUT_TORCH = (
     "core.measures",
     "core.plan",
     "core.windows",
-    "cli.finished",
-    "cli.options",
-    "cli.output",
-    "cli.record",
+    *BEFORE_ANY_STAGE,
+    "global_pruning",
     "importance.kept",
     "importance.scoring",
     "pruning.planning",
@@ -100,21 +101,39 @@ def test_core_imports_core() -> None:
     assert {name: rooms_of(path) for name, path in modules("core").items() if rooms_of(path) - {"core"}} == {}
 
 
-def test_options_output_and_record_know_no_stage() -> None:
-    assert {name: rooms_of(MODULES[name]) - {"cli", "core"} for name in BEFORE_ANY_STAGE} == {
-        name: set() for name in BEFORE_ANY_STAGE
-    }
+def test_options_settings_and_record_know_no_stage() -> None:
+    known = set(BEFORE_ANY_STAGE)
     for name in BEFORE_ANY_STAGE:
-        inside = {found for found in imported(MODULES[name]) if found in MODULES and found.startswith("cli.")}
-        assert inside <= set(BEFORE_ANY_STAGE), name
+        names = {found for found in imported(MODULES[name]) if found in MODULES and "." in found}
+        assert {found for found in names if room(found) != "core"} <= known, name
 
 
-def test_nothing_imports_the_entry() -> None:
+def test_nothing_below_the_command_line_knows_options() -> None:
+    for name, path in MODULES.items():
+        if room(name) == "cli":
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        arguments = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+        allowed = room(name) != "run"  # a program of its own, such as the comparison, has a parser of its own
+        assert "options" not in arguments or allowed, name
+        assert "argparse" not in set(imported(path)) or allowed, name
+
+
+def test_the_run_imports_stages_and_core() -> None:
+    strangers = {
+        name: rooms_of(path) - {"run", "core", *STAGES} for name, path in MODULES.items() if room(name) == "run"
+    }
+    assert {name: found for name, found in strangers.items() if found} == {}
+
+
+def test_nothing_but_the_api_imports_the_entry() -> None:
     files = [*MODULES.values(), ROOT / "run_global_pruning.py"]
-    assert [str(path) for path in files if rooms_of(path) & {"run_global_pruning", "tests", "benchmarks"}] == []
+    doors = {"run_global_pruning", "global_pruning", "tests", "benchmarks"}
+    assert [str(path) for path in files if rooms_of(path) & doors] == []
     files = list(modules("benchmarks").values())
     assert [str(path) for path in files if rooms_of(path) & {"run_global_pruning", "tests"}] == []
     assert [name for name in MODULES if room(name) != "cli" and "cli" in rooms_of(MODULES[name])] == []
+    assert [name for name in MODULES if room(name) not in ("cli", "run") and "run" in rooms_of(MODULES[name])] == []
 
 
 def test_nothing_imports_the_programs_started_by_hand() -> None:
