@@ -78,7 +78,7 @@ class Outliers:
 class Stability:
     """What two plans share of what they remove, each from half of the windows; windows: of both halves together.
 
-    overlap, chance: J and J_chance (docs/method.md, Comparing runs), None where ``reason`` says why.
+    overlap, chance: J and J_chance (docs/formulas.md, Comparing runs), None where ``reason`` says why.
     """
 
     overlap: float | None

@@ -42,22 +42,22 @@ class Stages:
 
 def run_record(
     asked: dict[str, Any],
-    options: dict[str, Any],
+    resolved: dict[str, Any],
     stages: Stages,
     device: Any,
     windows: dict[str, TokenWindows],
     facts: dict[str, Any],
 ) -> dict[str, Any]:
-    """The content of run.json. asked: options as parsed. options: as resolved for this model and machine.
+    """The content of run.json. asked: options as parsed. resolved: as resolved for this model and machine.
 
     facts: anything else worth keeping (skipped windows, ...).
     """
     return {
         "schema_version": SCHEMA_VERSION,
         "asked": asked,
-        "options": options,
+        "options": resolved,
         "environment": environment(device),
-        "seeds": {"seed": options["seed"]},
+        "seeds": {"seed": resolved["seed"]},
         "windows": {
             name: {
                 "dataset": item.dataset,
