@@ -1,0 +1,34 @@
+"""docs/notebook.ipynb and the README's Python: every cell runs, in order, as a reader would run it."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cells = json.loads((ROOT / "docs" / "notebook.ipynb").read_text(encoding="utf-8"))["cells"]
+    names: dict[str, Any] = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+    increases = [check.increase for check in names["checks"]]
+    assert increases == sorted(increases)  # the more goes, the more is lost
+    assert (tmp_path / "results" / "notebook" / "model" / "config.json").is_file()
+    assert len(names["figure"].axes) == 1
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The block under "From Python", then the one under "Load it" on what it saved."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.M | re.S)
+    load, work = blocks
+    exec(compile(work, "README: From Python", "exec"), {})
+    exec(compile(load.replace("results/demo/model", "results/python/model"), "README: Load it", "exec"), {})
