@@ -67,7 +67,7 @@ def prepare(options: argparse.Namespace) -> Job:
     options.eval_seq_len = options.eval_seq_len or min(2048, source.context)
     check_context("--eval_seq_len", options.eval_seq_len, source.context)
     for name in dict.fromkeys([options.dataset] * needs_text + list(evaluates)):
-        check_dataset(name)
+        check_dataset(name, options.text_column)
     check_tasks(options.tasks, options.eval_task_path)
     if options.export == "gguf":
         check_gguf(source)
@@ -116,14 +116,24 @@ def limits_of(source: ModelSource, options: argparse.Namespace) -> tuple[Limits,
 def read_windows(job: Job, options: argparse.Namespace) -> tuple[TokenWindows | None, dict[str, TokenWindows]]:
     """Calibration windows (None where nothing is measured on text), and evaluation windows by dataset name."""
     tokenizer = job.source.tokenizer
-    calibration = None
+    reading = {"text_column": options.text_column, "vocab_rows": job.source.config.get_text_config().vocab_size}
+    calibration, calibration_tokens = None, None
     if job.needs_text:
+        calibration_tokens = options.num_samples * options.seq_len
         calibration = calibration_windows(
-            options.dataset, tokenizer, options.num_samples, options.seq_len, options.seed
+            options.dataset, tokenizer, options.num_samples, options.seq_len, options.seed, **reading
         )
     # --dataset is named even where nothing calibrates on it, so that replays are judged on the same text.
     held_out = {
-        name: evaluation_windows(name, tokenizer, options.eval_seq_len, options.eval_samples, options.dataset)
+        name: evaluation_windows(
+            name,
+            tokenizer,
+            options.eval_seq_len,
+            options.eval_samples,
+            options.dataset,
+            calibration_tokens=calibration_tokens,
+            **reading,
+        )
         for name in job.evaluates
     }
     return calibration, held_out

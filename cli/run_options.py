@@ -49,6 +49,12 @@ def calibration_options(group: argparse._ArgumentGroup) -> None:
         "(default wikitext2)",
     )
     add(
+        "--text_column",
+        default="text",
+        metavar="NAME",
+        help="where the rows of your own files keep their text, in --dataset and in --eval_datasets (default text)",
+    )
+    add(
         "--num_samples",
         type=number(int, 1, math.inf),
         default=128,

@@ -75,7 +75,8 @@ class HeldOut:
 def trial_windows(job: Job, options: argparse.Namespace) -> TokenWindows:
     """Calibration text that importance did not see, as far as the text is long enough."""
     tokenizer, drawn = job.source.tokenizer, options.num_samples
-    return calibration_windows(options.dataset, tokenizer, TRIAL_WINDOWS, options.seq_len, options.seed, after=drawn)
+    how, column = (TRIAL_WINDOWS, options.seq_len, options.seed), options.text_column
+    return calibration_windows(options.dataset, tokenizer, *how, after=drawn, text_column=column)
 
 
 def loss_under(
