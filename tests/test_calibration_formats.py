@@ -74,7 +74,7 @@ def test_rows_of_every_format_are_documents(tmp_path: Path, name: str, content: 
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("a.md", "one\n\ntwo".encode()),
+        ("a.md", b"one\n\ntwo"),
         ("a.txt.gz", gzip.compress(b"one\n\ntwo")),
         ("a.txt.zst", zstd(b"one\n\ntwo")),
         ("utf16.txt", "one\n\ntwo".encode("utf-16")),
@@ -139,9 +139,13 @@ BAD_ROWS = [
 @pytest.mark.parametrize(("name", "content", "message"), BAD_ROWS, ids=[name for name, _, _ in BAD_ROWS])
 def test_the_refusal_says_what_would_help(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=message) as caught:
+
+    def check_and_read() -> None:
         check_dataset(str(tmp_path / name))
         list(documents(tmp_path / name))
+
+    with pytest.raises(DataError, match=message) as caught:
+        check_and_read()
     assert "\n" not in str(caught.value)
 
 

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibration import calibration_windows, evaluation_windows
+from calibration.files import documents
 from calibration.overlap import CalibrationText, without
 from calibration.paragraphs import Units, is_held_out, normalised, paragraphs, share, units_for
 from calibration.passages import LONGEST_PASSAGE, SHORTEST_PASSAGE, passages
@@ -82,11 +83,9 @@ def test_no_sentence_is_on_both_sides_whatever_the_format(
         one = written(Path(folder), "calibration", calibrates, texts)
         other = written(Path(folder), "evaluation", evaluated, texts)
         drawn = list(calibration_text(one).documents)
-        try:
-            read = list(evaluation_text(other, one).documents)
-        except DataError as error:  # the same file, and too short to hold a part of it out
-            assert "no part of it can be held out" in str(error)
-            return
+        if calibrates == evaluated and units_for(lambda: documents(Path(one))) is Units.TEXT:
+            return  # the same file, and too short to hold a part of it out
+        read = list(evaluation_text(other, one).documents)
     # A held-out line may end in the middle of a sentence; its number stands at the beginning.
     if calibrates == evaluated == "wrapped whole":
         assert not {line for text in drawn for line in text.split("\n")} & {x for t in read for x in t.split("\n")}
@@ -199,7 +198,9 @@ def test_a_text_that_cannot_be_split_calibrates_and_is_not_evaluated(tmp_path: P
     other.write_text("\n\n".join(numbered_paragraphs(20)), encoding="utf-8")
     assert len(calibration_windows(str(path), byte_tokenizer(), 4, T, seed=0)) == 4
     assert len(evaluation_windows(str(other), byte_tokenizer(), T, None, str(path)))
-    with pytest.raises(DataError, match="repeats the same few; evaluate on another text, e.g. --eval_datasets pydoc"):
+    with pytest.raises(
+        DataError, match=r"repeats the same few; evaluate on another text, e\.g\. --eval_datasets pydoc"
+    ):
         evaluation_windows(str(path), byte_tokenizer(), T, None, str(path))
 
 
