@@ -36,7 +36,7 @@ from core.errors import (  # noqa: E402 - our rooms are found first
     UsageError,
     VerificationError,
 )
-from run.record import Say, say_on_stderr  # noqa: E402
+from core.say import Say, heard_by, say_on_stderr  # noqa: E402
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,7 +95,8 @@ def prune(
     asked = {"pruning_ratio": ratio, "dataset": dataset, "output": output, **options}
     settings = _settings(model, asked)
     given = None if isinstance(model, (str, Path)) else model
-    return run(settings, argv=argv_of(settings), say=say, model=given, tokenizer=tokenizer)
+    with heard_by(say):
+        return run(settings, argv=argv_of(settings), model=given, tokenizer=tokenizer)
 
 
 def open(
@@ -117,14 +118,14 @@ def open(
 
     settings = _settings(model, {"dataset": dataset, "run_evaluation": "none", **options})
     given = None if isinstance(model, (str, Path)) else model
-    with _surroundings(settings.calibration.seed):
+    with heard_by(say), _surroundings(settings.calibration.seed):
         if given is None:
             source = check_model(settings.model.base_model, settings.model.trust_remote_code)
         else:
             source = source_of(given, tokenizer)
-        inner = RunSession(settings, source, say=say, model=given)
-        inner.read_windows()
-    return Session(inner)
+        inner = RunSession(settings, source, model=given)
+        inner.read_windows(judging=True)
+    return Session(inner, say)
 
 
 @dataclass(frozen=True)
@@ -173,8 +174,8 @@ class Check:
 class Session:
     """One model, worked on step by step. Plans are cheap: measure once, plan as often as you like."""
 
-    def __init__(self, inner: "RunSession") -> None:
-        self._inner = inner
+    def __init__(self, inner: "RunSession", say: Say) -> None:
+        self._inner, self._say = inner, say
 
     def __repr__(self) -> str:
         return self._inner.describe()
@@ -303,7 +304,7 @@ class Session:
         return cut_model(model, self._inner.family, plan, stock=False)
 
     def _do(self, step: Callable[[], Any]) -> Any:
-        with _surroundings(self._inner.settings.calibration.seed):
+        with heard_by(self._say), _surroundings(self._inner.settings.calibration.seed):
             return step()
 
 

@@ -1,155 +1,149 @@
-"""Text in local files: one reader a suffix, a folder is the files inside it in the order of their names.
+"""Text behind a path: a file, or the files of a folder in the order of their names.
 
-A reader yields documents: a .txt file is one, every other file holds one a row, in its ``text`` column. The same
-line reader serves local .json.gz files and the shard that ``c4`` streams from the hub.
+A folder may be anything that people keep text in: files of their own, the repository of a dataset, or what
+``datasets.save_to_disk`` wrote. Files in it that hold no text are passed over with a note; where a dataset comes in
+splits, calibration reads ``train`` and evaluation ``test`` (see ``calibration.splits``).
 """
 
 import filecmp
-import gzip
-import io
-import json
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
 
+from calibration.opening import compression_of
+from calibration.readers import READABLE, read_file, reader_of
+from calibration.rows import TEXT_COLUMN, NoTextError
+from calibration.splits import CALIBRATION, chosen_split, is_metadata
 from core.errors import DataError
+from core.say import note
 
-TEXT_COLUMN = "text"
-PARQUET_ROWS = 1_000  # rows held in memory at a time
-
-
-def check_path(path: Path) -> None:
-    """Raise DataError unless every file behind ``path`` is readable and begins with text."""
-    for file in files_of(path):
-        if not any(text.strip() for text in read_file(file)):
-            raise DataError(f"{file} holds no text: give a file with at least one window of it")
+# In a folder, files of the other formats are read only where there is none of these.
+FIRST_CHOICE = (".txt", ".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
 
 
-def files_of(path: Path) -> list[Path]:
-    """The file itself, or the readable files of a folder, sorted by relative path, hidden ones skipped."""
-    if not path.exists():
-        raise DataError(f"no file or folder {path}")
-    if path.is_dir():
-        inside = (file.relative_to(path) for file in path.rglob("*"))
-        names = [name for name in inside if not any(part.startswith(".") for part in name.parts)]
-        found = [path / name for name in sorted(names, key=Path.as_posix) if _reader(name) is not None]
-        found = [file for file in found if file.is_file()]
-        if not found:
-            raise DataError(f"folder {path} holds no text file (readable: {READABLE})")
-        return found
-    if _reader(path) is None:
-        raise DataError(f"cannot read {path} as text: its name must end in one of {READABLE}")
-    return [path]
+def check_path(path: Path, column: str = TEXT_COLUMN) -> None:
+    """Raise DataError unless every file that will be read behind ``path`` begins with text."""
+    for file in files_of(path, column):
+        _require_text(file, column)
 
 
-def documents(path: Path) -> Iterator[str]:
+def documents(path: Path, column: str = TEXT_COLUMN, side: str = CALIBRATION) -> Iterator[str]:
     """All documents behind ``path``, lazily. Raises DataError at the first file that is not what its name says."""
-    for file in files_of(path):
-        yield from read_file(file)
+    for file in files_of(path, column, side):
+        yield from read_file(file, column)
 
 
-def share_a_file(first: Path, second: Path) -> bool:
-    """True where both paths lead to one file, by name, link or folder, or to two files of equal content."""
-    return any(_same(one, other) for one in files_of(first) for other in files_of(second))
+def files_of(path: Path, column: str = TEXT_COLUMN, side: str = CALIBRATION) -> list[Path]:
+    """The file itself, or the files of a folder that hold text for ``side``, sorted by relative path.
 
-
-def read_file(file: Path) -> Iterator[str]:
-    """Documents of one file, blanks included."""
-    reader = _reader(file)
-    if reader is None:
-        raise DataError(f"cannot read {file} as text: its name must end in one of {READABLE}")
-    if file.stat().st_size == 0:
-        raise DataError(f"{file} is empty")
+    Hidden files, and files that describe a dataset, are passed over in silence; empty ones, and those without the
+    column, with a note. Raises DataError where nothing is left, with the reason of the first file.
+    """
     try:
-        yield from reader(file)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 text (byte {error.start}): give plain text, e.g. in .txt") from error
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{file} is not a complete gzip file: {error}") from error
+        if not path.exists():
+            raise DataError(f"no file or folder {path}")
+        if not path.is_dir():
+            _require_readable_name(path)
+            return [path]
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    return _with_text(path, tuple(chosen_split(path, _readable(path), side)), column)
+
+
+def share_a_file(first: list[Path], second: list[Path]) -> bool:
+    """True where both lists hold one file, by name or link, or two files of equal content."""
+    try:
+        return any(_same(one, other) for one in first for other in second)
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename}: {error.strerror or error}") from error
+
+
+def plain_bytes(files: list[Path]) -> int | None:
+    """Their size together, where size on disk is about the size of the text; None where any is compressed."""
+    if any(compression_of(file.name) or file.suffix.lower() in (".parquet", ".arrow") for file in files):
+        return None
+    try:
+        return sum(file.stat().st_size for file in files)
+    except OSError:
+        return None
+
+
+def _require_readable_name(file: Path) -> None:
+    if not file.is_file():
+        raise DataError(f"{file} is neither a file nor a folder: save its text to a file first")
+    if reader_of(file) is None:
+        raise DataError(f"cannot read {file} as text: its name must end in one of {READABLE}")
+
+
+def _require_text(file: Path, column: str) -> None:
+    if not any(text.strip() for text in read_file(file, column)):
+        raise NoTextError(f"{file} holds no text: give a file with at least one window of it")
+
+
+def _readable(folder: Path) -> list[Path]:
+    """Files of the formats of first choice, else all that can be read; a note names what a format left out."""
+    found = [folder / name for name in sorted(_names(folder), key=Path.as_posix)]
+    found = [file for file in found if reader_of(file) is not None and not is_metadata(file) and _is_file(file)]
+    first = [file for file in found if file.name.lower().endswith(FIRST_CHOICE)]
+    if not found:
+        raise DataError(f"folder {folder} holds no text file (readable: {READABLE})")
+    if first and len(first) < len(found):
+        endings = sorted({"".join(file.suffixes[-2:]) for file in set(found) - set(first)})
+        note(
+            f"folder {folder}: reads {len(first):,} of {len(found):,} files, not those of other formats "
+            f"({' '.join(endings)}); name one by its path to read it"
+        )
+    return first or found
+
+
+def _names(folder: Path) -> Iterator[Path]:
+    """Relative paths of all files; raises DataError at a folder that cannot be listed, instead of passing over it."""
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"cannot read folder {error.filename}: {error.strerror or error}") from error
+
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        inside = Path(parent).relative_to(folder)
+        yield from (inside / name for name in names if not name.startswith("."))
+
+
+def _is_file(file: Path) -> bool:
+    """False for pipes and sockets, which would keep a reader waiting, and with a note for links to nothing."""
+    try:
+        if file.is_symlink() and not file.exists():
+            note(f"{file} left out: a link to a file that does not exist")
+        return file.is_file()
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror or error}") from error
 
 
-def json_documents(stream: IO[bytes], where: str) -> Iterator[str]:
-    """``text`` of each JSON line of a binary stream (c4's schema), or of each row of one JSON array."""
-    lines = io.TextIOWrapper(stream, encoding="utf-8-sig")
+@lru_cache(maxsize=64)
+def _with_text_cached(folder: Path, files: tuple[tuple[Path, int, int], ...], column: str) -> tuple[Path, ...]:
+    kept: list[Path] = []
+    reasons: list[str] = []
+    for file, _, _ in files:
+        try:
+            _require_text(file, column)
+            kept.append(file)
+        except NoTextError as error:
+            reasons.append(str(error))
+    if not kept:
+        raise DataError(reasons[0] if len(reasons) == 1 else f"{reasons[0]} (nor has any other file of {folder} text)")
+    if reasons:
+        more = f" ({len(reasons) - 1} more like it)" if len(reasons) > 1 else ""
+        note(f"folder {folder}: left out: {reasons[0]}{more}")
+    return tuple(kept)
+
+
+def _with_text(folder: Path, files: tuple[Path, ...], column: str) -> list[Path]:
+    """Those that begin with text; looked at once as long as they stay the same."""
     try:
-        for number, line in enumerate(lines, start=1):
-            if number == 1 and line.lstrip().startswith("["):
-                rows = _parse_json(line + lines.read(), f"{where} from line 1")
-                yield from (_text_of(row, f"{where} row {index}") for index, row in enumerate(rows))
-            elif line.strip():
-                yield _text_of(_parse_json(line, f"{where} line {number}"), f"{where} line {number}")
-    finally:
-        lines.detach()  # the stream is the caller's to close
-
-
-def _parse_json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{where} is not JSON: {error}") from error
-
-
-def _text_of(row: Any, where: str) -> str:
-    """The row's text; half of a surrogate pair, which JSON can spell and UTF-8 cannot, becomes ``?``."""
-    if isinstance(row, str):
-        text = row
-    elif isinstance(row, dict) and isinstance(row.get(TEXT_COLUMN), str):
-        text = row[TEXT_COLUMN]
-    else:
-        keys = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-        raise DataError(f'{where} has no "{TEXT_COLUMN}" string (it has: {keys})')
-    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _read_text(file: Path) -> Iterator[str]:
-    text = file.read_bytes().decode("utf-8-sig")
-    if "\0" in text:
-        raise DataError(f"{file} is binary, not text (it holds zero bytes)")
-    yield text.replace("\r\n", "\n")
-
-
-def _read_json(file: Path) -> Iterator[str]:
-    with file.open("rb") as stream:
-        yield from json_documents(stream, str(file))
-
-
-def _read_json_gz(file: Path) -> Iterator[str]:
-    with gzip.open(file, "rb") as stream:
-        yield from json_documents(stream, str(file))  # type: ignore[arg-type]
-
-
-def _read_parquet(file: Path) -> Iterator[str]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(file) as table:
-            if TEXT_COLUMN not in table.schema_arrow.names:
-                columns = ", ".join(table.schema_arrow.names)
-                raise DataError(f'{file} has no "{TEXT_COLUMN}" column (it has: {columns})')
-            for batch in table.iter_batches(batch_size=PARQUET_ROWS, columns=[TEXT_COLUMN]):
-                values: Iterable[Any] = batch.column(0).to_pylist()
-                yield from (_text_of(value, f"{file} a row") for value in values if value is not None)
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{file} is not a readable parquet file: {str(error).splitlines()[0]}") from error
-
-
-_READERS: dict[str, Callable[[Path], Iterator[str]]] = {
-    ".txt": _read_text,
-    ".jsonl": _read_json,
-    ".json": _read_json,
-    ".jsonl.gz": _read_json_gz,
-    ".json.gz": _read_json_gz,
-    ".parquet": _read_parquet,
-}
-READABLE = " ".join(_READERS)
-
-
-def _reader(file: Path) -> Callable[[Path], Iterator[str]] | None:
-    return next((reader for suffix, reader in _READERS.items() if file.name.lower().endswith(suffix)), None)
+        state = tuple((file, (seen := file.stat()).st_size, seen.st_mtime_ns) for file in files)
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename}: {error.strerror or error}") from error
+    return list(_with_text_cached(folder, state, column))
 
 
 def _same(one: Path, other: Path) -> bool:

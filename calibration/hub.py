@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from calibration.files import documents, json_documents
+from calibration.files import documents
+from calibration.readers import json_documents
 from core.errors import DataError
 
 PROBE_TIMEOUT_S = 5.0
@@ -80,6 +81,13 @@ def _c4_location(split: str) -> Path | str:
     if reason is not None:
         raise _unreachable("c4", C4_ID, reason)
     return f"datasets/{C4_ID}/{C4_FILES[split]}"
+
+
+def c4_is_cached() -> bool:
+    """Whether the shard that calibrates lies on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(C4_ID, C4_FILES["calibration"], repo_type="dataset"), str)
 
 
 def _unreachable(name: str, dataset_id: str, reason: BaseException) -> DataError:

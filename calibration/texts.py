@@ -7,24 +7,27 @@
 | ptb       | $PTB_DIR/ptb.train.txt            | $PTB_DIR/ptb.test.txt                             |
 | pydoc     | 9 of 10 paragraphs, by their hash | the other tenth                                   |
 | a path    | 9 of 10 paragraphs, by their hash | the other tenth where the path also serves        |
-|           |                                   | calibration, otherwise all of it                  |
+|           |                                   | calibration, otherwise all that does not calibrate |
 
-Documents of wikitext2, pydoc and paths are joined by a blank line, those of c4 and ptb by a blank, as in the
-evaluation code of GPTQ and SparseGPT, so that perplexities compare with published ones.
+Two paths are told apart by their files first, then by their paragraphs: what calibrates is not evaluated, whatever
+file or format it stands in. Documents of wikitext2, pydoc and paths are joined by a blank line, those of c4 and ptb by
+a blank, as in the evaluation code of GPTQ and SparseGPT, so that perplexities compare with published ones.
 """
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 from calibration import files, hub
-from calibration.paragraphs import HELD_OUT_ONE_IN, share
+from calibration.overlap import CalibrationText, Unseen
+from calibration.paragraphs import HELD_OUT_ONE_IN, Units, shares, units_for
 from calibration.pydoc import pydoc_corpus
+from calibration.rows import TEXT_COLUMN
+from calibration.splits import CALIBRATION, EVALUATION
 from core.errors import DataError
 
-CALIBRATION, EVALUATION = "calibration", "evaluation"
 C4_EVALUATION_DOCUMENTS = 1_100
 PTB_VARIABLE = "PTB_DIR"
 PTB_FILES = {CALIBRATION: "ptb.train.txt", EVALUATION: "ptb.test.txt"}
@@ -32,15 +35,25 @@ PTB_FILES = {CALIBRATION: "ptb.train.txt", EVALUATION: "ptb.test.txt"}
 
 @dataclass(frozen=True)
 class Text:
-    """Documents in order, what stands between two of them, and one sentence on where they came from."""
+    """Documents in order, what stands between two of them, and one sentence on where they came from.
+
+    own: text of the user's, of any size. size_bytes: about its length in UTF-8 where the file tells, else None.
+    unseen: the documents once more, where what calibrates is left out of them; read, it knows how much that was.
+    """
 
     documents: Iterable[str]
     separator: str
     source: str
+    own: bool = False
+    size_bytes: int | None = None
+    unseen: Unseen | None = None
 
 
-def check_dataset(name: str) -> None:
-    """Raise DataError for whatever is wrong with a dataset and can be known without a tokenizer."""
+def check_dataset(name: str, text_column: str = TEXT_COLUMN) -> None:
+    """Raise DataError for whatever is wrong with a dataset and can be known without a tokenizer.
+
+    text_column: of the rows of a user's own files; the named datasets have theirs.
+    """
     if name == "pydoc":
         pydoc_corpus()
     elif name == "ptb":
@@ -49,47 +62,101 @@ def check_dataset(name: str) -> None:
     elif name in NAMED:
         hub.check_hub(name)
     else:
-        files.check_path(_existing_path(name))
+        files.check_path(_existing_path(name), text_column)
 
 
-def calibration_text(name: str) -> Text:
+def calibration_text(name: str, text_column: str = TEXT_COLUMN) -> Text:
     """Text that only calibration sees. Raises DataError, lazily where documents are streamed."""
     if name in NAMED:
         return NAMED[name](CALIBRATION)
     path = _existing_path(name)
-    files.files_of(path)
-    source = f"paragraphs of {name} outside the held-out {_fraction()}"
-    return Text(_shares(path, held_out=False), "\n\n", source)
+    units = _units(path, text_column)
+    source = f"{units.value} of {name} outside the held-out {_fraction()}"
+    if units is Units.TEXT:
+        source = f"{name}, all of it, as it is too short or too uniform to hold a part out"
+    return Text(_shares(path, text_column, CALIBRATION, units), "\n\n", source, own=True)
 
 
-def evaluation_text(name: str, calibration_dataset: str | None) -> Text:
-    """Text that calibration does not see, given the dataset that calibration used (None: none was used)."""
-    if name in NAMED:
+def evaluation_text(
+    name: str,
+    calibration_dataset: str | None,
+    text_column: str = TEXT_COLUMN,
+    calibration_chars: int | None = None,
+) -> Text:
+    """Text that calibration does not see, given the dataset that calibration used (None: none was used).
+
+    calibration_chars: how much of its text calibration reads at most; None where it reads none in this run, so that
+    a dataset known by name is not fetched to be compared with.
+    """
+    other = None if calibration_dataset in (None, *NAMED) else _existing_path(str(calibration_dataset))
+    if name in NAMED and other is None:
         return NAMED[name](EVALUATION)
-    path = _existing_path(name)
-    if not _also_calibrates(path, calibration_dataset):
-        files.files_of(path)
-        return Text(files.documents(path), "\n\n", f"{name}, all of it")
-    source = f"held-out {_fraction()} of the paragraphs of {name}, the rest being calibration text"
-    return Text(_shares(path, held_out=True), "\n\n", source)
+    if name in NAMED:
+        text = NAMED[name](EVALUATION)
+    else:
+        path = _existing_path(name)
+        read = files.files_of(path, text_column, EVALUATION)
+        if other is not None and files.share_a_file(read, files.files_of(other, text_column)):
+            return _held_out(name, path, _units(other, text_column), text_column)
+        documents = files.documents(path, text_column, EVALUATION)
+        text = Text(documents, "\n\n", f"{name}, all of it", own=True, size_bytes=files.plain_bytes(read))
+    compared = _compared_with(calibration_dataset, text_column, calibration_chars)
+    if compared is None:
+        return text
+    unseen = Unseen(text.documents, compared)
+    return replace(text, documents=unseen, unseen=unseen)
 
 
-def _shares(path: Path, held_out: bool) -> Iterator[str]:
-    return filter(None, (share(document, held_out) for document in files.documents(path)))
+def _held_out(name: str, path: Path, units: Units, text_column: str) -> Text:
+    if units is Units.TEXT:
+        raise DataError(
+            f"{name}: no part of it can be held out for evaluation, as it is one short passage or repeats the same "
+            "few; evaluate on another text, e.g. --eval_datasets pydoc"
+        )
+    source = f"held-out {_fraction()} of the {units.value} of {name}, the rest being calibration text"
+    size = files.plain_bytes(files.files_of(path, text_column, EVALUATION))
+    documents = _shares(path, text_column, EVALUATION, units)
+    return Text(documents, "\n\n", source, own=True, size_bytes=size and size // HELD_OUT_ONE_IN)
 
 
-def _also_calibrates(path: Path, calibration_dataset: str | None) -> bool:
-    if calibration_dataset is None or calibration_dataset in NAMED:
-        return False
-    return files.share_a_file(path, _existing_path(calibration_dataset))
+def _compared_with(
+    dataset: str | None, text_column: str, max_chars: int | None
+) -> Callable[[], CalibrationText] | None:
+    """What evaluation text is compared with; None where there is nothing, or only the hub has it (c4, streamed)."""
+    if dataset is None or (dataset in NAMED and max_chars is None) or (dataset == "c4" and not hub.c4_is_cached()):
+        return None
+    if dataset in NAMED:
+        return lambda: CalibrationText(NAMED[dataset](CALIBRATION).documents, max_chars=max_chars)
+    path = _existing_path(dataset)
+    units = _units(path, text_column)
+    return lambda: CalibrationText(files.documents(path, text_column), units, max_chars)
+
+
+def _units(path: Path, text_column: str) -> Units:
+    return units_for(lambda: files.documents(path, text_column))
+
+
+def _shares(path: Path, text_column: str, side: str, units: Units) -> Iterator[str]:
+    read = files.documents(path, text_column, side)
+    return (part for document in read for part in shares(document, side == EVALUATION, units) if part)
 
 
 def _existing_path(name: str) -> Path:
-    path = Path(name).expanduser()
-    if not name.strip() or not path.exists():
+    try:
+        path = Path(name).expanduser()
+        exists = bool(name.strip()) and path.exists()
+    except RuntimeError:  # "~somebody" who has no home here
+        exists = False
+    except OSError as error:
+        raise DataError(f"cannot read dataset {shortened(name)}: {error.strerror or error}") from error
+    if not exists:
         known = ", ".join(sorted(NAMED))
-        raise DataError(f"dataset {name!r} is neither one of {known} nor a file or folder that exists")
+        raise DataError(f"dataset {shortened(name)} is neither one of {known} nor a file or folder that exists")
     return path
+
+
+def shortened(name: str) -> str:
+    return repr(name if len(name) <= 200 else f"{name[:200]}…")
 
 
 def _fraction() -> str:

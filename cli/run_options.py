@@ -44,8 +44,13 @@ def calibration_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--dataset",
         metavar="DATA",
-        help="c4, wikitext2, ptb, pydoc (offline), or a .txt/.jsonl/.parquet/.json.gz file or a folder of them "
-        "(default wikitext2)",
+        help="c4, wikitext2, ptb, pydoc (offline), or your own text: a file (.txt .md .jsonl .csv .parquet .arrow ..., "
+        "compressed or not) or a folder of them (default wikitext2)",
+    )
+    add(
+        "--text_column",
+        metavar="NAME",
+        help="where the rows of your own files keep their text, in --dataset and in --eval_datasets (default text)",
     )
     add(
         "--num_samples",
@@ -164,7 +169,7 @@ def evaluation_options(group: argparse._ArgumentGroup) -> None:
         "--eval_samples",
         type=number(int, 1, math.inf),
         metavar="N",
-        help="evaluation windows per dataset (default all)",
+        help="evaluation windows per dataset (default all; of a text of your own the first 1,048,576 tokens)",
     )
     add(
         "--eval_tasks",

@@ -26,12 +26,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     asked = parser.parse_args(argv)
 
     from run.prove_again import prove_again
-    from run.record import say_on_stderr
     from run.surroundings import surroundings
 
     try:
         with surroundings(0):
-            proof = prove_again(asked.folder, base_model=asked.base_model, device=asked.device, say=say_on_stderr)
+            proof = prove_again(asked.folder, base_model=asked.base_model, device=asked.device)
     except PruningError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

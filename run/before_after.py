@@ -3,6 +3,7 @@
 from typing import Any
 
 from core.plan import PruningPlan
+from core.say import say
 from core.windows import TokenWindows
 from evaluation.evaluate import evaluate, not_finite
 from evaluation.perplexity import perplexity
@@ -76,4 +77,4 @@ def _evaluated(session: Session, model: Any, label: str, windows: dict[str, Toke
 
 def _say_what_is_not_finite(session: Session, result: dict[str, Any], label: str) -> None:
     for sentence in not_finite(result, label):
-        session.say(f"finding: {sentence}")
+        say(f"finding: {sentence}")

@@ -8,6 +8,7 @@ from typing import Any
 from core.families import Family
 from core.files import write_text
 from core.plan import PruningPlan
+from core.say import note, say
 from models.card import inherited_metadata, model_card
 from models.gguf import export_gguf
 from models.narrow import empty_narrow_model
@@ -51,7 +52,7 @@ def repair_model(session: Session, model: Any, plan: PruningPlan) -> Reconstruct
     """Refit ``model`` in place on the calibration windows, as the settings ask."""
     with session.stages("repair"):
         done = reconstruct(model, session.family, plan, session.calibrated, session.repair)
-    session.say(done.line())
+    say(done.line())
     return done
 
 
@@ -109,7 +110,7 @@ def prove(session: Session, small: Cut) -> list[Path]:
             proof = verify(folder, session.family, small.expected, device=session.device, dtype=session.dtype)
     written = [write_verification(session.folder / "analysis" / "verification.json", proof)]
     insist(proof, folder)
-    session.say(proof.line())
+    say(proof.line())
     return written
 
 
@@ -119,8 +120,8 @@ def export(session: Session) -> list[Path]:
         return []
     with session.stages("export"):
         exported = export_gguf(session.folder / "model", session.folder / "model.gguf")
-    for note in exported.notes:
-        session.say(f"note: {note}")
+    for sentence in exported.notes:
+        note(sentence)
     return [exported.path]
 
 

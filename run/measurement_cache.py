@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from core.cache import BadEntryError, Entry, entry_path, read_entry, write_entry
+from core.say import say
 from run.record import Stages
 
 
@@ -17,12 +18,12 @@ class MeasurementCache:
 
     def __init__(self, folder: Path | None, common: Callable[[], dict[str, Any]], stages: Stages) -> None:
         """folder None: nothing is kept. common: what every key holds, asked for once."""
-        self.folder, self.stages, self.say = folder, stages, stages.say
+        self.folder, self.stages = folder, stages
         self.outcomes: dict[str, str] = {}
         if folder is not None:
             with stages("cache", quietly=True):
                 self.common = common()
-            self.say(f"cache: {folder} (--cache_dir none does without)")
+            say(f"cache: {folder} (--cache_dir none does without)")
 
     def recall(self, part: str, depends: dict[str, Any], measure: Callable[[], Entry]) -> Entry:
         """The entry of an earlier run, or what ``measure`` gives, kept for the next one."""
@@ -44,9 +45,9 @@ class MeasurementCache:
                 self.outcomes[part] = "miss" if entry is None else "hit"
             except BadEntryError as error:
                 entry, self.outcomes[part] = None, str(error).split(" ")[0]
-                self.say(f"cache: {path} is {error}; {part} is measured again")
+                say(f"cache: {path} is {error}; {part} is measured again")
         if entry is not None:
-            self.say(f"[{part}] from the cache")
+            say(f"[{part}] from the cache")
         return entry
 
     def keep(self, part: str, depends: dict[str, Any], entry: Entry) -> None:
@@ -56,7 +57,7 @@ class MeasurementCache:
         try:
             write_entry(entry_path(self.folder, _file_name(part), key), key, entry)
         except OSError as error:
-            self.say(f"cache: {self.folder} cannot be written ({error.strerror or error})")
+            say(f"cache: {self.folder} cannot be written ({error.strerror or error})")
 
     def _key(self, part: str, depends: dict[str, Any]) -> dict[str, Any]:
         return {"part": _file_name(part), **self.common, **depends}

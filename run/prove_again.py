@@ -12,7 +12,6 @@ from models.loading import check_model
 from models.verification import Verification, verify
 from run.complete import complete
 from run.deliver import expected_of
-from run.record import Say
 from run.session import Session
 from run.settings import OPTIONS, Settings
 
@@ -20,7 +19,7 @@ PLAN = Path("analysis") / "pruning_plan.json"
 AS_IN_THE_RUN = ("overwrite", "dry_run", "export", "no_save_model", "verify", "output", "plan", "remedy", "rounds")
 
 
-def prove_again(folder: Path, *, base_model: str | None, device: str, say: Say) -> Verification:
+def prove_again(folder: Path, *, base_model: str | None, device: str) -> Verification:
     """Load ``folder/model`` afresh and hold it against what its base model computes without the removed groups.
 
     A run that repaired what was left is repaired again first, on the same windows. base_model: where the base model is
@@ -29,7 +28,7 @@ def prove_again(folder: Path, *, base_model: str | None, device: str, say: Say) 
     """
     settings = settings_of(folder, base_model, device)
     source = check_model(settings.model.base_model, settings.model.trust_remote_code)
-    session = Session(settings, source, say=say)
+    session = Session(settings, source)
     session.read_windows()
     assert session.replayed is not None
     expected = expected_of(session, session.replayed)

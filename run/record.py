@@ -4,11 +4,12 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
+from core.say import say
 from core.windows import TokenWindows
 
 RECORD = "run.json"
@@ -16,25 +17,16 @@ SCHEMA_VERSION = 1
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "datasets", "lm-eval")
 
 
-Say = Callable[[str], None]
-
-
-def say_on_stderr(line: str) -> None:
-    """What a run says on the way, unless its caller wants to hear it elsewhere or not at all."""
-    print(line, file=sys.stderr, flush=True)
-
-
 class Stages:
     """Wall-clock seconds of each stage, in the order they ran; a line when one begins."""
 
-    def __init__(self, say: Say = say_on_stderr) -> None:
+    def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self.say = say
 
     @contextmanager
     def __call__(self, name: str, quietly: bool = False) -> Iterator[None]:
         if not quietly:  # what only checks stays silent, so that a refusal is one line
-            self.say(f"[{name}]")
+            say(f"[{name}]")
         start = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

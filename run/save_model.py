@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import OutputError
+from core.say import say
 from models.narrow import is_pruned_type
 from models.reference import reference_of, verification_windows
 from models.saving import save_checkpoint
@@ -40,7 +41,7 @@ def save_model(session: Session, small: Any, folder: Path, *, verify_it: bool, o
             with session.stages("verify"):
                 proof = verify(folder, family, expected, device=session.device, dtype=session.dtype)
             raise_if_failed(proof, folder)
-            session.say(proof.line())
+            say(proof.line())
     finally:
         small.train(was_training)
     return folder

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from calibration import calibration_windows, check_dataset, evaluation_windows
+from calibration import check_dataset, draw_windows, evaluation_windows
 from core.families import Family
 from core.groups import Architecture
 from core.measures import Importance
 from core.output import check_output
+from core.say import note, say
 from core.windows import TokenWindows
 from evaluation.catalogue import check_tasks
 from importance.measure import measure_importance
@@ -29,7 +30,7 @@ from run.cache_keys import common_key
 from run.earlier import clear_earlier_run
 from run.judging import JUDGING_WINDOWS, Judge
 from run.measurement_cache import MeasurementCache
-from run.record import Say, Stages, say_on_stderr
+from run.record import Stages
 from run.settings import LimitSettings, ScoreSettings, Settings
 from run.streamed import StreamedModel, must_stream
 
@@ -41,16 +42,16 @@ class Session:
     where and in what it is computed. saved_dtype: in what checkpoints are written. limits: what the settings and the
     target rule out. replayed: a saved plan, or None. calibration: windows to measure and refit on, None where nothing
     does. judging: windows that importance did not see, for plans on trial, None where none is tried. evaluation:
-    windows by dataset. folder: where results are written. say: hears what happens on the way.
+    windows by dataset. folder: where results are written.
     """
 
-    def __init__(self, settings: Settings, source: ModelSource, *, say: Say = say_on_stderr, model: Any = None) -> None:
+    def __init__(self, settings: Settings, source: ModelSource, *, model: Any = None) -> None:
         """Check all that needs no weights and no tokens; PruningError with one line for the first problem.
 
         model: the dense model where the caller has it in memory; it is left as found.
         """
-        self.asked, self.source, self.say = settings, source, say
-        self.stages = Stages(say)
+        self.asked, self.source = settings, source
+        self.stages = Stages()
         self.device = _device(settings) if model is None else next(model.parameters()).device
         self.dtype = choose_dtype(settings.model.dtype, self.device, source.stored_dtype)
         if model is not None:
@@ -82,33 +83,44 @@ class Session:
         check_context("--eval_seq_len", settings.evaluation.eval_seq_len, source.context)
         calibrates = [settings.calibration.dataset] * settings.reads_calibration
         for name in dict.fromkeys([*calibrates, *settings.evaluation.perplexity_on]):
-            check_dataset(name)
+            check_dataset(name, settings.calibration.text_column)
         check_tasks(list(settings.evaluation.eval_tasks), settings.evaluation.eval_task_path)
         if settings.output.export == "gguf":
             check_gguf(source)
 
-    def read_windows(self) -> None:
-        """Draw calibration, judging and evaluation windows, each where the settings need it."""
+    def read_windows(self, *, judging: bool | None = None) -> None:
+        """Draw calibration, judging and evaluation windows, each where the settings need it, from one reading of each
+        text. judging: whether there are judging windows; None: as the settings need."""
         text, asked = self.settings.calibration, self.settings.evaluation
+        reading: dict[str, Any] = {
+            "text_column": text.text_column,
+            "vocab_rows": self.source.config.get_text_config().vocab_size,
+        }
+        wanted = JUDGING_WINDOWS * (self.settings.judges if judging is None else judging)
         if self.settings.reads_calibration:
-            self.calibration = calibration_windows(
-                text.dataset, self.tokenizer, text.num_samples, text.seq_len, text.seed
+            self.calibration, self._judging = draw_windows(
+                text.dataset, self.tokenizer, text.num_samples, wanted, text.seq_len, text.seed, **reading
             )
         # --dataset is named even where nothing calibrates on it, so that replays are judged on the same text.
         assert asked.eval_seq_len is not None
+        calibrates = text.num_samples * text.seq_len if self.settings.reads_calibration else None
         self.evaluation = {
-            name: evaluation_windows(name, self.tokenizer, asked.eval_seq_len, asked.eval_samples, text.dataset)
+            name: evaluation_windows(
+                name,
+                self.tokenizer,
+                asked.eval_seq_len,
+                asked.eval_samples,
+                text.dataset,
+                calibration_tokens=calibrates,
+                **reading,
+            )
             for name in asked.perplexity_on
         }
 
     @property
     def judging(self) -> TokenWindows:
         """Calibration text that importance did not see, as far as the text is long enough."""
-        if self._judging is None:
-            text = self.settings.calibration
-            self._judging = calibration_windows(
-                text.dataset, self.tokenizer, JUDGING_WINDOWS, text.seq_len, text.seed, after=text.num_samples
-            )
+        assert self._judging is not None, "Settings.judges, or read_windows(judging=True)"
         return self._judging
 
     @property
@@ -141,7 +153,7 @@ class Session:
         if self._given is not None:
             folder = None
         if folder is not None and self.settings.model.trust_remote_code:
-            self.say("note: --trust_remote_code goes without the cache: no key holds a model's own Python")
+            note("--trust_remote_code goes without the cache: no key holds a model's own Python")
             folder = None
         return MeasurementCache(folder, lambda: common_key(self.source, self.dtype, self.device), self.stages)
 
@@ -214,15 +226,15 @@ class Session:
 
 
 @contextmanager
-def open_session(settings: Settings, *, say: Say = say_on_stderr, model: Any = None) -> Iterator[Session]:
+def open_session(settings: Settings, *, model: Any = None) -> Iterator[Session]:
     """Check, read windows, and load the model where it will be needed in any case: faults are found before an hour of
     measuring, not after it."""
     assert settings.output.output is not None
     check_output(settings.output.output, settings.output.overwrite)
-    started = Stages(say)
+    started = Stages()
     with started("check", quietly=True):
         source = check_model(settings.model.base_model, settings.model.trust_remote_code)
-        session = Session(settings, source, say=say, model=model)
+        session = Session(settings, source, model=model)
     session.stages.seconds |= started.seconds
     with session.stages("windows", quietly=True):
         session.read_windows()

@@ -99,6 +99,7 @@ class CalibrationSettings:
     """The text that is measured and refitted on: N windows of T tokens. batch_size None: as many as fit."""
 
     dataset: str = "wikitext2"
+    text_column: str = "text"
     num_samples: int = 128
     seq_len: int = 256
     batch_size: int | None = None

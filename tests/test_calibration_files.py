@@ -146,7 +146,7 @@ def test_parquet_without_a_text_column_names_the_columns(tmp_path: Path) -> None
 
 
 def test_a_folder_without_text_and_a_name_that_is_nothing(tmp_path: Path) -> None:
-    (tmp_path / "notes.md").write_text("x", encoding="utf-8")
+    (tmp_path / "weights.bin").write_bytes(b"x")
     with pytest.raises(DataError, match=r"holds no text file \(readable: .txt"):
         check_dataset(str(tmp_path))
     with pytest.raises(DataError, match="'wikitext' is neither one of c4, ptb, pydoc, wikitext2 nor a file"):

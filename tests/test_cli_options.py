@@ -95,6 +95,7 @@ ELSEWHERE = {
     "--trust_remote_code": "test_trust_remote_code_alone_runs_a_models_python",
     "--dataset": "test_datasets",
     "--eval_datasets": "test_datasets",
+    "--text_column": "test_text_column_names_where_rows_keep_their_text",
     "--batch_size": "test_batch_size_sets_the_windows_of_a_pass_and_not_the_result",
     "--overwrite": "test_overwrite",
     "--plan": "test_plan_replays_a_decision",
@@ -204,6 +205,13 @@ def test_datasets(workspace: Workspace, base: dict[str, Any]) -> None:
     assert len(evaluated["evaluation"]["dense"]["perplexity"]) == 2
     text = str(workspace.text)
     assert evaluated["evaluation"]["dense"]["perplexity"][text] == base["evaluation"]["dense"]["perplexity"][text]
+
+
+def test_text_column_names_where_rows_keep_their_text(workspace: Workspace, base: dict[str, Any]) -> None:
+    rows = workspace.root / "rows.jsonl"
+    rows.write_text(json.dumps({"body": workspace.text.read_text(encoding="utf-8"), "title": 1}), encoding="utf-8")
+    read = observe(workspace.run("text_column", "--dataset", str(rows), "--text_column", "body"))
+    assert read["importance"] == base["importance"]
 
 
 def test_batch_size_sets_the_windows_of_a_pass_and_not_the_result(

@@ -97,7 +97,9 @@ def test_the_record_says_what_was_tried() -> None:
 
 def session_of(arguments: list[str]) -> Session:
     settings = parse_options(arguments).settings
-    return Session(settings, check_model(settings.model.base_model))
+    session = Session(settings, check_model(settings.model.base_model))
+    session.read_windows(judging=True)
+    return session
 
 
 def test_flags_name_a_job_and_make_it_again(workspace: Workspace) -> None:

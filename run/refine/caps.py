@@ -13,6 +13,7 @@ import numpy as np
 
 from core.errors import BudgetError
 from core.plan_check import FLAG_FACTOR, FLAG_SHARE, PlanCheck, check_of
+from core.say import say
 from diagnostics.wording import name_blocks
 from importance.block_losses import measure_block_losses
 from run.decision import Ranked
@@ -95,7 +96,7 @@ def _capped(session: Session, first: Step) -> Iterator[tuple[Step | None, str]]:
             return
         capped = replace(capped, limits=limits)  # a cap is no limit of the user's: findings go by those
         loss, before = judge.loss(capped.plan, "plan"), judge.loss(at_hand.decision.plan, "plan")
-        session.say(f"plan check: {name_blocks(flagged)} capped: {difference_text(loss, before)}")
+        say(f"plan check: {name_blocks(flagged)} capped: {difference_text(loss, before)}")
         if not not_worse(loss, before):
             dropped = Step(capped, at_hand.decision, None)
             yield dropped, f"Capping {name_blocks(flagged)} loses more, so the plan before it stays."

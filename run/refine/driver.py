@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from core.plan import PruningPlan
+from core.say import say
 from run.decision import Decision, Ranked, Replayed
 from run.judging import Judge, difference_text, is_lower, loss_difference, removes_as_much
 from run.session import Session
@@ -50,7 +51,7 @@ def refine(session: Session, decision: Decision, refinement: Refinement) -> Deci
     session.dense()  # booked as loading, not as this stage
     with session.stages(refinement.stage):
         outcome = refinement.refine(session, decision)
-    session.say(outcome.said)
+    say(outcome.said)
     return outcome.decision.noting(**{refinement.record: outcome.record})
 
 

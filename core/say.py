@@ -1,0 +1,47 @@
+"""The one place where a run speaks to people on its way: notes, stages, warnings. Whoever calls a run may listen.
+
+Lines go to stderr unless a caller hears them elsewhere (``with heard_by(listener)``), for as long as the block lasts and
+in its thread alone.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+Say = Callable[[str], None]
+
+
+def say_on_stderr(line: str) -> None:
+    if sys.stderr is not None:
+        print(line, file=sys.stderr, flush=True)
+
+
+_listener: ContextVar[Say] = ContextVar("listener", default=say_on_stderr)
+_said: ContextVar[set[str] | None] = ContextVar("said", default=None)
+
+
+def say(line: str) -> None:
+    """Tell the listener."""
+    _listener.get()(line)
+
+
+def note(line: str) -> None:
+    """Something the user may want to know: ``note: …``, unless the listener has heard these words before (a text is
+    read more than once in a run)."""
+    said = _said.get()
+    if said is None or line not in said:
+        say(f"note: {line}")
+    if said is not None:
+        said.add(line)
+
+
+@contextmanager
+def heard_by(listener: Say) -> Iterator[None]:
+    """Inside, ``listener`` hears what is said; it hears each note once."""
+    told, known = _listener.set(listener), _said.set(set())
+    try:
+        yield
+    finally:
+        _listener.reset(told)
+        _said.reset(known)
