@@ -15,6 +15,7 @@ import torch
 from cli.job import Job
 from cli.record import Stages
 from core.cache import BadEntryError, Entry, entry_path, read_entry, write_entry
+from core.failures import convenience
 from core.windows import TokenWindows
 from models.identity import model_identity
 
@@ -29,14 +30,15 @@ OF_PERPLEXITY = ("evaluation/measuring.py", "evaluation/perplexity.py")
 class KeptMeasurements:
     """Importance, prior, outliers and dense perplexity, from an earlier run that measured them under the same key.
 
-    outcomes: part -> ``hit``, ``miss``, ``damaged``, ``foreign`` (the last three were measured) or ``off``.
-    Nothing that goes wrong here stops a run: it is said on stderr and measured.
+    outcomes: part -> ``hit``, ``off``, or, measured: ``miss``, ``damaged``, ``foreign``, ``unreadable``.
+    Nothing that goes wrong here stops a run: it is said on stderr, and measured. warnings: takes a sentence where a
+    result could not be kept; nothing more is kept then.
     """
 
-    def __init__(self, job: Job, options: argparse.Namespace, stages: Stages) -> None:
+    def __init__(self, job: Job, options: argparse.Namespace, stages: Stages, warnings: list[str]) -> None:
         keeps = job.plan is None or "ppl" in options.measures
         self.folder: Path | None = options.cache_dir if keeps else None
-        self.stages = stages
+        self.stages, self.warnings, self.writes = stages, warnings, True
         self.outcomes: dict[str, str] = {}
         if self.folder is not None and options.trust_remote_code:
             print(
@@ -75,13 +77,12 @@ class KeptMeasurements:
         return entry
 
     def keep(self, part: str, depends: dict[str, Any], entry: Entry) -> None:
-        if self.folder is None:
+        if self.folder is None or not self.writes:
             return
-        key = self._key(part, depends)
-        try:
+        key, self.writes = self._key(part, depends), False
+        with convenience(f"the cache at {self.folder} keeps nothing of this run from {part} on", self.warnings):
             write_entry(entry_path(self.folder, _file_name(part), key), key, entry)
-        except OSError as error:
-            print(f"cache: {self.folder} cannot be written ({error.strerror or error})", file=sys.stderr)
+            self.writes = True
 
     def _key(self, part: str, depends: dict[str, Any]) -> dict[str, Any]:
         return {"part": _file_name(part), **self.common, **depends}

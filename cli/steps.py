@@ -90,7 +90,9 @@ def plan_from(job: Job, options: argparse.Namespace, scores: Scores, ratio: floa
     return plan_removal(architecture, scores.order, **asked)
 
 
-def explain(decision: Decision, job: Job, options: argparse.Namespace) -> tuple[Diagnosis, list[Path]]:
+def explain(
+    decision: Decision, job: Job, options: argparse.Namespace, warnings: list[str], draws: bool = True
+) -> tuple[Diagnosis, list[Path]]:
     """Diagnose the plan and write plan, reports and pictures, in place of an earlier run's; returns their paths."""
     plan, importance, scores = decision.plan, decision.importance, decision.scores
     diagnosis = diagnosis_of(job, options, decision)
@@ -99,7 +101,8 @@ def explain(decision: Decision, job: Job, options: argparse.Namespace) -> tuple[
     for name, content in decision.records.items():
         written.append(write_json(options.output / "analysis" / f"{name}.json", content))
     written += write_reports(options.output / "analysis", diagnosis, plan, importance, scores)
-    written += draw_pictures(options.output / "visualization", diagnosis, plan, importance, scores)
+    if draws:
+        written += draw_pictures(options.output / "visualization", diagnosis, plan, importance, scores, warnings)
     return diagnosis, written
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from core.plan import PruningPlan
+from core.program import program_name
 from diagnostics.diagnosis import Diagnosis
 from diagnostics.finding import Finding
 from diagnostics.next_command import next_command
@@ -27,20 +28,21 @@ def closing_report(
     argv: Sequence[str] | None,
     output: Path,
     written: Sequence[Path],
-    program: str = "python run_global_pruning.py",
+    program: str | None = None,
 ) -> str:
     """The text a run ends with, without a final newline.
 
     evaluation: the content of ``evaluation_results.json``; None, or its pruned half None, where not measured.
     argv: the options of this run, None where the remedies were tried already: then no flags are named and no next
-    command. output: its folder. written: paths to name, in this order.
+    command. output: its folder. written: paths to name, in this order. program: what to type before the options, by
+    default as this process was called.
     """
     untried = argv is not None
     sections = [
         table([("", "dense", "pruned", "change"), *metric_rows(sizes(plan), evaluation)]),
         table([("pruning ratio", "requested", "achieved"), *ratio_rows(plan)]),
         "\n".join(["Findings", *(finding_text(finding, untried) for finding in diagnosis.findings)]),
-        next_step(diagnosis.findings, program, argv, output) if argv is not None else "",
+        next_step(diagnosis.findings, program or program_name(), argv, output) if argv is not None else "",
         "\n".join(["Written", *(shlex.quote(str(path)) for path in written)]) if written else "",
     ]
     return "\n\n".join(section for section in sections if section)

@@ -16,8 +16,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("calibration", "importance", "pruning", "diagnostics", "evaluation", "models")
-ROOMS = ("core", "cli", *STAGES)
-OURS = {*ROOMS, "benchmarks", "run_global_pruning", "tests"}
+ROOMS = ("core", "cli", "run", *STAGES)
+OURS = {*ROOMS, "benchmarks", "global_pruning_rooms", "run_global_pruning", "tests"}
 BEFORE_ANY_STAGE = (
     "cli.finished",
     "cli.options",
@@ -33,10 +33,13 @@ WITHOUT_TORCH = (
     "core",
     "core.cache",
     "core.families",
+    "core.console",
+    "core.failures",
     "core.files",
     "core.groups",
     "core.measures",
     "core.plan",
+    "core.program",
     "core.windows",
     "cli.finished",
     "cli.options",
@@ -53,6 +56,8 @@ WITHOUT_TORCH = (
     ),
     "pruning.targets",
     "pruning.uniform",
+    "run.folders",
+    "run.preflight",
 )
 
 

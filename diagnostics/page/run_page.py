@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from core.files import write_text
+from core.program import program_name
 from diagnostics.console import MISSING, metric_rows
 from diagnostics.next_command import next_command, without
 from diagnostics.page.headline import headline
@@ -17,7 +18,6 @@ from diagnostics.run_folder import Run, at, items, number, read_run
 from diagnostics.wording import bytes_text, percent
 
 NOT_MEASURED = "not measured"
-COMPARE = "python -m diagnostics.compare"
 NEVER_AGAIN = ("--dry_run", "--output", "--overwrite", "--plan")  # of a command that carries a plan out
 
 
@@ -37,18 +37,19 @@ def write_run_page(
     record: Mapping[str, Any],
     argv: Sequence[str],
     written: Sequence[Path],
-    program: str = "python run_global_pruning.py",
+    program: str | None = None,
     *,
     tried: bool = False,
 ) -> Path:
     """Write ``<folder>/report.html`` from the files in ``folder``; returns its path.
 
     record: the content of run.json, which is written later. argv: the options of this run, for the commands.
-    written: what the run wrote, linked where it lies inside the folder. tried: whether the run itself tried the
-    remedies (``--remedy auto``); then findings come without a command.
+    program: what to type before them, by default as this process was called. written: what the run wrote, linked where
+    it lies inside the folder. tried: whether the run itself tried the remedies (``--remedy auto``); then findings come
+    without a command.
     """
     run = replace(read_run(folder), record=dict(record))
-    return write_text(folder / "report.html", run_page(run, argv, written, program, tried))
+    return write_text(folder / "report.html", run_page(run, argv, written, program or program_name(), tried))
 
 
 def run_page(run: Run, argv: Sequence[str], written: Sequence[Path], program: str, tried: bool = False) -> str:
@@ -80,7 +81,7 @@ def next_steps(run: Run, argv: Sequence[str], program: str, tried: bool = False)
         if tried and isinstance(flags, str):
             texts[2] = "--remedy auto has tried it; analysis/remedy.json has what it found."
         steps.append(Step(title[:1].upper() + title[1:], texts[0], texts[1], texts[2], command))
-    return [*steps, *_comparison(run, steps)]
+    return [*steps, *_comparison(run, steps, program)]
 
 
 def _carry_out(run: Run, argv: Sequence[str], program: str) -> Step:
@@ -90,14 +91,14 @@ def _carry_out(run: Run, argv: Sequence[str], program: str) -> Step:
     return Step("Carry the plan out", "info", text, "", f"{program} {shlex.join(options)}")
 
 
-def _comparison(run: Run, steps: Sequence[Step]) -> list[Step]:
+def _comparison(run: Run, steps: Sequence[Step], program: str) -> list[Step]:
     """How to judge the first remedy against this run, once it has been tried."""
     tried = next((step.command for step in steps if step.command), None)
     if tried is None:
         return []
     other = shlex.split(tried)[-1]
     text = "A remedy is advice until held-out loss at equal size confirms it. When the run above is done:"
-    return [Step("Compare both", "info", text, "", f"{COMPARE} {shlex.join([str(run.folder), other])}")]
+    return [Step("Compare both", "info", text, "", f"{program} compare {shlex.join([str(run.folder), other])}")]
 
 
 def _subtitle(run: Run) -> str:

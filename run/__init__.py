@@ -1,0 +1,1 @@
+"""A run: what must hold before it starts."""
