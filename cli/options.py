@@ -1,6 +1,7 @@
 """Every option, grouped by stage, with its unit and default; checked before anything heavy is imported."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -20,6 +21,7 @@ from cli.run_options import (
     repair_options,
 )
 from cli.together import check_together
+from core.arguments import with_flags
 from core.program import program_name
 
 DESCRIPTION = (
@@ -59,8 +61,8 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}; --help lists all options\n")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(
+def build_parser(kind: type[OneLineParser] = OneLineParser) -> argparse.ArgumentParser:
+    parser = kind(
         prog=program_name(),
         description=DESCRIPTION,
         epilog=EPILOG,
@@ -93,6 +95,23 @@ def parse_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     except ValueError as error:
         parser.error(str(error))
     return options
+
+
+def refusal(arguments: Sequence[str], flags: str) -> str | None:
+    """Why the command line with these flags in place of earlier values would be refused; None where it would not."""
+    parser = build_parser(_RaisingParser)
+    try:
+        options = parser.parse_args(with_flags(arguments, shlex.split(flags)))
+        options.given, options.argv = set(), []
+        check_together(options)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+class _RaisingParser(OneLineParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
 
 
 def _refuse_blank_arguments(parser: argparse.ArgumentParser, arguments: list[str]) -> None:

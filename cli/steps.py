@@ -1,16 +1,20 @@
 """The middle of a run: measure, decide, explain, judge. Each step takes values and returns values."""
 
 import argparse
+import shlex
 import sys
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cli.cache import KeptMeasurements
 from cli.job import Job
 from cli.measured import DensePerplexities, ModelOnDemand, importance_of, prior_of
+from cli.options import refusal
 from cli.output import clear_earlier_run
 from cli.record import Stages
+from core.errors import PruningError
 from core.files import write_json
 from core.measures import Importance, Prior, Stability
 from core.plan import PruningPlan
@@ -22,10 +26,14 @@ from diagnostics.plan_check import PlanCheck
 from diagnostics.remedies import ActiveRemedies
 from diagnostics.reports import write_reports
 from importance.scoring import Scores, score_groups
+from pruning.budget import budget_params
+from pruning.limits import smallest_removal_params
 from pruning.plan_file import write_plan
 from pruning.planning import plan_removal
 from pruning.reconstruction import Reconstruction
 from pruning.uniform import plan_uniform
+
+CAP = "--max_block_ratio"
 
 
 @dataclass(frozen=True)
@@ -109,7 +117,8 @@ def explain(
 def diagnosis_of(job: Job, options: argparse.Namespace, decision: Decision) -> Diagnosis:
     architecture, active = job.source.architecture, active_remedies(job, options)
     importance, scores = decision.importance, decision.scores
-    extras = Extras(outliers=job.outliers, check=decision.check, stability=decision.stability)
+    least = smallest_removal_params(architecture, job.limits)
+    extras = Extras(job.outliers, decision.check, decision.stability, least or None)
     return diagnose(architecture, importance, scores, decision.plan, decision.prior, job.frozen, active, extras)
 
 
@@ -121,7 +130,25 @@ def active_remedies(job: Job, options: argparse.Namespace) -> ActiveRemedies:
         max_block_ratio=job.limits.max_block_ratio,
         criterion=options.importance_method,
         clip_percentiles=(job.transforms.clip_low, job.transforms.clip_high),
+        dtype=str(job.dtype).removeprefix("torch."),
+        refusal=partial(_refusal, job, options),
     )
+
+
+def _refusal(job: Job, options: argparse.Namespace, flags: str) -> str | None:
+    """Why this run with further flags would be refused: by the other options, or by a cap out of the budget's reach."""
+    said, words = refusal(options.argv, flags), shlex.split(flags)
+    if said is not None or CAP not in words:
+        return said
+    limits = replace(job.limits, max_block_ratio=float(words[words.index(CAP) + 1]))
+    asked = (options.pruning_ratio, options.ratio_of)
+    if job.plan is not None:
+        asked = (job.plan.requested_ratio, job.plan.ratio_of)
+    try:
+        budget_params(job.source.architecture, *asked, limits)
+    except PruningError as error:
+        return str(error)
+    return None
 
 
 def judge_dense(

@@ -42,9 +42,9 @@ def drawing() -> Iterator[None]:
     Notebooks name one for all their child processes, and matplotlib fails at import where it is not installed. ``$`` in
     a name is a dollar, not a formula. What matplotlib says about caches and fonts stays off the console.
     """
-    with _quiet_environment():
+    with _without_backend(), _quiet_logger():
         import matplotlib
-    with matplotlib.rc_context(), warnings.catch_warnings():
+    with _quiet_logger(), matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         matplotlib.rcdefaults()
         matplotlib.rcParams["text.parse_math"] = False
@@ -52,17 +52,25 @@ def drawing() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_environment() -> Iterator[None]:
-    """For the import, which reads the variable and may complain of a home that it cannot write to."""
-    logger, backend = logging.getLogger("matplotlib"), os.environ.pop(BACKEND, None)
+def _without_backend() -> Iterator[None]:
+    """For the import, which reads the variable."""
+    backend = os.environ.pop(BACKEND, None)
+    try:
+        yield
+    finally:
+        if backend is not None:
+            os.environ[BACKEND] = backend
+
+
+@contextmanager
+def _quiet_logger() -> Iterator[None]:
+    logger = logging.getLogger("matplotlib")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
         logger.setLevel(level)
-        if backend is not None:
-            os.environ[BACKEND] = backend
 
 
 def new_figure(

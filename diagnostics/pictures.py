@@ -102,6 +102,8 @@ def draw_rates(path: Path, diagnosis: Diagnosis, plan: PruningPlan) -> Path:
 
 
 def rates_title(m: Measured) -> str:
+    if not m.plan.removed_params:
+        return "Nothing is removed from any layer"
     if not len(m.extreme):
         subject = "unfrozen layers lose" if m.frozen_layers.any() else "each loses"
         return f"No layer is extreme: {subject} {percent_range(m.rate[m.open_layers].tolist() or [0.0], 0)}"

@@ -5,8 +5,8 @@ differences between layers and costs quality.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,13 +19,18 @@ BY_LOSS = (
 ADVICE_ONLY = "This is advice until held-out loss at equal size confirms it."
 
 
+def nothing_refused(flags: str) -> str | None:
+    return None
+
+
 @dataclass(frozen=True)
 class ActiveRemedies:
     """What the run that is judged had switched on.
 
     clip: percentile clipping, at clip_percentiles. normalise: log, sqrt, minmax, zscore or None.
     temperature: T of the correction, 0 = off. max_block_ratio: largest fraction of a block that may go.
-    criterion: the importance method.
+    criterion: the importance method. dtype: computed in, ``float32`` ..., empty where it is not known.
+    refusal: why the program would refuse this run's command line with these flags on it, None where it would not.
     """
 
     clip: bool = False
@@ -34,6 +39,8 @@ class ActiveRemedies:
     max_block_ratio: float = 1.0
     criterion: str = "taylor"
     clip_percentiles: tuple[float, float] = (5.0, 95.0)
+    dtype: str = ""
+    refusal: Callable[[str], str | None] = field(default=nothing_refused, compare=False)
 
     @property
     def ranks_by_loss(self) -> bool:
@@ -90,16 +97,19 @@ def block_cap(measured: Measured, active: ActiveRemedies) -> Remedy | None:
 
 def advise(wanted: Sequence[Remedy], measured: Measured, active: ActiveRemedies) -> Advice:
     """The wanted remedies that are not on yet; where all are, the next of temperature, clipping, block cap;
-    where those are exhausted, no flags."""
+    where those are exhausted, no flags. What the other options of the run rule out is not advised."""
     on = [remedy.name for remedy in wanted if remedy.is_on]
-    missing = [remedy for remedy in wanted if not remedy.is_on]
+    missing = _usable(wanted, active)
     if not missing:
-        ladder = [temperature(active), clipping(active), block_cap(measured, active)]
-        missing = [remedy for remedy in ladder if remedy is not None and not remedy.is_on][:1]
+        missing = _usable([temperature(active), clipping(active), block_cap(measured, active)], active)[:1]
     if not missing:
         return Advice("Every remedy that can reach this ratio is on already: remove less with --pruning_ratio.")
     flags = " ".join(remedy.flags for remedy in missing)
     return Advice(f"{_already(on)}Try {flags} ({_replacing(missing, active)}). {ADVICE_ONLY}", flags)
+
+
+def _usable(remedies: Sequence[Remedy | None], active: ActiveRemedies) -> list[Remedy]:
+    return [remedy for remedy in remedies if remedy and not remedy.is_on and active.refusal(remedy.flags) is None]
 
 
 def _already(names: list[str]) -> str:

@@ -11,8 +11,9 @@ import pytest
 from workspace import Workspace, call, observe, write_model
 
 from calibration.texts import NAMED
-from cli.options import build_parser, parse_options
+from cli.options import build_parser, parse_options, refusal
 from cli.together import DEFAULT_TASK, idle_options
+from core.program import program_name
 from core.windows import DATASETS
 from evaluation.catalogue import OFFLINE_TASK
 
@@ -360,7 +361,7 @@ def test_help_gives_every_option_a_default_and_the_epilog_parses() -> None:
         assert option in text
         assert "default" in (action.help or "") or action.required, option
     joined = text.split("commands that work:")[1].replace("\\\n", " ")
-    commands = re.findall(r"^ +run_global_pruning\.py (.*)$", joined, flags=re.M)
+    commands = re.findall(rf"^ +{program_name()} (--.*)$", joined, flags=re.M)
     assert len(commands) == 5
     for command in commands:
         assert parse_options(command.split()).base_model
@@ -370,3 +371,23 @@ def test_names_that_options_know_without_importing_the_stages_are_those_of_the_s
     """cli/ answers --help at once, so it holds two names of its own."""
     assert set(DATASETS) == set(NAMED)
     assert DEFAULT_TASK == OFFLINE_TASK
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flags", "word"),
+    [
+        (
+            ["--low_memory", "--importance_method", "magnitude", "--run_evaluation", "none"],
+            "--temperature 1.0",
+            "--low_m",
+        ),
+        (["--epsilon", "0.3"], "--max_block_ratio 0.5", "--epsilon"),
+        (["--low_memory", "--plan", "x", "--run_evaluation", "none"], "--protect measured", None),
+        (["--temperature", "1.0"], "--temperature 2.0", None),
+        ([], "--nonsense 1", "--nonsense"),
+    ],
+)
+def test_whether_further_flags_would_be_refused(arguments: list[str], flags: str, word: str | None) -> None:
+    said = refusal(["--base_model", "demo", *arguments], flags)
+    assert (said is None) == (word is None), said
+    assert (word or "") in (said or "")

@@ -31,6 +31,7 @@ BEFORE_ANY_STAGE = (
 BY_HAND = ("models.demo.train", "models.demo.recipe", "evaluation.tasks.build_pydoc_cloze")
 WITHOUT_TORCH = (
     "core",
+    "core.arguments",
     "core.cache",
     "core.families",
     "core.console",

@@ -11,6 +11,7 @@ from diagnostics.comparison.pictures import losses_by_dataset
 from diagnostics.comparison.ranking import Ranking
 from diagnostics.comparison.runs import Named
 from diagnostics.comparison.tables import Table, best_lines, missing_lines
+from diagnostics.next_command import beside
 from diagnostics.page.charts import Chart, scatter
 from diagnostics.page.headline import brief
 from diagnostics.page.heat import Cell, HeatMap, runs_by_layer
@@ -87,7 +88,7 @@ def _replay(item: Named, model: str) -> str:
     if isinstance(data, str):
         options += ["--dataset", data]
     options += ["--plan", str(folder / "analysis" / "pruning_plan.json")]
-    return f"{program_name()} {shlex.join([*options, '--output', str(folder.with_name(f'{folder.name}_pruned'))])}"
+    return f"{program_name()} {shlex.join([*options, '--output', beside(folder, 'pruned')])}"
 
 
 def _loss_charts(runs: Sequence[Named]) -> list[Chart]:
