@@ -138,7 +138,7 @@ def console() -> Iterator[None]:
         out, error = (ours[name] for name in STREAMS)
         out.flush()
         if out.failure is not None and not out.reader_has_gone:
-            error.write(f"warning: stdout cannot be written ({_why(out.failure)}); what it lacks is in report.html\n")
+            error.write(f"warning: stdout cannot be written ({_why(out.failure)})\n")
         error.flush()
         for name, stream in found.items():
             setattr(sys, name, stream)

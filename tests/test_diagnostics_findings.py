@@ -358,7 +358,7 @@ def test_score_ratio_is_null_with_a_note_when_a_median_is_not_positive() -> None
 
 def test_a_plan_that_removes_nothing_is_not_praised_and_names_the_ratio_that_acts() -> None:
     # 6 layers of 100 prunable and 5 other parameters, 200 of the embedding: 830; a group holds 1 of them
-    nothing = {"requested_ratio": 0.0001, "ratio_of": "total", "budget_params": 0, "removed_params": 0}
+    nothing: dict[str, Any] = {"requested_ratio": 0.0001, "ratio_of": "total", "budget_params": 0, "removed_params": 0}
     diagnosis = judge([0] * 6, **nothing)
     assert "healthy" not in issues(diagnosis)
     assert "gradient_scales_mild" not in issues(diagnosis)
