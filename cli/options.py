@@ -21,6 +21,7 @@ from cli.run_options import (
     repair_options,
 )
 from core.errors import UsageError
+from core.program import program_name
 from run.complete import complete
 from run.settings import Settings
 
@@ -45,6 +46,10 @@ EPILOG = """commands that work:
   # a hub model on a GPU (network needed)
   %(prog)s --base_model mistralai/Mistral-7B-v0.3 --pruning_ratio 0.2 --importance_method taylor --dataset c4
 
+other commands (each has a --help):
+  %(prog)s compare results/look results/remedied    # finished runs side by side
+  %(prog)s gguf results/remedied/model              # a saved model as one GGUF file
+
 exit codes: 0 done; 2 the input cannot work (one line says why); 3 NaN or Inf while measuring;
 4 the saved model failed its own proof; 130 interrupted
 """
@@ -59,7 +64,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
-        prog="run_global_pruning.py",
+        prog=program_name(),
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -62,7 +62,9 @@ def read_entry(path: Path, key: dict[str, Any]) -> Entry | None:
         intact, found = checksum == _checksum(about, arrays), json.loads(about)
     except FileNotFoundError:
         return None  # removed between the two looks
-    except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
+    except OSError as error:
+        raise BadEntryError(f"unreadable ({error.strerror or error})") from None
+    except (SafetensorError, ValueError, LookupError, TypeError) as error:
         raise BadEntryError(f"damaged ({error})") from None
     if not intact:
         raise BadEntryError("damaged (its checksum is another)")

@@ -51,4 +51,5 @@ def plain(value: Any) -> Any:
 
 
 def _write_utf8(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    # A path that is not UTF-8 comes as lone surrogates: ``\udcff`` in the file, which JSON reads back as it was.
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")

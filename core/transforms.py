@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields, replace
+from decimal import Decimal
 from typing import Any, Literal
 
 from core.errors import UsageError
@@ -79,6 +80,9 @@ class Remedy:
     max_block_ratio: float | None = None
     num_samples: int | None = None
     protect: str | None = None
+    importance_method: str | None = None
+    pruning_ratio: float | None = None
+    ratio_of: str | None = None
 
     def __or__(self, other: "Remedy") -> "Remedy":
         """Both; where both change a thing, the second does."""
@@ -114,6 +118,12 @@ class Remedy:
             words += ["--num_samples", str(self.num_samples)]
         if self.protect is not None:
             words += ["--protect", self.protect]
+        if self.importance_method is not None:
+            words += ["--importance_method", self.importance_method]
+        if self.pruning_ratio is not None:
+            words += ["--pruning_ratio", format(Decimal(repr(self.pruning_ratio)), "f")]
+        if self.ratio_of is not None:
+            words += ["--ratio_of", self.ratio_of]
         return " ".join(words)
 
 

@@ -1,11 +1,15 @@
 """What all pictures share: size, colours, ticks, marks on layers, and writing without global state or dates.
 
-Figures are made from ``matplotlib.figure.Figure`` directly, never through pyplot, so that neither the backend
-nor the settings of a calling program are touched. Colours are those of Okabe and Ito, which colour-blind
-readers can tell apart. Places are given in inches and do not depend on what is drawn.
+Figures are made from ``matplotlib.figure.Figure`` directly, never through pyplot, and inside ``drawing()``, so that
+neither the backend nor the settings of a calling program are touched or acted on. Colours are those of Okabe and Ito,
+which colour-blind readers can tell apart. Places are given in inches and do not depend on what is drawn.
 """
 
-from collections.abc import Iterable
+import logging
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +30,47 @@ LEGEND_RANK = {WHOLE: 1, EXTREME: 2, FROZEN: 3}  # everything else comes first
 LEFT, BOTTOM = 0.85, 0.6  # margins around the plots, inches
 BARE, LABELLED = 0.3, 1.15  # margin to the right, without and with names of levels
 HEAD, PANEL, GAP = 1.15, 2.75, 0.5  # title and legend; one plot; between two plots, where a legend stands
+
+
+BACKEND = "MPLBACKEND"
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Inside, matplotlib draws by its own defaults: no ``matplotlibrc``, no backend that the environment names.
+
+    Notebooks name one for all their child processes, and matplotlib fails at import where it is not installed. ``$`` in
+    a name is a dollar, not a formula. What matplotlib says about caches and fonts stays off the console.
+    """
+    with _without_backend(), _quiet_logger():
+        import matplotlib
+    with _quiet_logger(), matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        matplotlib.rcdefaults()
+        matplotlib.rcParams["text.parse_math"] = False
+        yield
+
+
+@contextmanager
+def _without_backend() -> Iterator[None]:
+    """For the import, which reads the variable."""
+    backend = os.environ.pop(BACKEND, None)
+    try:
+        yield
+    finally:
+        if backend is not None:
+            os.environ[BACKEND] = backend
+
+
+@contextmanager
+def _quiet_logger() -> Iterator[None]:
+    logger = logging.getLogger("matplotlib")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def new_figure(

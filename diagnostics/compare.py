@@ -1,4 +1,7 @@
-"""Finished runs side by side: ``python -m diagnostics.compare RESULTS…``; ``--help`` tells the rest."""
+"""Finished runs side by side: ``global-pruning compare RESULTS…``; ``--help`` tells the rest.
+
+``python -m diagnostics.compare`` does the same where no other package of that name is in the way.
+"""
 
 import argparse
 import sys
@@ -6,9 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from core.errors import PruningError
+from core.console import console
+from core.failures import convenience, exit_code
 from core.files import write_json, write_text
 from core.output import check_output
+from core.program import called_as
 from diagnostics.comparison.data import as_csv, as_json
 from diagnostics.comparison.overlap import overlaps
 from diagnostics.comparison.page import write_comparison_page
@@ -35,9 +40,9 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}; --help lists all options\n")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(prog: str) -> argparse.ArgumentParser:
     parser = OneLineParser(
-        prog="python -m diagnostics.compare",
+        prog=prog,
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -49,14 +54,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    options = build_parser().parse_args(argv)
-    try:
-        print(compare(options.runs, options.output, options.overwrite))
-    except PruningError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """prog: how it was called, for usage. Returns the exit code."""
+    with console():
+        options = build_parser(prog or called_as()).parse_args(argv)
+        return exit_code(lambda: print(compare(options.runs, options.output, options.overwrite)))
 
 
 def compare(folders: Sequence[Path], output: Path | None = None, overwrite: bool = False) -> str:
@@ -71,15 +73,17 @@ def compare(folders: Sequence[Path], output: Path | None = None, overwrite: bool
     tables, best, lacking = all_tables(runs, ranked, shared), best_lines(ranked), missing_lines(runs)
 
     written: list[Path] = []
+    warnings: list[str] = []
     if output is not None:
         data = as_json(runs, ranked, shared)
         written = [
             write_json(output / "comparison.json", data),
             write_text(output / "comparison.csv", as_csv(data)),
             write_text(output / "comparison.md", markdown([table.markdown() for table in tables], best, lacking)),
-            *draw_comparison(output, runs),
+            *draw_comparison(output, runs, warnings),
         ]
-        written.append(write_comparison_page(output / "report.html", runs, ranked, shared, tables, written))
+        with convenience("report.html is missing", warnings):
+            written.append(write_comparison_page(output / "report.html", runs, ranked, shared, tables, written))
     sections = [table.console() for table in tables]
     sections += ["\n".join([title, *lines]) for title, lines in _lists(best, lacking, written) if lines]
     return "\n\n".join(sections)

@@ -4,14 +4,16 @@ import math
 import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from numbers import Real
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from core.plan import PruningPlan
+from core.program import program_name
 from diagnostics.diagnosis import Diagnosis
 from diagnostics.finding import Finding
-from diagnostics.next_command import next_command
+from diagnostics.next_command import next_command, only_remedies
 from diagnostics.reports import requested
 from diagnostics.wording import bytes_text, decimal, percent
 
@@ -27,20 +29,31 @@ def closing_report(
     argv: Sequence[str] | None,
     output: Path,
     written: Sequence[Path],
-    program: str = "python run_global_pruning.py",
+    program: str | None = None,
 ) -> str:
     """The text a run ends with, without a final newline.
 
     evaluation: the content of ``evaluation_results.json``; None, or its pruned half None, where not measured.
     argv: the options of this run, None where the remedies were tried already: then no flags are named and no next
-    command. output: its folder. written: paths to name, in this order.
+    command. output: its folder. written: paths to name, in this order. program: what to type before the options, by
+    default as this process was called.
     """
     untried = argv is not None
     sections = [
         table([("", "dense", "pruned", "change"), *metric_rows(sizes(plan), evaluation)]),
         table([("pruning ratio", "requested", "achieved"), *ratio_rows(plan)]),
-        "\n".join(["Findings", *(finding_text(finding, untried) for finding in diagnosis.findings)]),
-        next_step(diagnosis.findings, program, argv, output) if argv is not None else "",
+        "\n".join(
+            [
+                "Findings",
+                *(
+                    finding_text(finding, untried or not only_remedies(finding.flags or ""))
+                    for finding in diagnosis.findings
+                ),
+            ]
+        ),
+        next_step(diagnosis.findings, program or program_name(), argv, output, size_of(plan))
+        if argv is not None
+        else "",
         "\n".join(["Written", *(shlex.quote(str(path)) for path in written)]) if written else "",
     ]
     return "\n\n".join(section for section in sections if section)
@@ -75,13 +88,19 @@ def finding_text(finding: Finding, with_flags: bool = True) -> str:
     return f"{text}\n{indent}try {finding.flags}" if finding.flags and with_flags else text
 
 
-def next_step(findings: Sequence[Finding], program: str, argv: Sequence[str], output: Path) -> str:
+def size_of(plan: PruningPlan) -> list[str]:
+    return ["--pruning_ratio", format(Decimal(repr(plan.requested_ratio)), "f"), "--ratio_of", plan.ratio_of]
+
+
+def next_step(
+    findings: Sequence[Finding], program: str, argv: Sequence[str], output: Path, size: Sequence[str] = ()
+) -> str:
     """The command for the first finding that has flags; empty where none has."""
     for finding in findings:
         if finding.flags is not None:
             mild = finding.severity == "info"
             lead = "Nothing calls for a remedy; if anything, try" if mild else "Next, try"
-            return f"{lead}\n{next_command(program, argv, finding.flags, output)}"
+            return f"{lead}\n{next_command(program, argv, finding.flags, output, size)}"
     return ""
 
 

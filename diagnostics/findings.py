@@ -1,5 +1,7 @@
 """All rules in the order in which equally severe findings are told, and the one that applies them."""
 
+from dataclasses import replace
+
 from diagnostics import rules_of_gradients, rules_of_protection, rules_of_rates, rules_of_the_run, rules_of_transforms
 from diagnostics.finding import SEVERITIES, Finding, Rule
 from diagnostics.measured import Measured
@@ -17,6 +19,7 @@ RULES: tuple[Rule, ...] = (
     rules_of_protection.blocks_lose_more,
     rules_of_transforms.clipping_flattens,
     rules_of_gradients.gradient_ratio_undefined,
+    rules_of_the_run.nothing_removed,
     rules_of_the_run.skipped_windows,
     rules_of_the_run.unstable,
     rules_of_rates.few_extreme_layers,
@@ -35,5 +38,14 @@ RULES: tuple[Rule, ...] = (
 
 def find(measured: Measured, active: ActiveRemedies) -> tuple[Finding, ...]:
     """Every finding, the most severe first, equally severe ones in the order of RULES."""
-    findings = [finding for rule in RULES if (finding := rule(measured, active)) is not None]
+    findings = [_usable(finding, active) for rule in RULES if (finding := rule(measured, active)) is not None]
     return tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))
+
+
+def _usable(finding: Finding, active: ActiveRemedies) -> Finding:
+    """Without its flags where the program would refuse them beside the other options of this run; with the reason."""
+    refusal = active.refusal(finding.flags) if finding.flags else None
+    if refusal is None:
+        return finding
+    text = f"{finding.recommendation} Beside the other options of this run that is refused: {refusal}"
+    return replace(finding, recommendation=text, flags=None)

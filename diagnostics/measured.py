@@ -36,11 +36,13 @@ class Scores(Protocol):
 @dataclass(frozen=True)
 class Extras:
     """What only some runs measure. outliers: channels of huge output norm. check: each block's loss alone.
-    stability: what plans from two halves of the windows share."""
+    stability: what plans from two halves of the windows share. smallest_step_params: parameters of the cheapest
+    removal that the limits allow, None where it is not known."""
 
     outliers: Outliers | None = None
     check: PlanCheck | None = None
     stability: Stability | None = None
+    smallest_step_params: int | None = None
 
 
 def extreme_threshold(achieved: float) -> float:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from core.failures import convenience
 from core.groups import KINDS
 from core.measures import GRADIENTS_OF_OUTPUTS, GRADIENTS_OF_WEIGHTS, GradientStatistics, Importance
 from core.plan import PruningPlan
@@ -22,6 +23,7 @@ from diagnostics.canvas import (
     VERMILLION,
     WHOLE,
     add_legend,
+    drawing,
     level,
     log_axis,
     new_figure,
@@ -48,13 +50,22 @@ def draw_pictures(
     plan: PruningPlan,
     importance: Importance | None,
     scores: Scores | None,
+    warnings: list[str],
 ) -> list[Path]:
-    """Draw into ``folder``, return what was written: rates always, scores and gradients where measured."""
-    written = [draw_rates(folder / "pruning_ratio_by_layer.png", diagnosis, plan)]
-    if scores is not None:
-        written.append(draw_scores(folder / "score_distribution.png", diagnosis, plan, scores))
-    if importance is not None and importance.gradients is not None:
-        written.append(draw_gradients(folder / "gradient_by_layer.png", diagnosis, importance.gradients))
+    """Draw into ``folder``, return what was written: rates always, scores and gradients where measured.
+
+    A picture that cannot be drawn or written is a sentence in ``warnings``; the others are drawn.
+    """
+    written: list[Path] = []
+    with convenience("there are no pictures", warnings), drawing():
+        with convenience("the picture of rates is missing", warnings):
+            written.append(draw_rates(folder / "pruning_ratio_by_layer.png", diagnosis, plan))
+        if scores is not None:
+            with convenience("the picture of scores is missing", warnings):
+                written.append(draw_scores(folder / "score_distribution.png", diagnosis, plan, scores))
+        if importance is not None and importance.gradients is not None:
+            with convenience("the picture of gradients is missing", warnings):
+                written.append(draw_gradients(folder / "gradient_by_layer.png", diagnosis, importance.gradients))
     return written
 
 
@@ -91,6 +102,8 @@ def draw_rates(path: Path, diagnosis: Diagnosis, plan: PruningPlan) -> Path:
 
 
 def rates_title(m: Measured) -> str:
+    if not m.plan.removed_params:
+        return "Nothing is removed from any layer"
     if not len(m.extreme):
         subject = "unfrozen layers lose" if m.frozen_layers.any() else "each loses"
         return f"No layer is extreme: {subject} {percent_range(m.rate[m.open_layers].tolist() or [0.0], 0)}"

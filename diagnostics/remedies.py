@@ -6,8 +6,8 @@ differences between layers and costs quality.
 
 import functools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,13 +22,18 @@ BY_LOSS = (
 ADVICE_ONLY = "This is advice until held-out loss at equal size confirms it."
 
 
+def nothing_refused(remedy: Remedy) -> str | None:
+    return None
+
+
 @dataclass(frozen=True)
 class ActiveRemedies:
     """What the run that is judged had switched on.
 
     clip: percentile clipping, at clip_percentiles. normalise: log, sqrt, minmax, zscore or None.
     temperature: T of the correction, 0 = off. max_block_ratio: largest fraction of a block that may go.
-    criterion: the importance method.
+    criterion: the importance method. dtype: computed in, ``float32`` ..., empty where it is not known.
+    refusal: why the program would refuse this run with that remedy on it, None where it would not.
     """
 
     clip: bool = False
@@ -37,6 +42,8 @@ class ActiveRemedies:
     max_block_ratio: float = 1.0
     criterion: str = "taylor"
     clip_percentiles: tuple[float, float] = (5.0, 95.0)
+    dtype: str = ""
+    refusal: Callable[[Remedy], str | None] = field(default=nothing_refused, compare=False)
 
     @property
     def ranks_by_loss(self) -> bool:
@@ -93,16 +100,19 @@ def block_cap(measured: Measured, active: ActiveRemedies) -> Step | None:
 
 def advise(wanted: Sequence[Step], measured: Measured, active: ActiveRemedies) -> Advice:
     """The wanted remedies that are not on yet; where all are, the next of temperature, clipping, block cap;
-    where those are exhausted, no flags."""
+    where those are exhausted, no flags. What the other options of the run rule out is not advised."""
     on = [step.name for step in wanted if step.is_on]
-    missing = [step for step in wanted if not step.is_on]
+    missing = _usable(wanted, active)
     if not missing:
-        ladder = [temperature(active), clipping(active), block_cap(measured, active)]
-        missing = [step for step in ladder if step is not None and not step.is_on][:1]
+        missing = _usable([temperature(active), clipping(active), block_cap(measured, active)], active)[:1]
     if not missing:
         return Advice("Every remedy that can reach this ratio is on already: remove less with --pruning_ratio.")
     remedy = functools.reduce(Remedy.__or__, (step.remedy for step in missing))
     return Advice(f"{_already(on)}Try {remedy.flags} ({_replacing(missing, active)}). {ADVICE_ONLY}", remedy)
+
+
+def _usable(steps: Sequence[Step | None], active: ActiveRemedies) -> list[Step]:
+    return [step for step in steps if step and not step.is_on and active.refusal(step.remedy) is None]
 
 
 def _already(names: list[str]) -> str:

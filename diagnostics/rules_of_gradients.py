@@ -36,7 +36,7 @@ def gradient_scale_moderate(m: Measured, active: ActiveRemedies) -> Finding | No
 
 def mild(m: Measured, active: ActiveRemedies) -> Finding | None:
     """Below 100, and no extreme layer."""
-    if not _ratio(m) < MODERATE_RATIO * (1 - TOLERANCE) or len(m.extreme):
+    if not _ratio(m) < MODERATE_RATIO * (1 - TOLERANCE) or len(m.extreme) or not m.plan.removed_params:
         return None
     description = f"{_gradients(m)} No layer is extreme."
     if active.temperature > 0 or active.normalise is not None or active.clip:
@@ -69,6 +69,8 @@ def no_gradients(m: Measured, active: ActiveRemedies) -> Finding | None:
     else:
         description = f"{active.criterion} looks at no gradient: gradient_statistics are null."
         text = "--importance_method taylor, fisher or obs measures gradients; it may also rank differently."
+        if active.refusal(Remedy(importance_method="taylor")) is not None:
+            text = "Nothing to do: the other options of this run go with a criterion that reads no gradient."
     return Finding("no_gradient_statistics", "info", description, text)
 
 
@@ -94,6 +96,8 @@ def _advise_if_harmful(step: Step, m: Measured, active: ActiveRemedies) -> Advic
     nothing more to try once the remedy is on."""
     if len(m.extreme):
         return advise([step], m, active)
+    if not m.plan.removed_params:
+        return Advice("Nothing is removed, so there is nothing to remedy.")
     if step.is_on:
         name = step.name
         return Advice(f"{name[0].upper()}{name[1:]} is on already and no layer is extreme: nothing more to try.")

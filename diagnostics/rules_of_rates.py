@@ -67,7 +67,7 @@ def uneven(m: Measured, active: ActiveRemedies) -> Finding | None:
 def healthy(m: Measured, active: ActiveRemedies) -> Finding | None:
     if len(m.extreme) >= EXTREME_LAYERS or any(layer in HEALTHY_LAYERS for layer in m.extreme):
         return None
-    if m.spread >= HEALTHY_SPREAD - TOLERANCE:
+    if m.spread >= HEALTHY_SPREAD - TOLERANCE or not m.plan.removed_params:
         return None
     rates = m.rate[m.open_layers] if len(m.open_layers) else m.rate
     extreme = f"Only {name_layers(m.extreme.tolist())} extreme" if len(m.extreme) else "No layer is extreme"

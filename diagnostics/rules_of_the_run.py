@@ -1,5 +1,8 @@
 """Rules on what the run could not do, or did beside ranking."""
 
+import math
+from decimal import Decimal
+
 from core.groups import ATTENTION
 from core.transforms import Remedy
 from diagnostics.finding import Finding
@@ -16,6 +19,9 @@ def skipped_windows(m: Measured, active: ActiveRemedies) -> Finding | None:
         return None
     skipped, total = m.importance.windows_skipped, m.importance.windows_skipped + m.importance.windows_used
     description = f"{skipped} of {total} calibration windows yielded NaN or Inf and were left out."
+    if active.dtype == "float32":
+        text = "float32 was computed in already: look at the model's weights, and at what these texts hold."
+        return Finding("skipped_windows", "medium", description, text)
     return Finding("skipped_windows", "medium", description, "In float16 or bfloat16, try --dtype float32.")
 
 
@@ -33,8 +39,36 @@ def unstable(m: Measured, active: ActiveRemedies) -> Finding | None:
     return Finding("unstable_plan", "medium", description, f"Try {remedy.flags}, twice as many windows.", remedy)
 
 
+def nothing_removed(m: Measured, active: ActiveRemedies) -> Finding | None:
+    """A budget below the smallest step: the model stays as it is, and no rate says anything about it."""
+    plan = m.plan
+    if plan.removed_params:
+        return None
+    whole = plan.architecture.total_params if plan.ratio_of == "total" else plan.architecture.prunable_params
+    least = m.extras.smallest_step_params or int(plan.groups.cost.min())
+    description = (
+        f"Nothing is removed: --pruning_ratio {decimal_text(plan.requested_ratio)} of {plan.ratio_of} parameters is "
+        f"{plan.budget_params:,}, and the smallest step takes {least:,}."
+    )
+    remedy = Remedy(pruning_ratio=ratio_for(least, whole), ratio_of=plan.ratio_of)
+    return Finding("nothing_removed", "high", description, f"Ask for more: {remedy.flags}, or above.", remedy)
+
+
+def ratio_for(params: int, whole: int) -> float:
+    """The smallest ratio of two significant digits whose budget, rounded down, covers ``params``: 0.00014."""
+    digits = max(0, 1 - math.floor(math.log10(params / whole)))
+    return -(-params * 10**digits // whole) / 10**digits
+
+
+def decimal_text(ratio: float) -> str:
+    """As a person types it: 0.00003, not 3e-05."""
+    return format(Decimal(repr(ratio)), "f")
+
+
 def budget_gap(m: Measured, active: ActiveRemedies) -> Finding | None:
     plan = m.plan
+    if not plan.removed_params:
+        return None  # nothing_removed says so
     if plan.budget_gap_params < BUDGET_GAP * plan.budget_params or not plan.budget_gap_params:
         return None
     description = (
@@ -58,5 +92,7 @@ def removed_layers(m: Measured, active: ActiveRemedies) -> Finding | None:
     layers = m.plan.removed_layers
     if not layers:
         return None
-    description = f"{name_layers(layers).capitalize()} kept less than --epsilon and left whole, norms included."
+    description = (
+        f"{name_layers(layers).capitalize()} kept less than --epsilon and are gone as a whole, norms included."
+    )
     return Finding("layers_removed_whole", "low", description, "A smaller --epsilon keeps thin layers in the model.")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import DataError, UsageError
+from core.failures import in_one_line
 from core.hub import offline_if_unreachable
 from core.names import DEFAULT_TASK
 from evaluation.quiet import quiet
@@ -26,6 +27,9 @@ def check_tasks(names: list[str], task_path: str | Path | None) -> None:
     """
     if task_path is not None and not Path(task_path).is_dir():
         raise UsageError(f"--eval_task_path {str(task_path)!r} is not a folder")
+    if not names:
+        return  # lm-eval and datasets take seconds to import
+    require_packages()
     with quiet():
         manager, _ = _manager_for(names, task_path)
         for name in names:
@@ -34,6 +38,18 @@ def check_tasks(names: list[str], task_path: str | Path | None) -> None:
         for name, task in load(names, task_path)["tasks"].items():
             if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
                 raise UsageError(f"task {name!r} runs generated code or needs pictures: not supported")
+
+
+def require_packages() -> None:
+    """Raise UsageError where what runs tasks is missing or does not import; a run without tasks needs none of it."""
+    try:
+        import datasets  # noqa: F401
+        import lm_eval.models.huggingface  # noqa: F401
+    except Exception as error:  # a broken installation fails in any way
+        raise UsageError(
+            f"tasks need the packages lm-eval and datasets ({in_one_line(error)}): pip install lm-eval datasets, or "
+            "leave tasks out of --run_evaluation and --eval_tasks"
+        ) from error
 
 
 def load(names: list[str], task_path: str | Path | None) -> dict[str, Any]:

@@ -1,19 +1,24 @@
 """Why the plan is as it is: the diagnosis, and the files that tell it."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from core.errors import PruningError
 from core.files import write_json
 from core.measures import Importance
+from core.transforms import Remedy
 from diagnostics.diagnosis import Diagnosis, diagnose
 from diagnostics.measured import Extras
 from diagnostics.pictures import draw_pictures
 from diagnostics.remedies import ActiveRemedies
 from diagnostics.reports import write_reports
 from importance.scoring import Scores
-from pruning.limits import Limits, frozen_groups
+from pruning.budget import budget_params
+from pruning.limits import Limits, frozen_groups, smallest_removal_params
 from pruning.plan_file import write_plan
 from run.decision import Decision, Ranked, Replayed
+from run.rules import refusal
 from run.session import Session
 from run.stability import stability_of
 
@@ -27,7 +32,10 @@ def explain(session: Session, decision: Decision) -> tuple[Diagnosis, list[Path]
         written = [write_plan(analysis / "pruning_plan.json", plan)]
         written += [write_json(analysis / f"{name}.json", content) for name, content in decision.records.items()]
         written += write_reports(analysis, diagnosis, plan, importance, scores)
-        written += draw_pictures(session.folder / "visualization", diagnosis, plan, importance, scores)
+        if session.draws:
+            written += draw_pictures(
+                session.folder / "visualization", diagnosis, plan, importance, scores, session.warnings
+            )
     return diagnosis, written
 
 
@@ -42,8 +50,9 @@ def diagnosis_of(session: Session, decision: Decision) -> Diagnosis:
     active = active_remedies(session, decision)
     if isinstance(decision, Replayed):  # it was made under limits of its own
         frozen = frozen_groups(session.architecture, Limits())
-        return diagnose(session.architecture, None, None, decision.plan, None, frozen, active, Extras())
-    extras = Extras(outliers=decision.outliers, check=decision.check, stability=decision.stability)
+        return diagnose(session.architecture, None, None, decision.plan, None, frozen, active)
+    least = smallest_removal_params(session.architecture, decision.limits) or None
+    extras = Extras(decision.outliers, decision.check, decision.stability, least)
     return diagnose(
         session.architecture,
         decision.importance,
@@ -67,7 +76,23 @@ def active_remedies(session: Session, decision: Decision) -> ActiveRemedies:
         max_block_ratio=limits.max_block_ratio,
         criterion=session.settings.scores.importance_method,
         clip_percentiles=(transforms.clip_low, transforms.clip_high),
+        dtype=str(session.dtype).removeprefix("torch."),
+        refusal=partial(_refusal, session, decision),
     )
+
+
+def _refusal(session: Session, decision: Decision, remedy: Remedy) -> str | None:
+    """Why this run with a remedy on it would be refused: by its other settings, or by a cap out of the budget's
+    reach."""
+    refused = refusal(session.settings, remedy)
+    if refused is not None or remedy.max_block_ratio is None:
+        return refused
+    limits, plan = replace(session.limits, max_block_ratio=remedy.max_block_ratio), decision.plan
+    try:
+        budget_params(session.architecture, plan.requested_ratio, plan.ratio_of, limits)
+    except PruningError as error:
+        return str(error)
+    return None
 
 
 def _sources(decision: Decision) -> tuple[Importance | None, Scores | None]:

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from core.failures import convenience
 from core.files import write_json
 from diagnostics.console import closing_report
 from diagnostics.diagnosis import Diagnosis
@@ -44,7 +45,8 @@ def finish(
             _windows(session),
             _facts(session, decision, repaired),
         )
-        files.append(write_run_page(session.folder, record, argv, files, tried=tried))
+        with convenience("report.html is missing", session.warnings):
+            files.append(write_run_page(session.folder, record, argv, files, tried=tried))
         files.append(write_json(session.folder / RECORD, record))
     plan, output = decision.plan, session.folder
     report = closing_report(diagnosis, plan, evaluation, None if tried else argv, output, files)
@@ -70,4 +72,5 @@ def _facts(session: Session, decision: Decision, repaired: Reconstruction | None
         "repair_median_change": repaired.median_change if repaired else None,
         "streamed": session.streamed,
         "cache": session.cache.outcomes,
+        "warnings": session.warnings,
     }

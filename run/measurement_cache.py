@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from core.cache import BadEntryError, Entry, entry_path, read_entry, write_entry
+from core.failures import convenience
 from core.say import say
 from run.record import Stages
 
@@ -12,13 +13,16 @@ from run.record import Stages
 class MeasurementCache:
     """Importance, prior, outliers and dense perplexity, from an earlier run that measured them under the same key.
 
-    outcomes: part -> ``hit``, ``miss``, ``damaged``, ``foreign`` (the last three were measured) or ``off``.
-    Nothing that goes wrong here stops a run: it is said on stderr and measured.
+    outcomes: part -> ``hit``, ``off``, or, measured: ``miss``, ``damaged``, ``foreign``, ``unreadable``.
+    Nothing that goes wrong here stops a run: it is said, and measured.
     """
 
-    def __init__(self, folder: Path | None, common: Callable[[], dict[str, Any]], stages: Stages) -> None:
-        """folder None: nothing is kept. common: what every key holds, asked for once."""
-        self.folder, self.stages = folder, stages
+    def __init__(
+        self, folder: Path | None, common: Callable[[], dict[str, Any]], stages: Stages, warnings: list[str]
+    ) -> None:
+        """folder None: nothing is kept. common: what every key holds, asked for once. warnings: takes a sentence where
+        a result could not be kept; nothing more is kept then."""
+        self.folder, self.stages, self.warnings, self.writes = folder, stages, warnings, True
         self.outcomes: dict[str, str] = {}
         if folder is not None:
             with stages("cache", quietly=True):
@@ -51,13 +55,12 @@ class MeasurementCache:
         return entry
 
     def keep(self, part: str, depends: dict[str, Any], entry: Entry) -> None:
-        if self.folder is None:
+        if self.folder is None or not self.writes:
             return
-        key = self._key(part, depends)
-        try:
+        key, self.writes = self._key(part, depends), False
+        with convenience(f"the cache at {self.folder} keeps nothing of this run from {part} on", self.warnings):
             write_entry(entry_path(self.folder, _file_name(part), key), key, entry)
-        except OSError as error:
-            say(f"cache: {self.folder} cannot be written ({error.strerror or error})")
+            self.writes = True
 
     def _key(self, part: str, depends: dict[str, Any]) -> dict[str, Any]:
         return {"part": _file_name(part), **self.common, **depends}

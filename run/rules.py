@@ -1,9 +1,11 @@
 """Settings beside one another, as two tables: combinations that cannot work, and options that cannot act."""
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import NamedTuple
 
 from core.errors import UsageError
+from core.transforms import Remedy
 from run.settings import Settings
 
 Test = Callable[[Settings], bool]
@@ -129,6 +131,43 @@ def refuse_conflicts(settings: Settings) -> None:
     for conflict in CONFLICTS:
         if conflict.when(settings):
             raise UsageError(conflict.message.format(s=settings))
+
+
+def refusal(settings: Settings, remedy: Remedy) -> str | None:
+    """Why the same run with this remedy on it would be refused for its other settings; None where it would not."""
+    try:
+        refuse_conflicts(remedied(settings, remedy))
+    except UsageError as error:
+        return str(error)
+    return None
+
+
+def remedied(settings: Settings, remedy: Remedy) -> Settings:
+    """The settings with a remedy. UsageError where its values cannot work at all."""
+    scores, limits, refinement, calibration = (
+        settings.scores,
+        settings.limits,
+        settings.refinement,
+        settings.calibration,
+    )
+    acting = remedy.applied_to(scores.transforms)
+    return replace(
+        settings,
+        scores=replace(
+            scores,
+            importance_method=remedy.importance_method or scores.importance_method,
+            enable_grad_clip=acting.clip,
+            clip_percentile_low=acting.clip_low,
+            clip_percentile_high=acting.clip_high,
+            enable_grad_norm=acting.normalise is not None,
+            norm_method=acting.normalise or scores.norm_method,
+            temperature=acting.temperature,
+            tau=acting.tau,
+        ),
+        limits=replace(limits, max_block_ratio=remedy.max_block_ratio or limits.max_block_ratio),
+        refinement=replace(refinement, protect=remedy.protect or refinement.protect),
+        calibration=replace(calibration, num_samples=remedy.num_samples or calibration.num_samples),
+    )
 
 
 def _corrects(s: Settings) -> bool:

@@ -42,7 +42,8 @@ class Session:
     where and in what it is computed. saved_dtype: in what checkpoints are written. limits: what the settings and the
     target rule out. replayed: a saved plan, or None. calibration: windows to measure and refit on, None where nothing
     does. judging: windows that importance did not see, for plans on trial, None where none is tried. evaluation:
-    windows by dataset. folder: where results are written.
+    windows by dataset. folder: where results are written. warnings: what the run goes without, for run.json. draws:
+    whether pictures can be drawn here.
     """
 
     def __init__(self, settings: Settings, source: ModelSource, *, model: Any = None) -> None:
@@ -67,6 +68,8 @@ class Session:
         self.calibration: TokenWindows | None = None
         self.evaluation: dict[str, TokenWindows] = {}
         self._judging: TokenWindows | None = None
+        self.warnings: list[str] = []
+        self.draws = True
         self._given = model
         self._dense: Any = None
         self._check(shapes)
@@ -155,7 +158,9 @@ class Session:
         if folder is not None and self.settings.model.trust_remote_code:
             note("--trust_remote_code goes without the cache: no key holds a model's own Python")
             folder = None
-        return MeasurementCache(folder, lambda: common_key(self.source, self.dtype, self.device), self.stages)
+        return MeasurementCache(
+            folder, lambda: common_key(self.source, self.dtype, self.device), self.stages, self.warnings
+        )
 
     @cached_property
     def streamed(self) -> bool:

@@ -300,7 +300,10 @@ def test_a_folder_that_cannot_be_used_stops_nothing(workspace: Workspace, tmp_pa
     arguments = ["--cache_dir", str(tmp_path / "file"), "--dry_run", "--output", str(output)]
     code, _, error = call([*workspace.base_arguments(), *arguments])
     assert code == 0
-    assert f"cache: {tmp_path / 'file'} cannot be written" in error
+    said = [line for line in error.splitlines() if line.startswith("warning: ")]
+    assert len(said) == 1  # importance and perplexity are kept under one roof: one sentence does
+    assert said[0].startswith(f"warning: the cache at {tmp_path / 'file'} keeps nothing of this run from importance on")
+    assert json.loads((output / "run.json").read_text())["facts"]["warnings"] == [said[0].removeprefix("warning: ")]
 
 
 def test_two_runs_at_once_leave_one_whole_entry_each_can_read(workspace: Workspace) -> None:

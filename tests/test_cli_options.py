@@ -13,7 +13,9 @@ from workspace import Workspace, call, observe, write_model
 from calibration.texts import NAMED
 from cli.options import build_parser, parse_options
 from core.names import DATASETS
-from run.rules import idle_notes
+from core.program import program_name
+from core.transforms import Remedy
+from run.rules import idle_notes, refusal
 
 OPTIONS = {
     option: action
@@ -372,7 +374,7 @@ def test_help_gives_every_option_a_default_and_the_epilog_parses() -> None:
         assert option in text
         assert "default" in (action.help or "") or action.required, option
     joined = text.split("commands that work:")[1].replace("\\\n", " ")
-    commands = re.findall(r"^ +run_global_pruning\.py (.*)$", joined, flags=re.M)
+    commands = re.findall(rf"^ +{program_name()} (--.*)$", joined, flags=re.M)
     assert len(commands) == 5
     for command in commands:
         assert parse_options(command.split()).settings.model.base_model
@@ -380,3 +382,22 @@ def test_help_gives_every_option_a_default_and_the_epilog_parses() -> None:
 
 def test_datasets_that_options_name_are_those_that_can_be_read() -> None:
     assert set(DATASETS) == set(NAMED)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy", "word"),
+    [
+        (
+            ["--low_memory", "--importance_method", "magnitude", "--run_evaluation", "none"],
+            Remedy(temperature=1.0),
+            "--low_m",
+        ),
+        (["--epsilon", "0.3"], Remedy(max_block_ratio=0.5), "--epsilon"),
+        (["--low_memory", "--plan", "x", "--run_evaluation", "none"], Remedy(protect="measured"), None),
+        (["--temperature", "1.0"], Remedy(temperature=2.0), None),
+    ],
+)
+def test_whether_a_remedy_would_be_refused(arguments: list[str], remedy: Remedy, word: str | None) -> None:
+    said = refusal(parse_options(["--base_model", "demo", *arguments]).settings, remedy)
+    assert (said is None) == (word is None), said
+    assert (word or "") in (said or "")

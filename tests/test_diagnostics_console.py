@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from diagnostics_cases import judge, plan_of
 
+from core.arguments import without
 from diagnostics.console import closing_report
-from diagnostics.next_command import folder_suffix, next_command, without
+from diagnostics.next_command import beside, folder_suffix, next_command, only_remedies
 
 EXTREME = [10, 10, 91, 91, 91] + [10] * 7  # 363 of 1200 prunable, 200 + 12 · 105 = 1460 in all
 ARGV = ["--base_model", "demo", "--pruning_ratio", "0.2", "--output", "results/demo/run"]
@@ -41,6 +42,7 @@ def report(points: list[int], evaluation: Any = None, argv: list[str] = ARGV, **
         argv,
         Path("results/demo/run"),
         [Path("results/demo/run/model"), Path("results/my run/run.json")],
+        "python run_global_pruning.py",
     )
 
 
@@ -145,3 +147,25 @@ def test_a_replayed_plan_is_not_replayed_with_a_remedy() -> None:
 )
 def test_folder_suffix(flags: str, suffix: str) -> None:
     assert folder_suffix(flags.split()) == suffix
+
+
+def test_a_replayed_plan_is_made_again_at_its_own_size() -> None:
+    text = report(EXTREME, argv=["--base_model", "demo", "--plan", "x/pruning_plan.json"])
+    words = command(text)
+    assert "--plan" not in words
+    ratio = words[words.index("--pruning_ratio") + 1]
+    assert float(ratio) == plan_of(EXTREME).requested_ratio
+    assert words[words.index("--ratio_of") + 1] == "prunable"
+
+
+@pytest.mark.parametrize(
+    ("output", "folder"),
+    [("results/a b", "results/a b_x"), ("run/", "run_x"), ("-run", "./-run_x"), (".", None), ("..", None)],
+)
+def test_the_next_folder_stands_beside_this_one(output: str, folder: str | None) -> None:
+    assert beside(Path(output), "x") == (folder or f"{Path(output).resolve()}_x")
+
+
+def test_remedies_that_were_tried_are_not_named_again_but_other_flags_are() -> None:
+    assert only_remedies("--enable_grad_norm --norm_method log")
+    assert not only_remedies("--num_samples 64")

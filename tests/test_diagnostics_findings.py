@@ -18,6 +18,7 @@ from diagnostics_cases import (
 from diagnostics.diagnosis import diagnose
 from diagnostics.finding import SEVERITIES
 from diagnostics.remedies import ActiveRemedies
+from diagnostics.rules_of_the_run import ratio_for
 
 LOG = "--enable_grad_norm --norm_method log"
 BY_PRIOR = "--temperature 1.0 --tau 0.0"
@@ -353,3 +354,43 @@ def test_score_ratio_is_null_with_a_note_when_a_median_is_not_positive() -> None
     assert before["median_range"] == [-2.0, 1.0]
     assert "2 of 3 layers" in before["note"]
     assert "score_ratio is null before" in found(diagnosis, "score_ratio_undefined").description
+
+
+def test_a_plan_that_removes_nothing_is_not_praised_and_names_the_ratio_that_acts() -> None:
+    # 6 layers of 100 prunable and 5 other parameters, 200 of the embedding: 830; a group holds 1 of them
+    nothing: dict[str, Any] = {"requested_ratio": 0.0001, "ratio_of": "total", "budget_params": 0, "removed_params": 0}
+    diagnosis = judge([0] * 6, **nothing)
+    assert "healthy" not in issues(diagnosis)
+    assert "gradient_scales_mild" not in issues(diagnosis)
+    finding = found(diagnosis, "nothing_removed")
+    assert "--pruning_ratio 0.0001 of total parameters is 0, and the smallest step takes 1." in finding.description
+    assert finding.flags == "--pruning_ratio 0.0013 --ratio_of total"  # 0.0013 * 830 = 1.079, 0.0012 * 830 = 0.996
+
+
+@pytest.mark.parametrize(
+    ("params", "whole", "ratio"),
+    [(1, 830, "0.0013"), (576, 5_657_280, "0.00011"), (64, 100, "0.64"), (1, 1000, "0.0010")],
+)
+def test_the_smallest_ratio_that_covers_a_step(params: int, whole: int, ratio: str) -> None:
+    assert ratio_for(params, whole) == ratio
+    assert int(float(ratio) * whole + 1e-9) >= params
+
+
+def test_what_the_other_options_of_a_run_rule_out_is_not_advised() -> None:
+    def refuses(word: str) -> dict[str, Any]:
+        return {"refusal": lambda flags: f"{word} cannot act here" if word in flags else None}
+
+    both = found(judge([10, 10, 91, 92, 93] + [10] * 7), "early_layers_over_pruned")
+    assert both.flags == f"{LOG} {BY_PRIOR}"
+    one = found(judge([10, 10, 91, 92, 93] + [10] * 7, active=refuses("--temperature")), "early_layers_over_pruned")
+    assert one.flags == LOG
+    mild = found(judge([20] * 6, active=refuses("--temperature")), "gradient_scales_mild")
+    assert mild.flags is None
+    assert "--temperature cannot act here" in mild.recommendation
+
+
+def test_float32_is_not_advised_to_who_computes_in_it() -> None:
+    skipping = {"windows_skipped": 3}
+    assert "--dtype float32" in found(judge([20] * 6, importance=skipping), "skipped_windows").recommendation
+    finding = found(judge([20] * 6, importance=skipping, active={"dtype": "float32"}), "skipped_windows")
+    assert "--dtype" not in finding.recommendation

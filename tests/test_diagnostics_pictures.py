@@ -22,7 +22,7 @@ from diagnostics.remedies import ActiveRemedies
 def draw(folder: Path, plan: PruningPlan, importance: Importance | None, scores: Scores | None) -> dict[str, Path]:
     frozen = plan.groups.layer == 0
     diagnosis = diagnose(plan.architecture, importance, scores, plan, None, frozen, ActiveRemedies())
-    return {path.stem: path for path in draw_pictures(folder, diagnosis, plan, importance, scores)}
+    return {path.stem: path for path in draw_pictures(folder, diagnosis, plan, importance, scores, [])}
 
 
 def deep_plan(num_layers: int) -> PruningPlan:
@@ -131,7 +131,7 @@ def test_drawing_leaves_pyplot_and_the_backend_alone() -> None:
         "plan = plan_of([20, 30])\n"
         "frozen = np.zeros(200, dtype=bool)\n"
         "d = diagnose(plan.architecture, None, None, plan, None, frozen, ActiveRemedies())\n"
-        "draw_pictures(pathlib.Path(tempfile.mkdtemp()), d, plan, None, None)\n"
+        "draw_pictures(pathlib.Path(tempfile.mkdtemp()), d, plan, None, None, [])\n"
         "assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules, 'pyplot imported'\n"
     )
     here = Path(__file__).parent

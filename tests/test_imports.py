@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("calibration", "importance", "pruning", "diagnostics", "evaluation", "models")
 ROOMS = ("core", "run", "cli", *STAGES)
-OURS = {*ROOMS, "benchmarks", "run_global_pruning", "global_pruning", "tests"}
+OURS = {*ROOMS, "benchmarks", "global_pruning", "global_pruning_rooms", "run_global_pruning", "tests"}
 BEFORE_ANY_STAGE = (
     "cli.argv",
     "cli.finished",
@@ -34,12 +34,16 @@ BEFORE_ANY_STAGE = (
 BY_HAND = ("models.demo.train", "models.demo.recipe", "evaluation.tasks.build_pydoc_cloze")
 WITHOUT_TORCH = (
     "core",
+    "core.arguments",
     "core.cache",
     "core.families",
+    "core.console",
+    "core.failures",
     "core.files",
     "core.groups",
     "core.measures",
     "core.plan",
+    "core.program",
     "core.windows",
     *BEFORE_ANY_STAGE,
     "global_pruning",
@@ -54,6 +58,8 @@ WITHOUT_TORCH = (
     ),
     "pruning.targets",
     "pruning.uniform",
+    "run.folders",
+    "run.preflight",
 )
 
 

@@ -33,7 +33,12 @@ class Health:
 
 
 def health(run: Run) -> Health:
-    """Judged as the finding ``healthy`` is: extreme layers, and the spread of rates over unfrozen layers."""
+    """Judged as the finding ``healthy`` is: extreme layers, and the spread of rates over unfrozen layers.
+
+    A run that removed nothing tells nothing.
+    """
+    if run.of_total == 0:
+        return Health(None, None, None)
     extreme, spread = run.extreme_layers, run.spread
     return Health(
         layers_2_4_not_extreme=None if extreme is None else not any(layer in HEALTHY_LAYERS for layer in extreme),

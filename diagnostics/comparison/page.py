@@ -5,18 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.files import write_text
+from core.program import program_name
 from diagnostics.comparison.overlap import Overlap
 from diagnostics.comparison.pictures import losses_by_dataset
 from diagnostics.comparison.ranking import Ranking
 from diagnostics.comparison.runs import Named
 from diagnostics.comparison.tables import Table, best_lines, missing_lines
+from diagnostics.next_command import beside
 from diagnostics.page.charts import Chart, scatter
 from diagnostics.page.headline import brief
 from diagnostics.page.heat import Cell, HeatMap, runs_by_layer
 from diagnostics.page.render import render
 from diagnostics.wording import percent
-
-PROGRAM = "python run_global_pruning.py"
 
 
 def write_comparison_page(
@@ -88,7 +88,7 @@ def _replay(item: Named, model: str) -> str:
     if isinstance(data, str):
         options += ["--dataset", data]
     options += ["--plan", str(folder / "analysis" / "pruning_plan.json")]
-    return f"{PROGRAM} {shlex.join([*options, '--output', str(folder.with_name(f'{folder.name}_pruned'))])}"
+    return f"{program_name()} {shlex.join([*options, '--output', beside(folder, 'pruned')])}"
 
 
 def _loss_charts(runs: Sequence[Named]) -> list[Chart]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diagnostics.canvas import BLUE, GREEN, INK, ORANGE, QUIET, VERMILLION, layer_axis, quieten, save
+from core.failures import convenience
+from diagnostics.canvas import BLUE, GREEN, INK, ORANGE, QUIET, VERMILLION, drawing, layer_axis, quieten, save
 from diagnostics.comparison.runs import Named
 from diagnostics.run_folder import number
 from diagnostics.wording import percent
@@ -21,15 +22,20 @@ WIDTH, HEIGHT, HEAD = 4.2, 2.3, 0.9  # of one small plot, and of the title above
 SHAPES = tuple((shape, colour) for shape in "osD^v" for colour in (BLUE, ORANGE, GREEN, VERMILLION, INK))
 
 
-def draw_comparison(folder: Path, runs: Sequence[Named]) -> list[Path]:
-    """What could be drawn: rates where a run tells them, loss where a pruned model was evaluated."""
-    written = []
-    with_rates = [item for item in runs if item.run.rates]
-    if with_rates:
-        written.append(draw_rates(folder / "pruning_ratio_by_layer.png", with_rates))
-    losses = losses_by_dataset(runs)
-    if losses:
-        written.append(draw_losses(folder / "loss_against_ratio.png", losses))
+def draw_comparison(folder: Path, runs: Sequence[Named], warnings: list[str]) -> list[Path]:
+    """What could be drawn: rates where a run tells them, loss where a pruned model was evaluated.
+
+    A picture that cannot be drawn or written is a sentence in ``warnings``.
+    """
+    written: list[Path] = []
+    with_rates, losses = [item for item in runs if item.run.rates], losses_by_dataset(runs)
+    with convenience("there are no pictures", warnings), drawing():
+        if with_rates:
+            with convenience("the picture of rates is missing", warnings):
+                written.append(draw_rates(folder / "pruning_ratio_by_layer.png", with_rates))
+        if losses:
+            with convenience("the picture of losses is missing", warnings):
+                written.append(draw_losses(folder / "loss_against_ratio.png", losses))
     return written
 
 

@@ -19,6 +19,8 @@ def brief(perplexity: float) -> str:
 def _size(run: Run) -> str:
     if run.of_total is None:
         return "Size not known"
+    if run.of_total == 0:
+        return "Nothing removed"
     return f"{percent(run.of_total)} {'would be removed' if run.option('dry_run') is True else 'removed'}"
 
 
@@ -34,7 +36,7 @@ def _cost(run: Run) -> str:
 
 def _layers(run: Run) -> str:
     extreme, threshold = run.extreme_layers, run.threshold
-    if extreme is None or threshold is None:
+    if extreme is None or threshold is None or run.of_total == 0:
         return ""
     much = "half" if threshold == 0.5 else percent(threshold, 0)
     if not extreme:

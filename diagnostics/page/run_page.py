@@ -3,12 +3,15 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from core.arguments import without
 from core.files import write_text
+from core.program import program_name
 from diagnostics.console import MISSING, metric_rows
-from diagnostics.next_command import next_command, without
+from diagnostics.next_command import beside, next_command, only_remedies
 from diagnostics.page.headline import headline
 from diagnostics.page.heat import layers_by_kind
 from diagnostics.page.render import render
@@ -17,7 +20,6 @@ from diagnostics.run_folder import Run, at, items, number, read_run
 from diagnostics.wording import bytes_text, percent
 
 NOT_MEASURED = "not measured"
-COMPARE = "python -m diagnostics.compare"
 NEVER_AGAIN = ("--dry_run", "--output", "--overwrite", "--plan")  # of a command that carries a plan out
 
 
@@ -37,18 +39,19 @@ def write_run_page(
     record: Mapping[str, Any],
     argv: Sequence[str],
     written: Sequence[Path],
-    program: str = "python run_global_pruning.py",
+    program: str | None = None,
     *,
     tried: bool = False,
 ) -> Path:
     """Write ``<folder>/report.html`` from the files in ``folder``; returns its path.
 
     record: the content of run.json, which is written later. argv: the options of this run, for the commands.
-    written: what the run wrote, linked where it lies inside the folder. tried: whether the run itself tried the
-    remedies (``--remedy auto``); then findings come without a command.
+    program: what to type before them, by default as this process was called. written: what the run wrote, linked where
+    it lies inside the folder. tried: whether the run itself tried the remedies (``--remedy auto``); then findings come
+    without a command.
     """
     run = replace(read_run(folder), record=dict(record))
-    return write_text(folder / "report.html", run_page(run, argv, written, program, tried))
+    return write_text(folder / "report.html", run_page(run, argv, written, program or program_name(), tried))
 
 
 def run_page(run: Run, argv: Sequence[str], written: Sequence[Path], program: str, tried: bool = False) -> str:
@@ -74,30 +77,37 @@ def next_steps(run: Run, argv: Sequence[str], program: str, tried: bool = False)
     steps = [_carry_out(run, argv, program)] if run.option("dry_run") is True and run.plan else []
     for found in items(run.diagnosis, "diagnosis"):
         flags = at(found, "flags")
-        command = next_command(program, argv, flags, run.folder) if isinstance(flags, str) and not tried else None
+        open_flags = flags if isinstance(flags, str) and not tried else None
+        command = next_command(program, argv, open_flags, run.folder, _size(run)) if open_flags else None
         title = str(at(found, "issue") or "finding").replace("_", " ")
         texts = [str(at(found, key) or "") for key in ("severity", "description", "recommendation")]
-        if tried and isinstance(flags, str):
+        if tried and isinstance(flags, str) and only_remedies(flags):
             texts[2] = "--remedy auto has tried it; analysis/remedy.json has what it found."
         steps.append(Step(title[:1].upper() + title[1:], texts[0], texts[1], texts[2], command))
-    return [*steps, *_comparison(run, steps)]
+    return [*steps, *_comparison(run, steps, program)]
 
 
 def _carry_out(run: Run, argv: Sequence[str], program: str) -> Step:
-    plan, output = run.folder / "analysis" / "pruning_plan.json", run.folder.with_name(f"{run.folder.name}_pruned")
-    options = [*without(argv, NEVER_AGAIN), "--plan", str(plan), "--output", str(output)]
+    plan, output = run.folder / "analysis" / "pruning_plan.json", beside(run.folder, "pruned")
+    options = [*without(argv, NEVER_AGAIN), "--plan", str(plan), "--output", output]
     text = "This was a dry run: the plan stands, and no model was made."
     return Step("Carry the plan out", "info", text, "", f"{program} {shlex.join(options)}")
 
 
-def _comparison(run: Run, steps: Sequence[Step]) -> list[Step]:
+def _comparison(run: Run, steps: Sequence[Step], program: str) -> list[Step]:
     """How to judge the first remedy against this run, once it has been tried."""
     tried = next((step.command for step in steps if step.command), None)
     if tried is None:
         return []
     other = shlex.split(tried)[-1]
     text = "A remedy is advice until held-out loss at equal size confirms it. When the run above is done:"
-    return [Step("Compare both", "info", text, "", f"{COMPARE} {shlex.join([str(run.folder), other])}")]
+    return [Step("Compare both", "info", text, "", f"{program} compare {shlex.join([str(run.folder), other])}")]
+
+
+def _size(run: Run) -> list[str]:
+    """The options that ask for the size of this run's plan; none where the files do not tell."""
+    ratio, ratio_of = number(run.comparison, "budget", "requested_ratio"), at(run.comparison, "budget", "ratio_of")
+    return [] if ratio is None else ["--pruning_ratio", format(Decimal(repr(ratio)), "f"), "--ratio_of", str(ratio_of)]
 
 
 def _subtitle(run: Run) -> str:

@@ -1,6 +1,6 @@
 """Export a saved checkpoint, pruned or dense, to GGUF: the file that llama.cpp and what is built on it run.
 
-    python -m models.gguf results/demo/model --outtype f16
+    global-pruning gguf results/demo/model --outtype f16
 
 GGUF has one ordinary architecture whose head counts and feed-forward lengths may differ from layer to layer and that
 computes what a Llama computes: ``deci``. Another, ``openelm``, has the query and key norms of a Qwen3 with tied
@@ -62,4 +62,4 @@ def _require_package() -> None:
     try:
         import gguf  # noqa: F401
     except ModuleNotFoundError as error:
-        raise UsageError("exporting to GGUF needs the package gguf: pip install 'global-pruning[gguf]'") from error
+        raise UsageError("exporting to GGUF needs the package gguf: pip install gguf") from error

@@ -1,0 +1,1 @@
+"""The program under several versions of transformers, in environments of their own."""
