@@ -4,41 +4,71 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from cli.options import parse_options
-from cli.output import RECORD
 from cli.record import Stages, resolved, run_record
 from cli.together import idle_options
 from core.errors import PruningError
 from core.files import write_json
-from core.output import check_output
+from core.output import RECORD, readable
+from run.folder import RunFolder, claimed
+from run.interruption import exit_code, terminations
+from run.owned import GGUF, MODEL
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code (see the end of ``--help``)."""
     options = parse_options(argv)
     try:
-        run(options)
+        with terminations():
+            run(options)
     except PruningError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print(f"interrupted; {options.output} has no {RECORD} and is not a finished run", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interrupt:
+        print(interrupted(options.output), file=sys.stderr)
+        return exit_code(interrupt)
     return 0
 
 
+def interrupted(output: Path) -> str:
+    """The last line of a run that was asked to end."""
+    if (output / RECORD).is_file():
+        return f"interrupted; the finished run in {readable(output)} is whole"
+    return f"interrupted; {readable(output)} has no {RECORD} and is not a finished run"
+
+
 def run(options: argparse.Namespace) -> None:
+    """Claim the output folder, then run in it: nothing is measured for a folder that cannot be written."""
+    for note in idle_options(options):
+        print(f"note: {note}", file=sys.stderr)
+    writes = [] if options.dry_run or options.no_save_model else [MODEL, *[GGUF] * (options.export == "gguf")]
+    with claimed(options.output, overwrite=options.overwrite, inputs=inputs(options), writes=writes) as folder:
+        options.staging = folder.staging
+        report = run_in(folder, options)
+    print(report)
+
+
+def inputs(options: argparse.Namespace) -> dict[str, str | Path]:
+    """What a run reads, by option. A plan is none of it: its run writes the same plan again."""
+    named = {
+        "--base_model": options.base_model,
+        "--dataset": options.dataset,
+        "--eval_task_path": options.eval_task_path,
+    }
+    read = named | {f"--eval_datasets {name}": name for name in options.eval_datasets}
+    return {option: value for option, value in read.items() if value}
+
+
+def run_in(folder: RunFolder, options: argparse.Namespace) -> str:
     """check → windows → load → importance → scores → plan → explain → repair → surgery → save → verify → evaluate →
     report.
 
     With ``--remedy auto`` several plans are tried after the first, and the best is explained and carried out.
     ``--rounds`` plans in steps, ``--allocate searched`` spends the budget by measured loss, ``--protect measured`` caps
-    blocks that lose more than promised; each keeps what loses less.
+    blocks that lose more than promised; each keeps what loses less. Returns the closing report.
     """
-    for note in idle_options(options):
-        print(f"note: {note}", file=sys.stderr)
-    check_output(options.output, options.overwrite)
     asked, stages = resolved(options), Stages()
 
     # Imported here, so that --help and wrong options answer at once.
@@ -68,7 +98,7 @@ def run(options: argparse.Namespace) -> None:
     kept = KeptMeasurements(job, options, stages)
     model = ModelOnDemand(job, options, stages)
     if not options.dry_run:
-        model()  # needed in any case: weights that cannot be loaded are found before an earlier run is cleared
+        model()  # needed in any case: weights that cannot be loaded are found before anything is measured
 
     held_back = HeldOut(model, job, options, calibration)
     job = look_for_outliers(model, job, options, calibration, kept, stages)
@@ -97,16 +127,17 @@ def run(options: argparse.Namespace) -> None:
     with stages("report"):
         evaluation = None if dense is None else results(dense, pruned, unrepaired)
         if evaluation is not None:
-            written.append(write_json(options.output / "evaluation" / "evaluation_results.json", evaluation))
+            written.append(write_json(folder.staging / "evaluation" / "evaluation_results.json", evaluation))
         windows = {f"evaluation {name}": item for name, item in held_out.items()}
         if calibration is not None:
             windows["calibration"] = calibration
         known = facts(decision, kept, model.streamed, repaired)
         record = run_record(asked, resolved(options), stages, job.device, windows, known)
         tried = "remedy" in decision.records
-        written.append(write_run_page(options.output, record, options.argv, written, tried=tried))
-        written.append(write_json(options.output / RECORD, record))
-    print(closing_report(diagnosis, plan, evaluation, None if tried else options.argv, options.output, written))
+        written = [folder.final(path) for path in written]
+        page = write_run_page(folder.staging, record, options.argv, written, tried=tried, shown=options.output)
+        written += [folder.final(page), folder.publish(record)]
+    return closing_report(diagnosis, plan, evaluation, None if tried else options.argv, options.output, written)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def deliver(
     Returns the pruned model (None where it was never in memory) and the paths, ``<output>/model`` first. A folder
     that fails its checks is set aside as ``model.failed``: VerificationError.
     """
-    family, folder = job.source.family, options.output / "model"
+    family, folder = job.source.family, options.staging / "model"
     saves = not options.no_save_model
     if isinstance(model, StreamedModel):
         if not saves:
@@ -66,12 +66,12 @@ def deliver(
                 proof = verify(folder, family, expected, device=job.device, dtype=job.dtype)
     written = [folder]
     if proof is not None:
-        written.append(write_verification(options.output / "analysis" / "verification.json", proof))
+        written.append(write_verification(options.staging / "analysis" / "verification.json", proof))
         insist(proof, folder)
         print(proof.line(), file=sys.stderr)
     if options.export == "gguf":
         with stages("export"):
-            exported = export_gguf(folder, options.output / "model.gguf")
+            exported = export_gguf(folder, options.staging / "model.gguf")
         written.append(exported.path)
         for note in exported.notes:
             print(f"note: {note}", file=sys.stderr)
@@ -110,4 +110,4 @@ def write_card(
         inherited=inherited_metadata(job.source.path),
         ships_code=options.target != "stock",
     )
-    return write_text(options.output / "model" / "README.md", card)
+    return write_text(options.staging / "model" / "README.md", card)

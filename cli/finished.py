@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 
 from cli.options import parse_options
-from cli.output import RECORD
 from cli.record import resolved
 from core.files import plain
+from core.output import RECORD
 
 NO_MATTER = ("cache_dir", "overwrite")
 

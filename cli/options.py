@@ -20,6 +20,8 @@ from cli.run_options import (
     repair_options,
 )
 from cli.together import check_together
+from core.windows import DATASETS
+from run.naming import default_folder
 
 DESCRIPTION = (
     "Make a Hugging Face causal LM smaller by global structured pruning: rank all attention KV groups and MLP "
@@ -43,7 +45,7 @@ EPILOG = """commands that work:
   %(prog)s --base_model mistralai/Mistral-7B-v0.3 --pruning_ratio 0.2 --importance_method taylor --dataset c4
 
 exit codes: 0 done; 2 the input cannot work (one line says why); 3 NaN or Inf while measuring;
-4 the saved model failed its own proof; 130 interrupted
+4 the saved model failed its own proof; 130 interrupted; 143 ended by SIGTERM
 """
 
 
@@ -83,10 +85,13 @@ def parse_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     options.given = {word.split("=")[0].lstrip("-") for word in arguments if word.startswith("--")}
     options.argv = arguments
+    typed = dict(vars(options))
     try:
         check_together(options)
     except ValueError as error:
         parser.error(str(error))
+    if options.output is None:
+        options.output = default_folder(typed, {name: parser.get_default(name) for name in typed}, DATASETS)
     return options
 
 

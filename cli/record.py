@@ -92,7 +92,7 @@ def peak_memory(device: Any) -> dict[str, int]:
 
 def resolved(options: Any) -> dict[str, Any]:
     """Options as plain values, in the order of --help; how they were typed does not matter."""
-    internal = {"given", "argv", "measures", "measures_on_text", "tasks", "reconstructs"}
+    internal = {"given", "argv", "measures", "measures_on_text", "tasks", "reconstructs", "staging"}
     values = {name: value for name, value in vars(options).items() if name not in internal}
     values["run_evaluation"] = sorted(options.measures) or ["none"]
     values["eval_tasks"] = options.tasks

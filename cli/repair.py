@@ -63,4 +63,4 @@ def repair(
     with stages("repair"):
         done = reconstruct(model, job.source.family, plan, calibration, asked_repair(job, options))
     print(done.line(), file=sys.stderr)
-    return done, [write_reconstruction(options.output / "analysis" / "reconstruction.json", done)]
+    return done, [write_reconstruction(options.staging / "analysis" / "reconstruction.json", done)]

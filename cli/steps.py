@@ -9,7 +9,6 @@ from typing import Any
 from cli.cache import KeptMeasurements
 from cli.job import Job
 from cli.measured import DensePerplexities, ModelOnDemand, importance_of, prior_of
-from cli.output import clear_earlier_run
 from cli.record import Stages
 from core.files import write_json
 from core.measures import Importance, Prior, Stability
@@ -91,15 +90,14 @@ def plan_from(job: Job, options: argparse.Namespace, scores: Scores, ratio: floa
 
 
 def explain(decision: Decision, job: Job, options: argparse.Namespace) -> tuple[Diagnosis, list[Path]]:
-    """Diagnose the plan and write plan, reports and pictures, in place of an earlier run's; returns their paths."""
+    """Diagnose the plan and write plan, reports and pictures; returns their paths."""
     plan, importance, scores = decision.plan, decision.importance, decision.scores
     diagnosis = diagnosis_of(job, options, decision)
-    clear_earlier_run(options.output)
-    written = [write_plan(options.output / "analysis" / "pruning_plan.json", plan)]
+    written = [write_plan(options.staging / "analysis" / "pruning_plan.json", plan)]
     for name, content in decision.records.items():
-        written.append(write_json(options.output / "analysis" / f"{name}.json", content))
-    written += write_reports(options.output / "analysis", diagnosis, plan, importance, scores)
-    written += draw_pictures(options.output / "visualization", diagnosis, plan, importance, scores)
+        written.append(write_json(options.staging / "analysis" / f"{name}.json", content))
+    written += write_reports(options.staging / "analysis", diagnosis, plan, importance, scores)
+    written += draw_pictures(options.staging / "visualization", diagnosis, plan, importance, scores)
     return diagnosis, written
 
 

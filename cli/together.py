@@ -1,10 +1,8 @@
 """Options next to one another: combinations that cannot work, and options that cannot act."""
 
 import argparse
-from pathlib import Path
 
 from cli.output import cache_folder
-from core.windows import DATASETS
 
 DEFAULT_TASK = "pydoc_cloze"
 
@@ -52,14 +50,6 @@ def check_together(options: argparse.Namespace) -> None:
         _check_allocation(options)
     if options.low_memory:
         _check_low_memory(options)
-    if options.output is None:
-        name = Path(options.base_model).name or options.base_model
-        data = options.dataset if options.dataset in DATASETS else Path(options.dataset).name.split(".")[0]
-        tau = options.tau if isinstance(options.tau, str) else f"{options.tau:g}"
-        run = f"{options.importance_method}_T{options.temperature:g}_tau{tau}_{data}"
-        if options.plan is not None:
-            run = f"replayed_{options.plan.stem}_{data}"
-        options.output = Path("results") / name / run
 
 
 def _repairs_unasked(options: argparse.Namespace) -> bool:

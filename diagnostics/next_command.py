@@ -21,9 +21,15 @@ def next_command(program: str, argv: Sequence[str], flags: str, output: Path) ->
     replace earlier values of the same options. output: the folder that run wrote to."""
     tried = shlex.split(flags)
     replaced = [*(token for token in tried if token.startswith("--")), *STALE]
-    folder = output.with_name(f"{output.name}_{folder_suffix(tried)}")
+    folder = beside(output, folder_suffix(tried))
     options = [*without(argv, replaced), *tried, "--output", str(folder)]
     return f"{program} {shlex.join(options)}"
+
+
+def beside(folder: Path, suffix: str) -> Path:
+    """``<folder>_<suffix>``; ``.`` and ``..`` are no names to add to, so the folder they stand for is named."""
+    named = folder.resolve() if folder.name in ("", "..") else folder
+    return named.with_name(f"{named.name}_{suffix}") if named.name else named / suffix
 
 
 def without(argv: Sequence[str], names: Sequence[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """Imports point one way: the entry and its rooms -> stages -> core. Read with ``ast``; nothing is imported here.
 
-The entry is ``run_global_pruning.py`` with ``cli/``. ``cli.options``, ``cli.output`` and ``cli.record`` know no stage,
+The entry is ``run_global_pruning.py`` with ``cli/``; ``run/`` is what surrounds its stages. ``cli.options``, ``cli.output`` and ``cli.record`` know no stage,
 so that ``--help`` and wrong options answer at once. Programs that made what the repository ships (the embedded model,
 the items of its task) are started by hand and imported by benchmarks alone; like those they may use any stage.
 """
@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("calibration", "importance", "pruning", "diagnostics", "evaluation", "models")
-ROOMS = ("core", "cli", *STAGES)
+ROOMS = ("core", "cli", "run", *STAGES)
 OURS = {*ROOMS, "benchmarks", "run_global_pruning", "tests"}
 BEFORE_ANY_STAGE = (
     "cli.finished",
@@ -27,6 +27,13 @@ BEFORE_ANY_STAGE = (
     "cli.run_options",
     "cli.together",
     "cli.values",
+    "run.folder",
+    "run.interruption",
+    "run.leftovers",
+    "run.lock",
+    "run.naming",
+    "run.owned",
+    "run.swap",
 )
 BY_HAND = ("models.demo.train", "models.demo.recipe", "evaluation.tasks.build_pydoc_cloze")
 WITHOUT_TORCH = (
@@ -42,6 +49,7 @@ WITHOUT_TORCH = (
     "cli.options",
     "cli.output",
     "cli.record",
+    "run.folder",
     "importance.kept",
     "importance.scoring",
     "pruning.planning",
@@ -101,11 +109,11 @@ def test_core_imports_core() -> None:
 
 
 def test_options_output_and_record_know_no_stage() -> None:
-    assert {name: rooms_of(MODULES[name]) - {"cli", "core"} for name in BEFORE_ANY_STAGE} == {
+    assert {name: rooms_of(MODULES[name]) - {"cli", "core", "run"} for name in BEFORE_ANY_STAGE} == {
         name: set() for name in BEFORE_ANY_STAGE
     }
     for name in BEFORE_ANY_STAGE:
-        inside = {found for found in imported(MODULES[name]) if found in MODULES and found.startswith("cli.")}
+        inside = {found for found in imported(MODULES[name]) if found in MODULES and room(found) in ("cli", "run")}
         assert inside <= set(BEFORE_ANY_STAGE), name
 
 
@@ -115,6 +123,7 @@ def test_nothing_imports_the_entry() -> None:
     files = list(modules("benchmarks").values())
     assert [str(path) for path in files if rooms_of(path) & {"run_global_pruning", "tests"}] == []
     assert [name for name in MODULES if room(name) != "cli" and "cli" in rooms_of(MODULES[name])] == []
+    assert [name for name in MODULES if room(name) not in ("cli", "run") and "run" in rooms_of(MODULES[name])] == []
 
 
 def test_nothing_imports_the_programs_started_by_hand() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from core.files import write_text
 from diagnostics.console import MISSING, metric_rows
-from diagnostics.next_command import next_command, without
+from diagnostics.next_command import beside, next_command, without
 from diagnostics.page.headline import headline
 from diagnostics.page.heat import layers_by_kind
 from diagnostics.page.render import render
@@ -40,14 +40,16 @@ def write_run_page(
     program: str = "python run_global_pruning.py",
     *,
     tried: bool = False,
+    shown: Path | None = None,
 ) -> Path:
     """Write ``<folder>/report.html`` from the files in ``folder``; returns its path.
 
     record: the content of run.json, which is written later. argv: the options of this run, for the commands.
     written: what the run wrote, linked where it lies inside the folder. tried: whether the run itself tried the
-    remedies (``--remedy auto``); then findings come without a command.
+    remedies (``--remedy auto``); then findings come without a command. shown: the folder's name for the reader, where
+    it is still to be moved there; ``written`` lies in it.
     """
-    run = replace(read_run(folder), record=dict(record))
+    run = replace(read_run(folder), record=dict(record), folder=shown or folder)
     return write_text(folder / "report.html", run_page(run, argv, written, program, tried))
 
 
@@ -84,7 +86,7 @@ def next_steps(run: Run, argv: Sequence[str], program: str, tried: bool = False)
 
 
 def _carry_out(run: Run, argv: Sequence[str], program: str) -> Step:
-    plan, output = run.folder / "analysis" / "pruning_plan.json", run.folder.with_name(f"{run.folder.name}_pruned")
+    plan, output = run.folder / "analysis" / "pruning_plan.json", beside(run.folder, "pruned")
     options = [*without(argv, NEVER_AGAIN), "--plan", str(plan), "--output", str(output)]
     text = "This was a dry run: the plan stands, and no model was made."
     return Step("Carry the plan out", "info", text, "", f"{program} {shlex.join(options)}")
