@@ -29,8 +29,10 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
 
 
 def is_temporary(path: Path, stem: str, suffix: str) -> bool:
-    """Whether ``path`` was made by ``tempfile`` for ``<stem><suffix>`` and never finished: its name, and its mode, which
-    lets nobody but the owner in, as no name that somebody typed does."""
+    """Whether ``path`` was made by ``tempfile`` for ``<stem><suffix>`` and never finished.
+
+    By its name, and by its mode: nobody but the owner is let in, as is rarely so where somebody typed the name.
+    """
     if not re.fullmatch(rf"\.{re.escape(stem)}\.[a-z0-9_]{{8}}{re.escape(suffix)}", path.name):
         return False
     mode = path.lstat().st_mode

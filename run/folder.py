@@ -9,7 +9,6 @@ written, with ``unfinished.json`` in the place of ``run.json``.
 """
 
 import errno
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,7 +19,7 @@ from typing import Any
 from core.errors import OutputError, PruningError
 from core.files import write_json
 from core.output import RECORD, UNFINISHED, cannot_write, not_empty, readable, reason
-from run.leftovers import is_ours, new_staging, tidy
+from run.leftovers import is_ours, make_staging, name_of_staging, remove_staging, tidy
 from run.lock import lock
 from run.owned import MODEL, Earlier, earlier_run, files_below, fingerprints, in_the_way
 from run.swap import JOURNAL, NEW, swap
@@ -150,8 +149,9 @@ def _claim(
     elif tidy(root):
         print(f"note: a killed run had {output} all but in place; now it is", file=sys.stderr)
     earlier = _check(output, root, overwrite, inputs, writes)
-    staging = new_staging(root)
-    ending.callback(_remove, staging)
+    staging = root / name_of_staging()
+    ending.callback(remove_staging, staging)
+    make_staging(staging)
     return RunFolder(output, root, output / staging.name / NEW, earlier)
 
 
@@ -209,12 +209,6 @@ def _end_badly(folder: RunFolder, error: BaseException) -> None:
 def _is_about(folder: RunFolder, error: OSError) -> bool:
     names = [Path(str(name)) for name in (error.filename, error.filename2) if name]
     return error.errno in DISK or any(path.resolve().is_relative_to(folder.root) for path in names)
-
-
-def _remove(staging: Path) -> None:
-    """With a journal in it, it is needed: the next run goes on from there."""
-    if not (staging / JOURNAL).exists():
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:

@@ -18,13 +18,25 @@ STAGING = re.compile(r"\.global-pruning-[0-9a-f]{12}")
 MARK = "claim.json"
 
 
-def new_staging(folder: Path) -> Path:
-    """``<folder>/.global-pruning-<12 hex digits>`` with its mark and an empty ``new`` inside."""
-    staging = folder / f".global-pruning-{uuid4().hex[:12]}"
+def name_of_staging() -> str:
+    return f".global-pruning-{uuid4().hex[:12]}"
+
+
+def make_staging(staging: Path) -> None:
+    """The folder with its mark and an empty ``new`` inside."""
     staging.mkdir()
     (staging / MARK).write_text(json.dumps({"made_by": "global-pruning"}) + "\n", encoding="utf-8")
     (staging / NEW).mkdir()
-    return staging
+
+
+def remove_staging(staging: Path) -> None:
+    """The mark last, so that what a kill leaves of it is still known. With a journal in it, it is needed and stays."""
+    if (staging / JOURNAL).exists():
+        return
+    for name in (NEW, OLD):
+        shutil.rmtree(staging / name, ignore_errors=True)
+    (staging / f"{JOURNAL}.part").unlink(missing_ok=True)
+    shutil.rmtree(staging, ignore_errors=True)
 
 
 def is_staging(path: Path) -> bool:
@@ -46,7 +58,7 @@ def tidy(folder: Path) -> bool:
     for path in sorted(folder.iterdir()):
         if is_staging(path):
             resumed |= resume(folder, path)
-            shutil.rmtree(path)
+            remove_staging(path)
         elif _is_half_a_model(path):
             shutil.rmtree(path)
     for path in _half_written(folder):

@@ -1,8 +1,9 @@
 """Imports point one way: the entry and its rooms -> stages -> core. Read with ``ast``; nothing is imported here.
 
-The entry is ``run_global_pruning.py`` with ``cli/``; ``run/`` is what surrounds its stages. ``cli.options``, ``cli.output`` and ``cli.record`` know no stage,
-so that ``--help`` and wrong options answer at once. Programs that made what the repository ships (the embedded model,
-the items of its task) are started by hand and imported by benchmarks alone; like those they may use any stage.
+The entry is ``run_global_pruning.py`` with ``cli/``; ``run/`` is what surrounds its stages. ``cli.options``,
+``cli.output``, ``cli.record`` and ``run/`` know no stage, so that ``--help`` and wrong options answer at once. Programs
+that made what the repository ships (the embedded model, the items of its task) are started by hand and imported by
+benchmarks alone; like those they may use any stage.
 """
 
 import ast
