@@ -66,14 +66,18 @@ def in_place_of(folder: Path) -> Iterator[Path]:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    earlier = temporary.with_name(f"{temporary.name}.old")
     try:
         yield temporary
         _open_to_readers(temporary)
-        earlier = temporary.with_name(f"{temporary.name}.old")
         if folder.exists():
             folder.rename(earlier)
         temporary.rename(folder)
         shutil.rmtree(earlier, ignore_errors=True)
+    except BaseException:
+        if earlier.exists() and not folder.exists():
+            earlier.rename(folder)
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

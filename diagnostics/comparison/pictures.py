@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+PICTURES = ("pruning_ratio_by_layer.png", "loss_against_ratio.png")
 COLUMNS = 3
 WIDTH, HEIGHT, HEAD = 4.2, 2.3, 0.9  # of one small plot, and of the title above them; inches
 SHAPES = tuple((shape, colour) for shape in "osD^v" for colour in (BLUE, ORANGE, GREEN, VERMILLION, INK))
@@ -26,10 +27,10 @@ def draw_comparison(folder: Path, runs: Sequence[Named]) -> list[Path]:
     written = []
     with_rates = [item for item in runs if item.run.rates]
     if with_rates:
-        written.append(draw_rates(folder / "pruning_ratio_by_layer.png", with_rates))
+        written.append(draw_rates(folder / PICTURES[0], with_rates))
     losses = losses_by_dataset(runs)
     if losses:
-        written.append(draw_losses(folder / "loss_against_ratio.png", losses))
+        written.append(draw_losses(folder / PICTURES[1], losses))
     return written
 
 
