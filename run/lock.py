@@ -7,16 +7,12 @@ so the file says nothing; who holds the lock is written into it for the message 
 import contextlib
 import errno
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import OutputError
 from core.output import readable
-
-try:
-    import fcntl
-except ImportError:  # no such thing on Windows: see ``Lock.holds``
-    fcntl = None  # type: ignore[assignment]
 
 LOCK = ".global-pruning.lock"
 NO_LOCKS_HERE = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF}
@@ -24,7 +20,7 @@ NO_LOCKS_HERE = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, err
 
 @dataclass(frozen=True)
 class Lock:
-    """holds: False where the file system knows no locks (some network mounts); then nothing keeps others out."""
+    """holds: False where the file system knows no locks (Windows, some network mounts); then nothing keeps others out."""
 
     path: Path
     handle: int
@@ -63,8 +59,10 @@ def lock(folder: Path, shown: Path) -> Lock:
 
 
 def _take(handle: int) -> bool:
-    if fcntl is None:
+    if sys.platform == "win32":
         return False
+    import fcntl
+
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -142,7 +142,7 @@ def test_an_input_is_not_replaced_by_what_it_leads_to(run: Path, tmp_path: Path)
     for name in (run / "model", run / ".." / "run" / "model", tmp_path / "link", run / "report.html"):
         assert "--base_model" in refusal(run, overwrite=True, inputs={"--base_model": name})
     write_text(run / "texts" / "a.txt", "mine")
-    for name in (run / "texts", run, tmp_path, "demo", "owner/name"):
+    for name in (run / "texts", run, tmp_path, Path("demo"), Path("owner/name")):
         finish(run, "again", overwrite=True, inputs={"--dataset": name})
     assert (run / "texts" / "a.txt").read_text() == "mine"
 
@@ -349,7 +349,7 @@ def killed_at(count: int, run: Path) -> bool:
                 os.kill(os.getpid(), 9)
             rename(*arguments, **named)
 
-        os.rename = counted  # type: ignore[assignment]
+        os.rename = counted
         try:
             finish(run, "second", overwrite=True)
         finally:
