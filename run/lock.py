@@ -20,7 +20,7 @@ NO_LOCKS_HERE = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, err
 
 @dataclass(frozen=True)
 class Lock:
-    """holds: False where the file system knows no locks (Windows, some network mounts); then nothing keeps others out."""
+    """holds: False where files cannot be locked (Windows, some network mounts); then nothing keeps others out."""
 
     path: Path
     handle: int
