@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from cli.options import parse_options
 from core.files import plain
-from run.record import RECORD
+from core.output import RECORD
 from run.settings import Settings
 
 NO_MATTER = ("cache_dir", "overwrite")

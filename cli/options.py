@@ -49,9 +49,10 @@ EPILOG = """commands that work:
 other commands (each has a --help):
   %(prog)s compare results/look results/remedied    # finished runs side by side
   %(prog)s gguf results/remedied/model              # a saved model as one GGUF file
+  %(prog)s verify results/remedied                  # the proof of a saved model, made again
 
 exit codes: 0 done; 2 the input cannot work (one line says why); 3 NaN or Inf while measuring;
-4 the saved model failed its own proof; 130 interrupted
+4 the saved model failed its own proof; 130 interrupted; 143 ended by SIGTERM; 129 by SIGHUP
 """
 
 

@@ -117,7 +117,7 @@ def output_options(group: argparse._ArgumentGroup) -> None:
         "--output",
         type=Path,
         metavar="DIR",
-        help="written to exactly this folder (default results/<model>/<method>_T<temperature>_tau<tau>_<dataset>)",
+        help="written to exactly this folder (default results/<model>/<method>_<ratio>[_<options>]_<dataset>)",
     )
     add("--overwrite", action="store_true", help="replace an earlier run in that folder (default off)")
     add("--dry_run", action="store_true", help="plan and diagnose only; no model is pruned or saved (default off)")

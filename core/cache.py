@@ -6,18 +6,22 @@ key inside is the key asked for. Writing goes through a temporary name in the sa
 write one entry the later wins and a reader sees one or the other, whole.
 """
 
+import contextlib
 import hashlib
 import json
+import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from core.files import plain, write_atomically
+from core.files import is_temporary, plain, write_atomically
 
 SUFFIX = ".safetensors"
 METADATA = "entry"
+HALF_WRITTEN_S = 3600
 
 
 class BadEntryError(Exception):
@@ -45,7 +49,17 @@ def write_entry(path: Path, key: dict[str, Any], entry: Entry) -> Path:
     about = _json({"key": key, "facts": entry.facts})
     # One text, because the format gives several in no fixed order.
     metadata = {METADATA: f"{_checksum(about, arrays)} {about}"}
+    _remove_half_written(path.parent)
     return write_atomically(path, lambda temporary: save_file(arrays, temporary, metadata))
+
+
+def _remove_half_written(folder: Path) -> None:
+    """What killed runs left here. An entry is written in moments, so one that took an hour has no writer any more."""
+    for path in folder.glob(f".*{SUFFIX}"):
+        part = re.fullmatch(r"\.([a-z_0-9]+-[0-9a-f]{64})\..*", path.name)
+        with contextlib.suppress(OSError):  # another run may be tidying too
+            if part and is_temporary(path, part[1], SUFFIX) and time.time() - path.stat().st_mtime > HALF_WRITTEN_S:
+                path.unlink()
 
 
 def read_entry(path: Path, key: dict[str, Any]) -> Entry | None:

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import re
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +26,17 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def is_temporary(path: Path, stem: str, suffix: str) -> bool:
+    """Whether ``path`` was made by ``tempfile`` for ``<stem><suffix>`` and never finished.
+
+    By its name, and by its mode: nobody but the owner is let in, as is rarely so where somebody typed the name.
+    """
+    if not re.fullmatch(rf"\.{re.escape(stem)}\.[a-z0-9_]{{8}}{re.escape(suffix)}", path.name):
+        return False
+    mode = path.lstat().st_mode
+    return stat.S_IMODE(mode) == (0o700 if stat.S_ISDIR(mode) else 0o600) and not stat.S_ISLNK(mode)
 
 
 def write_text(path: Path, text: str) -> Path:

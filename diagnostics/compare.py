@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import NoReturn
 
 from core.console import console
+from core.errors import OutputError
 from core.failures import convenience, exit_code
 from core.files import write_json, write_text
-from core.output import check_output
+from core.output import RECORD, UNFINISHED, check_output, readable
 from core.program import called_as
-from diagnostics.comparison.data import as_csv, as_json
+from diagnostics.comparison.data import as_csv, as_json, is_comparison
 from diagnostics.comparison.overlap import overlaps
 from diagnostics.comparison.page import write_comparison_page
-from diagnostics.comparison.pictures import draw_comparison
+from diagnostics.comparison.pictures import PICTURES, draw_comparison
 from diagnostics.comparison.ranking import rankings
 from diagnostics.comparison.runs import read_runs
 from diagnostics.comparison.tables import all_tables, best_lines, missing_lines
@@ -68,6 +69,7 @@ def compare(folders: Sequence[Path], output: Path | None = None, overwrite: bool
     """
     if output is not None:
         check_output(output, overwrite)
+        _spare_what_is_no_comparison(output)
     runs = read_runs(folders)
     ranked, shared = rankings(runs), overlaps(runs)
     tables, best, lacking = all_tables(runs, ranked, shared), best_lines(ranked), missing_lines(runs)
@@ -87,6 +89,17 @@ def compare(folders: Sequence[Path], output: Path | None = None, overwrite: bool
     sections = [table.console() for table in tables]
     sections += ["\n".join([title, *lines]) for title, lines in _lists(best, lacking, written) if lines]
     return "\n\n".join(sections)
+
+
+def _spare_what_is_no_comparison(output: Path) -> None:
+    """OutputError where a file that would be written stands already and no comparison wrote it."""
+    names = ("comparison.json", "comparison.csv", "comparison.md", "report.html", *PICTURES)
+    of_a_run = any((output / name).exists() for name in (RECORD, UNFINISHED))
+    taken = [name for name in names if (output / name).exists()]
+    if taken and (of_a_run or not is_comparison(output / "comparison.json")):
+        raise OutputError(
+            f"--output {readable(output)} holds {taken[0]}, which no comparison wrote; give a folder of its own"
+        )
 
 
 def markdown(tables: Sequence[str], best: Sequence[str], lacking: Sequence[str]) -> str:

@@ -60,15 +60,24 @@ def save_tensors(
 
 @contextmanager
 def in_place_of(folder: Path) -> Iterator[Path]:
-    """A new folder beside ``folder``, which takes its place when the block ends well and vanishes when it does not."""
+    """A new folder beside ``folder``, which takes its place when the block ends well and vanishes when it does not.
+
+    An earlier one is moved aside first and removed last, so that it is only ever missing between two renames.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    earlier = temporary.with_name(f"{temporary.name}.old")
     try:
         yield temporary
         _open_to_readers(temporary)
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.rename(earlier)
         temporary.rename(folder)
+        shutil.rmtree(earlier, ignore_errors=True)
+    except BaseException:
+        if earlier.exists() and not folder.exists():
+            earlier.rename(folder)
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -2,15 +2,21 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
 from core.errors import UsageError
 from core.names import DATASETS, DEFAULT_TASK
+from run.naming import default_folder
 from run.rules import refuse_conflicts
 from run.settings import OPTIONS, SECTIONS, Settings
 
+_DEFAULTS = {
+    option.name: None if option.default is MISSING else option.default
+    for section in SECTIONS.values()
+    for option in fields(section)
+}
 CACHE_VARIABLE, NO_CACHE = "GLOBAL_PRUNING_CACHE", "none"
 
 
@@ -84,21 +90,9 @@ def _repairs_unasked(settings: Settings) -> bool:
 def _output(settings: Settings, given: Mapping[str, Any]) -> Any:
     return replace(
         settings.output,
-        output=settings.output.output or default_folder(settings),
+        output=settings.output.output or default_folder(_DEFAULTS | given, _DEFAULTS, DATASETS),
         cache_dir=cache_folder(given.get("cache_dir")),
     )
-
-
-def default_folder(settings: Settings) -> Path:
-    """``results/<model>/<what decides the plan>_<dataset>``."""
-    model, dataset, scores = settings.model.base_model, settings.calibration.dataset, settings.scores
-    name = Path(model).name or model
-    data = dataset if dataset in DATASETS else Path(dataset).name.split(".")[0]
-    tau = scores.tau if isinstance(scores.tau, str) else f"{scores.tau:g}"
-    run = f"{scores.importance_method}_T{scores.temperature:g}_tau{tau}_{data}"
-    if settings.output.plan is not None:
-        run = f"replayed_{settings.output.plan.stem}_{data}"
-    return Path("results") / name / run
 
 
 def cache_folder(asked: str | None) -> Path | None:

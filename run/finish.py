@@ -13,7 +13,8 @@ from diagnostics.page.run_page import write_run_page
 from evaluation.evaluate import results
 from pruning.reconstruction import Reconstruction
 from run.decision import Decision, Ranked
-from run.record import RECORD, run_record
+from core.output import RECORD
+from run.record import run_record
 from run.result import Result
 from run.session import Session
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from core.record import RECORD
+from core.output import RECORD
 
 from core.errors import PlanError
 from models.loading import check_model

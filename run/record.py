@@ -12,7 +12,6 @@ from typing import Any
 from core.say import say
 from core.windows import TokenWindows
 
-RECORD = "run.json"
 SCHEMA_VERSION = 1
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "datasets", "lm-eval")
 

@@ -1,6 +1,6 @@
 """What people do with a folder from the hub, as checks that need torch and transformers only.
 
-In the default suite ``test_round_trips.py`` runs them; ``tests/compat/run.py`` runs this file as a program in
+In the default suite ``test_round_trips.py`` runs them; ``tests/compat/releases.py`` runs this file as a program in
 environments with older releases: ``python round_trips.py FOLDER ...`` prints one JSON object, folder -> check ->
 "ok", "skipped: why" or the error. A folder holds ``expected.pt`` with what the model computed before it was saved.
 """

@@ -76,6 +76,18 @@ def test_a_truncated_file_is_found(tmp_path: Path, size: int) -> None:
         read_entry(path, KEY)
 
 
+def test_what_killed_writers_left_is_removed_after_an_hour(tmp_path: Path) -> None:
+    name = f".importance-{'0' * 64}.abcd_3fg.safetensors"
+    for folder, mode, hours in (("dead", 0o600, 2), ("alive", 0o600, 0), ("mine", 0o644, 2)):
+        path = tmp_path / folder / name
+        path.parent.mkdir()
+        path.touch(mode=mode)
+        then = path.stat().st_mtime - 3600 * hours
+        os.utime(path, (then, then))
+        write_entry(tmp_path / folder / "x.safetensors", KEY, entry())
+        assert path.exists() is (folder != "dead")
+
+
 def test_an_entry_of_another_key_is_foreign(tmp_path: Path) -> None:
     path = write_entry(tmp_path / "x.safetensors", KEY, entry())
     with pytest.raises(BadEntryError, match="foreign"):

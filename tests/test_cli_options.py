@@ -158,9 +158,9 @@ def test_default_output_is_named_after_what_was_asked() -> None:
     options = parse_options(
         ["--base_model", "org/name-7B", "--temperature", "1", "--tau", "inf", "--dataset", "a/b.txt"]
     )
-    assert options.output == Path("results/name-7B/obs_T1_tauinf_b")
+    assert options.output == Path("results/org--name-7B/obs_0.2_T1_tauinf_a--b.txt")
     options = parse_options(["--base_model", "demo", "--dataset", "c4", "--importance_method", "fisher"])
-    assert options.output == Path("results/demo/fisher_T0_tau0_c4")
+    assert options.output == Path("results/demo/fisher_0.2_c4")
 
 
 def test_device(workspace: Workspace) -> None:

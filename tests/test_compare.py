@@ -272,6 +272,19 @@ def test_an_output_folder_that_is_not_empty_needs_overwrite(tmp_path: Path, caps
     assert (out / "mine.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["run.json", "comparison.json"])
+def test_overwrite_spares_what_no_comparison_wrote(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    folder, out = write_run(tmp_path / "run", EVEN), tmp_path / "out"
+    out.mkdir()
+    for mine in (name, "report.html"):
+        (out / mine).write_text("{}")
+    assert main([str(folder), "--output", str(out), "--overwrite"]) == 2
+    assert "which no comparison wrote" in capsys.readouterr().err
+    assert (out / "report.html").read_text() == "{}"
+
+
 def test_all_files_tell_the_same(tmp_path: Path) -> None:
     folders = [write_run(tmp_path / "a|b", EVEN, 12.0), write_run(tmp_path / "steep", STEEP, None)]
     text = compare(folders, tmp_path / "out")

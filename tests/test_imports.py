@@ -1,8 +1,9 @@
 """Imports point one way: entry and API -> cli -> run -> stages -> core. Read with ``ast``; nothing is imported here.
 
 The entry is ``run_global_pruning.py``, the API ``global_pruning.py``. What answers ``--help`` and wrong options knows
-no stage, so that it answers at once, and nothing below ``cli/`` knows options or argparse. Programs that made what the repository ships (the embedded model,
-the items of its task) are started by hand and imported by benchmarks alone; like those they may use any stage.
+no stage, so that it answers at once, and nothing below ``cli/`` knows options or argparse. Programs that made what the
+repository ships (the embedded model, the items of its task) are started by hand and imported by benchmarks alone; like
+those they may use any stage.
 """
 
 import ast
@@ -20,6 +21,7 @@ ROOMS = ("core", "run", "cli", *STAGES)
 OURS = {*ROOMS, "benchmarks", "global_pruning", "global_pruning_rooms", "run_global_pruning", "tests"}
 BEFORE_ANY_STAGE = (
     "cli.argv",
+    "cli.doors",
     "cli.finished",
     "cli.options",
     "cli.plan_options",
@@ -27,9 +29,16 @@ BEFORE_ANY_STAGE = (
     "cli.run_options",
     "cli.values",
     "run.complete",
+    "run.folder",
+    "run.interruption",
+    "run.leftovers",
+    "run.lock",
+    "run.naming",
+    "run.owned",
     "run.record",
     "run.rules",
     "run.settings",
+    "run.swap",
 )
 BY_HAND = ("models.demo.train", "models.demo.recipe", "evaluation.tasks.build_pydoc_cloze")
 WITHOUT_TORCH = (

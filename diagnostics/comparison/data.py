@@ -2,7 +2,9 @@
 
 import csv
 import io
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from diagnostics.comparison.overlap import Overlap
@@ -12,6 +14,15 @@ from diagnostics.comparison.tables import WATCHED_LAYERS
 from diagnostics.run_folder import at, number
 
 SCHEMA_VERSION = 1
+
+
+def is_comparison(path: Path) -> bool:
+    """Whether a comparison wrote this file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"schema_version", "runs", "rankings"} <= content.keys()
 
 
 def as_json(runs: Sequence[Named], ranked: Sequence[Ranking], shared: Sequence[Overlap]) -> dict[str, Any]:

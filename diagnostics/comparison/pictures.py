@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+PICTURES = ("pruning_ratio_by_layer.png", "loss_against_ratio.png")
 COLUMNS = 3
 WIDTH, HEIGHT, HEAD = 4.2, 2.3, 0.9  # of one small plot, and of the title above them; inches
 SHAPES = tuple((shape, colour) for shape in "osD^v" for colour in (BLUE, ORANGE, GREEN, VERMILLION, INK))
@@ -32,10 +33,10 @@ def draw_comparison(folder: Path, runs: Sequence[Named], warnings: list[str]) ->
     with convenience("there are no pictures", warnings), drawing():
         if with_rates:
             with convenience("the picture of rates is missing", warnings):
-                written.append(draw_rates(folder / "pruning_ratio_by_layer.png", with_rates))
+                written.append(draw_rates(folder / PICTURES[0], with_rates))
         if losses:
             with convenience("the picture of losses is missing", warnings):
-                written.append(draw_losses(folder / "loss_against_ratio.png", losses))
+                written.append(draw_losses(folder / PICTURES[1], losses))
     return written
 
 

@@ -42,15 +42,17 @@ def write_run_page(
     program: str | None = None,
     *,
     tried: bool = False,
+    shown: Path | None = None,
 ) -> Path:
     """Write ``<folder>/report.html`` from the files in ``folder``; returns its path.
 
     record: the content of run.json, which is written later. argv: the options of this run, for the commands.
     program: what to type before them, by default as this process was called. written: what the run wrote, linked where
     it lies inside the folder. tried: whether the run itself tried the remedies (``--remedy auto``); then findings come
-    without a command.
+    without a command. shown: the folder's name for the reader, where it is still to be moved there; ``written`` lies in
+    it.
     """
-    run = replace(read_run(folder), record=dict(record))
+    run = replace(read_run(folder), record=dict(record), folder=shown or folder)
     return write_text(folder / "report.html", run_page(run, argv, written, program or program_name(), tried))
 
 

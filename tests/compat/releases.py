@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Does a saved folder load in older releases of transformers? By hand: ``python tests/compat/run.py --work DIR``.
+"""Does a saved folder load in older releases of transformers? By hand: ``python tests/compat/releases.py --work DIR``.
 
 Saves a pruned folder of every family with the installed release. For each older one it installs transformers and its
 dependencies into a folder of DIR (about 250 MB each, from the package index, used again the next time) and puts that

@@ -1,0 +1,73 @@
+"""run.naming: runs that differ go to different folders, whose names can be read."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from cli.options import parse_options
+
+# Each differs from every other in what is asked for.
+RUNS = [
+    "",
+    "--pruning_ratio 0.1",
+    "--pruning_ratio 0.1 --ratio_of prunable",
+    "--importance_method fisher",
+    "--enable_grad_norm",
+    "--enable_grad_norm --norm_method sqrt",
+    "--enable_grad_clip",
+    "--enable_grad_clip --clip_percentile_high 90",
+    "--temperature 1",
+    "--temperature 1 --tau inf",
+    "--temperature 1 --prior_samples 3",
+    "--dataset pydoc",
+    "--dataset a/text.txt",
+    "--dataset b/text.txt",
+    "--dataset /data/a/text.txt",
+    "--dataset /data/b/text.txt",
+    "--target stock",
+    "--dry_run",
+    "--seed 1",
+    "--num_samples 4",
+    "--max_block_ratio 0.5",
+    "--reconstruct none",
+    "--dtype float32",
+    "--eval_datasets c4",
+    "--plan a/analysis/pruning_plan.json",
+    "--plan b/analysis/pruning_plan.json",
+    "--plan x/b/analysis/pruning_plan.json",
+]
+MODELS = ["demo", "owner/demo", "other/demo", "/models/a/demo", "/models/b/demo", "."]
+
+
+def folder(arguments: str, model: str = "demo") -> Path:
+    return parse_options(["--base_model", model, *arguments.split()]).output
+
+
+def test_runs_that_differ_differ_in_their_folder() -> None:
+    for one, other in itertools.combinations(RUNS, 2):
+        assert folder(one) != folder(other), (one, other)
+    for one, other in itertools.combinations(MODELS, 2):
+        assert folder("", one) != folder("", other), (one, other)
+
+
+@pytest.mark.parametrize("same", ["--seed 0", "--norm_method sqrt", "--tau 3", "--device cpu", "--no_verify"])
+def test_what_does_not_act_or_is_the_default_changes_nothing(same: str) -> None:
+    assert folder(same) == folder("")
+
+
+def test_names_are_short_and_say_what_was_asked() -> None:
+    assert folder("--dataset pydoc") == Path("results/demo/obs_0.2_pydoc")
+    assert folder("--pruning_ratio 0.5 --ratio_of prunable --dataset c4 --dry_run") == Path(
+        "results/demo/obs_0.5-of-prunable_dry_c4"
+    )
+    transforms = "--enable_grad_norm --norm_method log --enable_grad_clip --temperature 1 --tau 0"
+    assert folder(transforms) == Path("results/demo/obs_0.2_log_clip5-95_T1_tau0_wikitext2")
+    assert folder("--plan look/analysis/pruning_plan.json").name.startswith("replayed_look_wikitext2_")
+
+
+@pytest.mark.parametrize("model", ["x" * 400, "ü" * 300, "with space/and\nline", "...", "~"])
+def test_any_name_of_a_model_becomes_one_that_a_file_system_takes(model: str) -> None:
+    parts = parse_options(["--base_model", model, "--dataset", f"{model}/t.txt"]).output.parts
+    assert len(parts) == 3
+    assert all(len(part.encode()) <= 120 and part.isprintable() and not part.startswith(".") for part in parts)
