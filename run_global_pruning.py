@@ -61,6 +61,8 @@ def run(options: argparse.Namespace) -> None:
     quieten_libraries()
     with stages("check", quietly=True):
         job = prepare(options)
+        for note in job.source.notes:
+            print(f"note: {note}", file=sys.stderr)
         make_deterministic(options.seed)
     with stages("windows", quietly=True):
         calibration, held_out = read_windows(job, options)

@@ -1,0 +1,55 @@
+"""Load a checkpoint's tokenizer, and refuse one that cannot be used with its model."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from core.errors import ModelError, reason_of
+from core.hub import offline_if_unreachable
+
+SENTENCEPIECE = ("sentencepiece", "google.protobuf")  # modules that turn a tokenizer.model into a fast tokenizer
+
+
+def load_tokenizer(path: str, config: Any, trust_remote_code: bool) -> Any:
+    """The tokenizer of a folder or hub id. ModelError (one line) where there is none, or none that makes tokens."""
+    try:
+        with offline_if_unreachable():
+            tokenizer = AutoTokenizer.from_pretrained(path, config=config, trust_remote_code=trust_remote_code)
+        usable = len(tokenizer("a b")["input_ids"]) > 0
+    except Exception as error:  # broken files raise whatever their readers do
+        raise ModelError(f"cannot load a tokenizer from {path}: {_reason(path, error)}") from error
+    if not usable:
+        raise ModelError(f"the tokenizer of {path} turns text into nothing; copy its tokenizer files into the folder")
+    return tokenizer
+
+
+def _reason(path: str, error: Exception) -> str:
+    lacking = [name for name in SENTENCEPIECE if not _is_installed(name)]
+    if lacking and (Path(path) / "tokenizer.model").is_file() and not (Path(path) / "tokenizer.json").is_file():
+        return "its tokenizer.model is read by packages that are not installed: pip install sentencepiece protobuf"
+    return f"{reason_of(error)}; copy its tokenizer files into the folder"
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package around it
+        return False
+
+
+def check_token_ids(name: str, tokenizer: Any, embeddings: int) -> None:
+    """Raise ModelError when a token that stands in every text or batch has no row among ``embeddings``.
+
+    Looked at are those the tokenizer puts around a text, and its BOS, EOS and padding tokens; ids count from 0.
+    """
+    named = {f"its {kind}_token": getattr(tokenizer, f"{kind}_token_id", None) for kind in ("bos", "eos", "pad")}
+    around = {"a token that it puts around texts": max(tokenizer("a b")["input_ids"])}
+    for what, token in (named | around).items():
+        if isinstance(token, int) and token >= embeddings:
+            raise ModelError(
+                f"{name}: the tokenizer gives {what} ({tokenizer.convert_ids_to_tokens(token)}) the id {token}, and the "
+                f"embedding has {embeddings} rows (ids 0 to {embeddings - 1}); give the tokenizer that the model was "
+                f"trained with, or add rows for it (model.resize_token_embeddings({token + 1}), then save_pretrained)"
+            )
