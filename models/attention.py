@@ -13,6 +13,4 @@ def runnable_attention(name: str, config: Any) -> tuple[str, ...]:
     config._attn_implementation = "eager" if asked == "eager" else None
     if asked in (None, "eager", "sdpa"):
         return ()
-    return (
-        f"{name} asks for {asked} attention; it is measured with what transformers has itself, which computes the same",
-    )
+    return (f"{name} asks for {asked} attention; it is measured with transformers' own, which computes the same",)

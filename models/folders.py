@@ -82,10 +82,11 @@ def read_config(name: str, folder: Path) -> dict[str, Any]:
             found = "has no config.json" if any(folder.iterdir()) else "is empty"
             raise ModelError(f"--base_model {name} {found}; give a folder written by save_pretrained")
         config = json.loads(file.read_text(encoding="utf-8"))
-        model_type = config["model_type"]
-        assert isinstance(model_type, str)
-    except (OSError, ValueError, LookupError, TypeError, AssertionError) as error:
+    except (OSError, ValueError) as error:
         raise ModelError(f"{file} is not a model configuration ({reason_of(error)})") from error
+    model_type = config.get("model_type") if isinstance(config, dict) else None
+    if not isinstance(model_type, str):
+        raise ModelError(f"{file} is not a model configuration (its model_type is {json.dumps(model_type)[:40]})")
     _refuse_other_family(name, config)
     if next(_named(config, ("quantization_config", "compression_config")), None):
         raise ModelError(f"{name} is quantised; prune the unquantised checkpoint, then quantise the result")
@@ -167,8 +168,8 @@ def _instead_of_weights(held: list[str]) -> str:
     pickled = [file for file in held if file.endswith(PICKLED)]
     if others:
         return (
-            f"has neither {SINGLE} nor {INDEX}, and {', '.join(others[:3])} is no file that from_pretrained reads; give "
-            "a checkpoint saved by save_pretrained"
+            f"has neither {SINGLE} nor {INDEX}, and from_pretrained does not read {', '.join(others[:3])}; give a "
+            "checkpoint saved by save_pretrained"
         )
     if pickled:
         return (

@@ -16,7 +16,7 @@ from models.families import family_of
 from models.folders import check_files, download_weights, find_folder, read_config
 from models.narrow import is_pruned_type
 from models.own_code import notes_on_own_code
-from models.places import check_places, stored_dtype, stored_headers
+from models.places import check_places, notes_on_class, stored_dtype, stored_headers
 from models.shipped import shipped_classes
 from models.stored import check_widths
 from models.tensors import StoredTensors, check_ties, open_tensors
@@ -81,6 +81,7 @@ def check_model(base_model: str, trust_remote_code: bool = False) -> ModelSource
     headers = stored_headers(folder)
     empty = _empty_model(config, family)
     check_places(base_model, headers, empty, family)
+    notes += notes_on_class(base_model, empty)
     check_ties(folder, empty)
     dtype, more = stored_dtype(base_model, headers, empty, family)
     return ModelSource(
@@ -181,7 +182,17 @@ def _empty_model(config: Any, family: Family) -> Any:
                 return shipped_classes(family).causal_lm(config)
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # values that no layer can be built from: a width of 0, a text for a number
-        raise ModelError(f"config.json describes no model that can be built: {reason_of(error)}") from error
+        found = _where(config.to_dict(), error.args[0]) if isinstance(error, KeyError) else ""
+        raise ModelError(f"config.json describes no model that can be built: {found or reason_of(error)}") from error
+
+
+def _where(values: dict[str, Any], unknown: Any) -> str:
+    """``rope_type is 'foo', ...`` where that stands in a configuration; a table that lacks it says only 'foo'."""
+    for key, value in values.items():
+        inner = _where(value, unknown) if isinstance(value, dict) else ""
+        if inner or (isinstance(value, str) and value == unknown):
+            return inner or f"{key} is '{value}', which this release of transformers does not know"
+    return ""
 
 
 def check_context(option: str, seq_len: int, context: int) -> None:

@@ -29,7 +29,7 @@ def stored_headers(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def check_places(name: str, headers: Headers, empty: Any, family: Family) -> None:
-    """Raise ModelError (one line) when loading into ``empty``, a model on the meta device, would lose or make up weights.
+    """Raise ModelError (one line) when loading into ``empty`` (on the meta device) would lose or make up weights.
 
     In turn: quantised values, tensors that are missing, of another shape than config.json asks for, or left over.
     """
@@ -40,12 +40,20 @@ def check_places(name: str, headers: Headers, empty: Any, family: Family) -> Non
     shapes = sorted(verdict["mismatched_keys"], key=lambda key: str(key[0]))
     wrong = [f"{known} is missing" for known in missing]
     wrong += [f"{known} is {by(found)} where config.json asks for {by(needed)}" for known, found, needed in shapes]
+    over = [f"{stored} is left over" for stored in left]
     if wrong:
-        raise ModelError(f"{name}: {first_of(wrong)}; its weights and its config.json do not belong together")
+        told = "; ".join(first_of(lines) for lines in (wrong, over) if lines)
+        raise ModelError(f"{name}: {told}; its weights and its config.json do not belong together")
     if left:
-        raise ModelError(
-            f"{name}: {first_of([f'{stored} is left over' for stored in left])}; {_no_place(left, empty, family)}"
-        )
+        raise ModelError(f"{name}: {first_of(over)}; {_no_place(left, empty, family)}")
+
+
+def notes_on_class(name: str, empty: Any) -> tuple[str, ...]:
+    """A note where config.json names another class than the causal LM that its weights fit."""
+    own, named = type(empty).__name__, getattr(empty.config, "architectures", None) or []
+    if not named or own in named:
+        return ()
+    return (f"{name}: config.json says {named[0]}; it is pruned and saved as {own}",)
 
 
 def _ask_the_loader(name: str, headers: Headers, empty: Any) -> dict[str, Any]:
@@ -111,7 +119,7 @@ def _no_place(left: list[str], empty: Any, family: Family) -> str:
         return f"config.json names {config.num_hidden_layers} layers; restore the num_hidden_layers it was saved with"
     named = [name for name in getattr(config, "architectures", None) or () if name != own]
     kind = f"config.json says {named[0]}, and " if named else ""
-    return f"{kind}{own} has no place for it and would drop it; give the causal LM alone, or remove what it computes without"
+    return f"{kind}{own} has no place for it; give the causal LM alone, or remove what it computes the same without"
 
 
 def stored_dtype(name: str, headers: Headers, empty: Any, family: Family) -> tuple[torch.dtype, tuple[str, ...]]:

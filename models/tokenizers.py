@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 from core.errors import ModelError, reason_of
 from core.hub import offline_if_unreachable
 
+FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of them holds the vocabulary
 SENTENCEPIECE = ("sentencepiece", "google.protobuf")  # modules that turn a tokenizer.model into a fast tokenizer
 
 
@@ -26,10 +27,25 @@ def load_tokenizer(path: str, config: Any, trust_remote_code: bool) -> Any:
 
 
 def _reason(path: str, error: Exception) -> str:
+    folder = Path(path)
+    held = [file for file in FILES if (folder / file).is_file()]
+    if folder.is_dir() and not held:
+        return f"it has none of {', '.join(FILES)}; copy its tokenizer files into the folder"
     lacking = [name for name in SENTENCEPIECE if not _is_installed(name)]
-    if lacking and (Path(path) / "tokenizer.model").is_file() and not (Path(path) / "tokenizer.json").is_file():
+    if held == ["tokenizer.model"] and lacking:
         return "its tokenizer.model is read by packages that are not installed: pip install sentencepiece protobuf"
+    if held == ["tokenizer.model"] and not _is_sentencepiece(folder / "tokenizer.model"):
+        return "its tokenizer.model is no SentencePiece model, or a part of one; get it again"
     return f"{reason_of(error)}; copy its tokenizer files into the folder"
+
+
+def _is_sentencepiece(file: Path) -> bool:
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        return bool(SentencePieceProcessor().Load(str(file)))
+    except (OSError, RuntimeError):
+        return False
 
 
 def _is_installed(module: str) -> bool:
@@ -49,7 +65,7 @@ def check_token_ids(name: str, tokenizer: Any, embeddings: int) -> None:
     for what, token in (named | around).items():
         if isinstance(token, int) and token >= embeddings:
             raise ModelError(
-                f"{name}: the tokenizer gives {what} ({tokenizer.convert_ids_to_tokens(token)}) the id {token}, and the "
-                f"embedding has {embeddings} rows (ids 0 to {embeddings - 1}); give the tokenizer that the model was "
-                f"trained with, or add rows for it (model.resize_token_embeddings({token + 1}), then save_pretrained)"
+                f"{name}: the tokenizer gives {what} ({tokenizer.convert_ids_to_tokens(token)}) the id {token}, and "
+                f"the embedding has {embeddings} rows (ids 0 to {embeddings - 1}); give the tokenizer that the model "
+                f"was trained with, or add rows for it (model.resize_token_embeddings({token + 1}), then save_pretrained)"
             )

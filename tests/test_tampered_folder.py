@@ -78,7 +78,7 @@ TAMPERED: dict[str, tuple[Callable[[Path], None], str]] = {
     "a negative layer": (config_with(lambda c: c["per_layer_config"].update({"-1": {}})), "names layer -1"),
     "no table": (
         config_with(lambda c: c.pop("per_layer_config")),
-        "where the widths of layer 0 ask for .*and .. more like it",
+        "widths of layer 0 ask for .*more like it",
     ),
     "a table of another kind": (
         config_with(lambda c: c.update(per_layer_config=[1, 2])),
