@@ -66,6 +66,6 @@ def check_token_ids(name: str, tokenizer: Any, embeddings: int) -> None:
         if isinstance(token, int) and token >= embeddings:
             raise ModelError(
                 f"{name}: the tokenizer gives {what} ({tokenizer.convert_ids_to_tokens(token)}) the id {token}, and "
-                f"the embedding has {embeddings} rows (ids 0 to {embeddings - 1}); give the tokenizer that the model "
+                f"the embedding has {embeddings} rows; give the tokenizer that the model "
                 f"was trained with, or add rows for it (model.resize_token_embeddings({token + 1}), then save_pretrained)"
             )
