@@ -61,11 +61,12 @@ def check_token_ids(name: str, tokenizer: Any, embeddings: int) -> None:
     Looked at are those the tokenizer puts around a text, and its BOS, EOS and padding tokens; ids count from 0.
     """
     named = {f"its {kind}_token": getattr(tokenizer, f"{kind}_token_id", None) for kind in ("bos", "eos", "pad")}
-    around = {"a token that it puts around texts": max(tokenizer("a b")["input_ids"])}
-    for what, token in (named | around).items():
+    plain = tokenizer("a b", add_special_tokens=False)["input_ids"]
+    around = [("a token that it puts around texts", token) for token in {*tokenizer("a b")["input_ids"]} - {*plain}]
+    for what, token in (*named.items(), *around):
         if isinstance(token, int) and token >= embeddings:
             raise ModelError(
                 f"{name}: the tokenizer gives {what} ({tokenizer.convert_ids_to_tokens(token)}) the id {token}, and "
-                f"the embedding has {embeddings} rows; give the tokenizer that the model "
-                f"was trained with, or add rows for it (model.resize_token_embeddings({token + 1}), then save_pretrained)"
+                f"the embedding has {embeddings} rows; give the tokenizer that the model was trained with, or add rows "
+                f"(model.resize_token_embeddings({token + 1}), then save_pretrained)"
             )

@@ -111,9 +111,9 @@ def test_a_configuration_that_cannot_be_used_is_one_line_with_the_reason(folder:
 
 @pytest.mark.parametrize("kind", ["bos", "eos", "pad"])
 def test_a_special_token_beyond_the_embedding(folder: Path, kind: str) -> None:
-    """97 tokens and 97 rows; the token added for it has id 97. An ordinary one is the text's affair."""
+    """97 rows, 94 tokens, 4 ordinary ones, of which the last is the text's affair; the next has the id 98."""
     words = word_tokenizer()
-    words.add_tokens(["ordinary"])
+    words.add_tokens([f"ordinary{number}" for number in range(4)])
     words.save_pretrained(folder)
     check_model(str(folder))
     words.add_special_tokens({f"{kind}_token": AddedToken("<new>")})
