@@ -11,6 +11,8 @@ PruningError                 expected failure, one line, exit code 2
 └── VerificationError        the saved model does not compute what it should (exit code 4)
 """
 
+import re
+
 
 class PruningError(Exception):
     """Expected failure; ``str(error)`` is the one line a user reads: the value, the bound, the next step."""
@@ -48,3 +50,22 @@ class NumericalError(PruningError):
 
 class VerificationError(PruningError):
     exit_code = 4
+
+
+def reason_of(error: BaseException, limit: int = 300) -> str:
+    """What another library's exception says, in one line of at most ``limit`` characters.
+
+    All lines count, since the first is often a heading and the reason stands below it; colours and rules are left out.
+    An exception without words is named by its type, and so is a KeyError, whose words are the key alone.
+    """
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    words = ""
+    for line in (line for line in lines if re.search(r"\w", line)):
+        separator = "" if not words else " " if words[-1] in ".:;,!?" else "; "
+        words += separator + line
+    if not words:
+        return type(error).__name__
+    if isinstance(error, LookupError | AssertionError):
+        words = f"{type(error).__name__}: {words}"
+    return words if len(words) <= limit else words[: limit - 1].rsplit(" ", 1)[0] + "…"

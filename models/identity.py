@@ -4,17 +4,17 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from models.loading import ModelSource, local_folder
+from models.loading import ModelSource
 from models.tensors import read_header, weight_files
 
 
 def model_identity(source: ModelSource) -> dict[str, Any]:
     """{"config_sha256", "files": [{"name", "size_bytes", "mtime_ns", "header_sha256"}]}; shards in the index's order.
 
-    The header names every tensor, its dtype and shape; that its bytes changed shows in the time of the file. A hub id
-    is looked up in the hub's own cache, and downloaded where it is not there yet. ModelError as for loading.
+    The header names every tensor, its dtype and shape; that its bytes changed shows in the time of the file.
+    ModelError as for loading.
     """
-    folder = local_folder(source.path)
+    folder = source.folder
     config = folder / "config.json"
     text = config.read_bytes() if config.is_file() else source.config.to_json_string().encode()
     return {

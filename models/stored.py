@@ -7,8 +7,10 @@ from typing import Any
 from core.errors import ModelError
 from core.families import IN, Family, rows_per_group
 from core.groups import LayerShape
+from models.families import family_of
 from models.narrow import is_pruned_type
-from models.tensors import read_header, tied_names, weight_files
+from models.places import Headers, by, first_of, stored_headers
+from models.shipped import shipped_classes
 
 WIDTHS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 Shapes = dict[str, tuple[int, ...]]
@@ -16,44 +18,57 @@ Shapes = dict[str, tuple[int, ...]]
 
 def tensor_shapes(folder: Path) -> Shapes:
     """Tensor name -> shape over all weight files, from their headers; ModelError where those are broken."""
-    shapes: Shapes = {}
-    for path in weight_files(folder):
-        header, _ = read_header(path)
-        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items()}
-    return shapes
+    return {name: tuple(entry["shape"]) for name, entry in stored_headers(folder).items()}
 
 
 def layer_shapes(config: dict[str, Any]) -> list[LayerShape]:
-    """Every layer's widths as a raw config.json gives them (the parameter counts are 0): ``per_layer_config`` of our
-    own folders, one set of widths for all layers in those of a family's own class.
+    """Every layer's widths as a raw config.json gives them (the parameter counts are 0): in our own folders its entry
+    in ``per_layer_config``, and the global width where that has none.
 
-    Raises ModelError (one line: layer, value, bound) for a missing or surplus layer, a width that is no positive
-    whole number, and query heads that are no multiple of the KV heads.
+    Libraries that save such a folder again keep only what differs from the global widths, down to no entry at all,
+    and may number layers as ``00``, ``01``. Raises ModelError (one line: layer, value, bound) for a surplus layer, a
+    width that is no positive whole number, and query heads that are no multiple of the KV heads.
     """
-    layers, count, head_dim = (config.get(key) for key in ("per_layer_config", "num_hidden_layers", "head_dim"))
     own = is_pruned_type(str(config.get("model_type")))
-    if own and not isinstance(layers, dict):
-        raise ModelError(f"per_layer_config is {_short(layers)}, not an object of one entry a layer")
+    config = {key: value for key, value in config.items() if value is not None}
+    config = _defaults(config) | config if own else config
+    count, head_dim = (config.get(key) for key in ("num_hidden_layers", "head_dim"))
     for name, value in (("num_hidden_layers", count), ("head_dim", head_dim)):
         if not _is_width(value):
             raise ModelError(f"{name} is {_short(value)}, not a whole number of at least 1")
     assert isinstance(count, int)
     assert isinstance(head_dim, int)
-    if not own:
-        return [_layer_shape(str(layer), config, head_dim) for layer in range(count)]
-    assert isinstance(layers, dict)
-    expected = [str(layer) for layer in range(count)]
-    missing, surplus = sorted(set(expected) - set(layers), key=int), sorted(set(layers) - set(expected))
-    if missing:
-        raise ModelError(f"per_layer_config has no layer {missing[0]}, and num_hidden_layers is {count}")
-    if surplus:
-        raise ModelError(f"per_layer_config names layer {surplus[0]}, and the last of {count} layers is {count - 1}")
-    return [_layer_shape(layer, layers[layer], head_dim) for layer in expected]
+    entries = _entries(config.get("per_layer_config"), count) if own else {}
+    whole = {name: config[name] for name in WIDTHS if name in config}
+    return [_layer_shape(layer, entries.get(layer, {}), whole, head_dim) for layer in range(count)]
 
 
-def _layer_shape(layer: str, widths: Any, head_dim: int) -> LayerShape:
-    if not isinstance(widths, dict):
-        raise ModelError(f"per_layer_config of layer {layer} is {_short(widths)}, not an object of widths")
+def _defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """What the family's configuration makes of values that a library left out because they are the default."""
+    values = {key: value for key, value in config.items() if key not in ("model_type", "per_layer_config")}
+    try:
+        built = shipped_classes(family_of(config["model_type"])).config(**values)
+    except Exception:  # values that it refuses are told apart by name in what follows
+        return {}
+    return {name: getattr(built, name) for name in (*WIDTHS, "num_hidden_layers", "head_dim")}
+
+
+def _entries(layers: Any, count: int) -> dict[int, Any]:
+    if not isinstance(layers, dict | None):
+        raise ModelError(f"per_layer_config is {_short(layers)}, not an object of one entry a layer")
+    entries = {}
+    for key, entry in (layers or {}).items():
+        layer = int(key) if key.isdecimal() else -1
+        if not 0 <= layer < count:
+            raise ModelError(f"per_layer_config names layer {key}, and the last of {count} layers is {count - 1}")
+        entries[layer] = entry
+    return entries
+
+
+def _layer_shape(layer: int, entry: Any, whole: dict[str, Any], head_dim: int) -> LayerShape:
+    if not isinstance(entry, dict):
+        raise ModelError(f"per_layer_config of layer {layer} is {_short(entry)}, not an object of widths")
+    widths = whole | entry
     for name in WIDTHS:
         if not _is_width(widths.get(name)):
             found = f"is {_short(widths[name])}" if name in widths else "is missing"
@@ -76,57 +91,29 @@ def misfits(layers: list[LayerShape], family: Family, shapes: Shapes) -> list[st
                 lines.append(f"{name} is missing")
             elif len(found) != 2 or found[member.axis] != width:
                 axis = "columns" if member.axis == IN else "rows"
-                lines.append(f"{name} is {_by(found)} where the widths of layer {index} ask for {width} {axis}")
+                lines.append(f"{name} is {by(found)} where the widths of layer {index} ask for {width} {axis}")
     return lines
 
 
-def check_widths(folder: Path, family: Family) -> None:
-    """Raise ModelError (one line) when the config.json of a pruned folder cannot be that of its tensors."""
-    try:
-        wrong = misfits(
-            layer_shapes(json.loads((folder / "config.json").read_text("utf-8"))), family, tensor_shapes(folder)
-        )
-    except ModelError as error:
-        raise ModelError(f"{folder}: {error}; restore the config.json that was saved with the weights") from error
-    if wrong:
-        raise ModelError(f"{folder}: {_first_of(wrong)}; restore the config.json that was saved with the weights")
+def check_widths(name: str, config: dict[str, Any], headers: Headers) -> None:
+    """Raise ModelError (one line) when the config.json of a pruned folder cannot be that of its tensors.
 
-
-def check_tensors(folder: Path, empty: Any, *, strict: bool) -> None:
-    """Raise ModelError when a stored tensor has another shape than in ``empty``, the model config.json describes.
-
-    strict: also when one is missing (tied weights are stored once) or left over, so that loading would make weights
-    up or lose them. Not for other people's folders, whose names from_pretrained may know to translate.
+    name: of the folder or hub id. config: config.json as written. headers: of the stored tensors.
     """
-    found, groups = tensor_shapes(folder), tied_names(empty)
-    wrong = []
-    for names in groups:
-        needed = tuple(empty.get_parameter_or_buffer(names[0]).shape)
-        here = [name for name in names if name in found]
-        wrong += [
-            f"{name} is {_by(found[name])} where config.json asks for {_by(needed)}"
-            for name in here
-            if found[name] != needed
-        ]
-        if strict and not here:
-            wrong.append(f"{names[0]} is missing")
-    if strict:
-        known = {name for names in groups for name in names}
-        wrong += [f"{name} is left over" for name in found if name not in known]
+    family = family_of(config["model_type"])
+    base = family.layers.split(".")[0]
+    shapes = {stored: tuple(entry["shape"]) for stored, entry in headers.items()}
+    shapes |= {f"{base}.{stored}": shape for stored, shape in shapes.items() if not stored.startswith(f"{base}.")}
+    try:
+        wrong = misfits(layer_shapes(config), family, shapes)
+    except ModelError as error:
+        raise ModelError(f"{name}: {error}; restore the config.json that was saved with the weights") from error
     if wrong:
-        raise ModelError(f"{folder}: {_first_of(wrong)}; its weights and its config.json do not belong together")
-
-
-def _first_of(lines: list[str]) -> str:
-    return lines[0] + (f" (and {len(lines) - 1} more like it)" if len(lines) > 1 else "")
+        raise ModelError(f"{name}: {first_of(wrong)}; restore the config.json that was saved with the weights")
 
 
 def _is_width(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape)) or "a single number"
 
 
 def _short(value: Any) -> str:

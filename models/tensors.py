@@ -22,7 +22,7 @@ import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from tqdm import tqdm
 
-from core.errors import ModelError, OutputError
+from core.errors import ModelError, OutputError, reason_of
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_SHARD_SIZE = "5GB"
@@ -66,7 +66,10 @@ class StoredTensor:
 
     def read(self) -> torch.Tensor:
         """A tensor of its own on the CPU. ModelError when the file has become shorter than its header says."""
-        data = np.fromfile(self.path, dtype=np.uint8, count=self.spec.num_bytes, offset=self.start)
+        try:
+            data = np.fromfile(self.path, dtype=np.uint8, count=self.spec.num_bytes, offset=self.start)
+        except OSError as error:
+            raise ModelError(f"{self.path} cannot be read any more ({reason_of(error)})") from error
         if len(data) != self.spec.num_bytes:
             raise ModelError(f"{self.path} ends before its tensors do; get it again")
         return torch.from_numpy(data).view(self.spec.dtype).reshape(self.spec.shape)
@@ -167,7 +170,9 @@ def indexed_files(folder: Path) -> list[Path]:
         weight_map = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
         return [folder / str(name) for name in sorted(set(weight_map.values()))]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{folder / INDEX} is not an index of safetensors files; get it again") from error
+        raise ModelError(
+            f"{folder / INDEX} is not an index of safetensors files ({reason_of(error)}); get it again"
+        ) from error
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], int]:
@@ -175,16 +180,19 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
 
     Raises ModelError for a file that is missing, no safetensors file, or not as long as its header says.
     """
-    if not path.is_file():
-        raise ModelError(f"{path.parent}: the shard {path.name} named in the index is missing; download it again")
-    size = path.stat().st_size
     try:
+        size = path.stat().st_size
         with path.open("rb") as file:
             header_bytes = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(header_bytes)) if 0 < header_bytes <= size else None
         assert isinstance(header, dict)
         header.pop("__metadata__", None)
         needed = 8 + header_bytes + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except FileNotFoundError as error:
+        what = "a link to nothing" if path.is_symlink() else "missing"
+        raise ModelError(f"{path.parent}: the weight file {path.name} is {what}; download it again") from error
+    except OSError as error:
+        raise ModelError(f"{path.parent}: the weight file cannot be read ({reason_of(error)})") from error
     except (ValueError, AssertionError, LookupError, TypeError) as error:
         raise ModelError(f"{path} is not a safetensors file or is truncated ({size} bytes); get it again") from error
     if size != needed:

@@ -86,9 +86,7 @@ def llama() -> Any:
 @pytest.fixture
 def word_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
     """AutoTokenizer reads every qwen2 folder as byte-level BPE, which the tests' word-level tokenizer is not."""
-    monkeypatch.setattr(
-        "models.loading._load_tokenizer", lambda path, *_: PreTrainedTokenizerFast.from_pretrained(path)
-    )
+    monkeypatch.setattr("models.loading.load_tokenizer", lambda path, *_: PreTrainedTokenizerFast.from_pretrained(path))
 
 
 def token_ids(rows: int = 2, length: int = 12, seed: int = 0, vocabulary: int = 97) -> torch.Tensor:

@@ -18,6 +18,7 @@ from models.gguf import export_gguf
 from models.gguf.__main__ import main
 from models.gguf.rows import quantisation_notes
 from models.gguf.tensors import halves_to_pairs
+from models.loading import check_model, load_model
 
 gguf = pytest.importorskip("gguf")
 
@@ -135,3 +136,13 @@ def test_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().err == f"error: {tmp_path} has no config.json; give the folder of a saved checkpoint\n"
     with pytest.raises(UsageError, match="outtype q2_k is not one of f32, f16, bf16, q8_0"):
         export_gguf(folder, outtype="q2_k")
+
+
+def test_a_folder_that_transformers_saved_again_gives_the_same_file(folder: Path, tmp_path: Path) -> None:
+    """Only widths that differ from the global ones are named in it, and the weights are in shards."""
+    again = tmp_path / "again" / "model"
+    source = check_model(str(folder))
+    load_model(source, torch.device("cpu"), torch.float32).save_pretrained(again, max_shard_size="100KB")
+    source.tokenizer.save_pretrained(again)
+    assert len(list(again.glob("*.safetensors"))) > 1
+    assert export_gguf(again).path.read_bytes() == export_gguf(folder).path.read_bytes()

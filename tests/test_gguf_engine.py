@@ -26,9 +26,10 @@ from transformers import AutoTokenizer, LlamaConfig
 from core.groups import MLP
 from models.architecture import architecture_of
 from models.families import family_of
+from models.folders import DEMO
 from models.gguf import export_gguf
 from models.gguf.vocabulary import INEXACT
-from models.loading import DEMO, check_model, load_model
+from models.loading import check_model, load_model
 
 pytest.importorskip("gguf")
 pytest.importorskip("xllamacpp")

@@ -12,9 +12,10 @@ from core.files import write_atomically
 from models.gguf import OUTTYPES, Exported
 from models.gguf.rows import BLOCK, quantisation_notes
 from models.gguf.support import arch_of, refuse_empty_blocks, rope_factors
-from models.gguf.tensors import Tensor, Weights, tensors_of
+from models.gguf.tensors import Tensor, check_shapes, read_tensor, tensors_of
 from models.gguf.vocabulary import Vocabulary, vocabulary_of
-from models.loading import ModelSource, check_model
+from models.loading import ModelSource, check_model, open_weights
+from models.tensors import StoredTensors
 
 _FILE_TYPES = {
     "f32": LlamaFileType.ALL_F32,
@@ -39,8 +40,8 @@ def write_gguf(folder: Path, outfile: Path | None, outtype: str) -> Exported:
     refuse_empty_blocks(folder)
     source = check_model(str(folder))
     arch, vocabulary = arch_of(source), vocabulary_of(source)
-    tensors, weights = tensors_of(source, arch), Weights(folder)
-    weights.check(tensors, tied=bool(source.config.tie_word_embeddings))
+    tensors, weights = tensors_of(source, arch), open_weights(source, None)[1]
+    check_shapes(folder, weights, tensors)
 
     def write(temporary: Path) -> None:
         writer = GGUFWriter(temporary, arch)
@@ -54,7 +55,7 @@ def write_gguf(folder: Path, outfile: Path | None, outtype: str) -> Exported:
             writer.close()
 
     write_atomically(path, write)
-    notes = (*vocabulary.notes, *quantisation_notes(source.architecture, outtype))
+    notes = (*source.notes, *vocabulary.notes, *quantisation_notes(source.architecture, outtype))
     return Exported(path, arch, len(tensors), path.stat().st_size, notes)
 
 
@@ -103,7 +104,7 @@ def _add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
 
 
 def _write_tensors(
-    writer: GGUFWriter, source: ModelSource, tensors: list[Tensor], weights: Weights, outtype: str
+    writer: GGUFWriter, source: ModelSource, tensors: list[Tensor], weights: StoredTensors, outtype: str
 ) -> None:
     stored = {tensor.name: stored_type(tensor.shape, outtype) for tensor in tensors}
     factors = rope_factors(source)
@@ -117,7 +118,7 @@ def _write_tensors(
     if factors is not None:
         writer.write_tensor_data(_bytes_of(factors[0], "f32", "rope_freqs.weight"))
     for tensor in tqdm(tensors, desc="gguf", unit="tensor", leave=False):
-        writer.write_tensor_data(_bytes_of(weights.read(tensor), stored[tensor.name], tensor.name))
+        writer.write_tensor_data(_bytes_of(read_tensor(weights, tensor), stored[tensor.name], tensor.name))
 
 
 def stored_type(shape: tuple[int, ...], outtype: str) -> str:

@@ -6,19 +6,16 @@ The head count and axis order follow the checkpoint: (out, in), which GGUF lists
 attention looks at q and k through their dot product only.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from core.errors import ModelError
 from models.gguf.support import DECI, has_output_bias, has_qkv_bias
 from models.loading import ModelSource
-
-UNUSED = ("rotary_emb.inv_freq",)  # buffers that old releases stored
+from models.tensors import StoredTensors
 
 
 @dataclass(frozen=True)
@@ -82,50 +79,28 @@ def _mlp(source: ModelSource, layer: int) -> Iterator[Tensor]:
             yield Tensor(f"{theirs}.ffn_{name}.bias", (f"{ours}.mlp.{name}_proj.bias",), shape[:1])
 
 
-class Weights:
-    """The safetensors of a folder, sharded or not, read one tensor at a time."""
+def check_shapes(folder: Path, weights: StoredTensors, tensors: list[Tensor]) -> None:
+    """Raise ModelError unless the checkpoint's tensors are those that ``tensors`` names, in the right shapes."""
+    shapes = {name: tensor.spec.shape for name, tensor in weights.stored.items()}
+    wanted = {name for tensor in tensors for name in tensor.sources}
+    missing, left = sorted(wanted - shapes.keys()), sorted(shapes.keys() - wanted)
+    if missing or left:
+        problem = f"lacks {missing[0]}" if missing else f"holds {left[0]}, which has no place in the GGUF file"
+        raise ModelError(f"{folder} {problem}; is the checkpoint complete, and config.json its own?")
+    for tensor in tensors:
+        found = [shapes[name] for name in tensor.sources]
+        if (sum(shape[0] for shape in found), *found[0][1:]) != tensor.shape:
+            raise ModelError(
+                f"{folder}: {tensor.sources[0]} is {list(found[0])}, but config.json makes {tensor.name} "
+                f"{list(tensor.shape)}; is config.json its own?"
+            )
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        index = folder / "model.safetensors.index.json"
-        if index.is_file():
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            shards = [folder / name for name in names]
-        else:
-            shards = sorted(folder.glob("*.safetensors"))
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._shards: dict[str, Path] = {}
-        for shard in shards:
-            with safe_open(shard, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - safe_open is not a mapping
-                    self._shapes[name] = tuple(file.get_slice(name).get_shape())
-                    self._shards[name] = shard
 
-    def check(self, tensors: list[Tensor], tied: bool) -> None:
-        """Raise ModelError unless the stored tensors are those that ``tensors`` names, in the right shapes."""
-        wanted = {name for tensor in tensors for name in tensor.sources}
-        missing = sorted(wanted - self._shapes.keys())
-        spare = {"lm_head.weight"} if tied else set()
-        left = sorted(n for n in self._shapes.keys() - wanted - spare if not n.endswith(UNUSED))
-        if missing or left:
-            problem = f"lacks {missing[0]}" if missing else f"holds {left[0]}, which has no place in the GGUF file"
-            raise ModelError(f"{self.folder} {problem}; is the checkpoint complete, and config.json its own?")
-        for tensor in tensors:
-            shapes = [self._shapes[name] for name in tensor.sources]
-            if (sum(shape[0] for shape in shapes), *shapes[0][1:]) != tensor.shape:
-                raise ModelError(
-                    f"{self.folder}: {tensor.sources[0]} is {list(shapes[0])}, but config.json makes {tensor.name} "
-                    f"{list(tensor.shape)}; is config.json its own?"
-                )
-
-    def read(self, tensor: Tensor) -> torch.Tensor:
-        """The tensor as GGUF wants it, in the stored dtype."""
-        parts = []
-        for name in tensor.sources:
-            with safe_open(self._shards[name], framework="pt") as file:
-                parts.append(file.get_tensor(name))
-        values = torch.cat(parts) if len(parts) > 1 else parts[0]
-        return halves_to_pairs(values, tensor.paired_heads) if tensor.paired_heads else values
+def read_tensor(weights: StoredTensors, tensor: Tensor) -> torch.Tensor:
+    """The tensor as GGUF wants it, in the stored dtype."""
+    parts = [weights[name] for name in tensor.sources]
+    values = torch.cat(parts) if len(parts) > 1 else parts[0]
+    return halves_to_pairs(values, tensor.paired_heads) if tensor.paired_heads else values
 
 
 def halves_to_pairs(values: torch.Tensor, heads: int) -> torch.Tensor:
