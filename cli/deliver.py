@@ -15,8 +15,10 @@ from models.card import inherited_metadata, model_card
 from models.gguf import export_gguf
 from models.narrow import empty_narrow_model
 from models.reference import reference, verification_windows
+from models.rounding import round_parameters
 from models.saving import save_checkpoint
 from models.stock import save_stock_checkpoint, stock_model
+from models.travel import dense_folder, travelling_files
 from models.verification import insist, verify, verify_files, write_verification
 from pruning.reconstruction import Reconstruction
 from pruning.surgery import operate
@@ -48,18 +50,19 @@ def deliver(
         proves = saves and options.verify
         windows = verification_windows(calibration, job.source.config.vocab_size, job.source.context, options.seed)
         with stages("surgery"):
+            round_parameters(model, job.saved_dtype)  # what is compared, measured and saved is one model
             expected = reference(model, family, plan, windows) if proves else None
             pruned = operate(model, empty_narrow_model(model, family, plan), family, plan)
             if options.target == "stock":
                 pruned, _ = stock_model(pruned, family)
         if not saves:
             return pruned, []
+        tokenizer, size, base = job.source.tokenizer, options.max_shard_size, base_folder(job)
         with stages("save"):
             if options.target == "stock":
-                save_stock_checkpoint(pruned, job.source.tokenizer, folder, job.saved_dtype, options.max_shard_size)
+                save_stock_checkpoint(pruned, tokenizer, folder, job.saved_dtype, size, base=base)
             else:
-                tokenizer, size = job.source.tokenizer, options.max_shard_size
-                save_checkpoint(pruned, family, tokenizer, folder, job.saved_dtype, size)
+                save_checkpoint(pruned, family, tokenizer, folder, job.saved_dtype, size, base)
         proof = None
         if expected is not None:
             with stages("verify"):
@@ -76,6 +79,11 @@ def deliver(
         for note in exported.notes:
             print(f"note: {note}", file=sys.stderr)
     return pruned, written
+
+
+def base_folder(job: Job) -> Path | None:
+    """Where the dense model's own files lie."""
+    return dense_folder(job.source.path, getattr(job.source.config, "_commit_hash", None))
 
 
 def write_card(
@@ -97,17 +105,20 @@ def write_card(
         if job.transforms.temperature:
             transforms["temperature"] = job.transforms.temperature
             transforms["tau"] = job.transforms.tau
+    base = base_folder(job)
     card = model_card(
         plan,
         base_model=options.base_model,
         criterion=None if job.plan is not None else options.importance_method,
         transforms=transforms,
         calibration=calibration.source if calibration is not None else "",
+        dataset=options.dataset,
+        travelled=[str(path) for path in travelling_files(base)] if base is not None else [],
         stored_dtype=str(job.saved_dtype).removeprefix("torch."),
         dense=dense,
         pruned=pruned,
         repair=repaired.sentence() if repaired is not None else "",
-        inherited=inherited_metadata(job.source.path),
+        inherited=inherited_metadata(base),
         ships_code=options.target != "stock",
     )
     return write_text(options.output / "model" / "README.md", card)

@@ -5,16 +5,15 @@ from pathlib import Path
 
 from cli.job import Job
 from core.measures import Importance
+from core.memory import free_bytes
 from core.plan import PruningPlan
 from importance.streaming import streamed_magnitude
 from models.loading import open_weights
 from models.narrow import empty_narrow_model
 from models.saving import save_tensors
 from models.stock import save_stock_checkpoint, stock_model
+from models.travel import dense_folder
 from pruning.streaming import PrunedTensors
-
-MEMINFO = Path("/proc/meminfo")
-CGROUP = Path("/sys/fs/cgroup")
 
 
 class StreamedModel:
@@ -37,11 +36,12 @@ class StreamedModel:
         narrow = empty_narrow_model(self.empty, family, plan)
         narrow.generation_config = self.empty.generation_config
         pruned = PrunedTensors(self.tensors, family, plan)
+        base = dense_folder(self.job.source.path, getattr(self.job.source.config, "_commit_hash", None))
+        dtype, size = self.job.saved_dtype, self.max_shard_size
         if self.stock:
             stock, _ = stock_model(narrow, family)
-            saved_dtype, size = self.job.saved_dtype, self.max_shard_size
-            return save_stock_checkpoint(stock, tokenizer, folder, saved_dtype, size, tensors=pruned)
-        return save_tensors(pruned, narrow, family, tokenizer, folder, self.job.saved_dtype, self.max_shard_size)
+            return save_stock_checkpoint(stock, tokenizer, folder, dtype, size, tensors=pruned, base=base)
+        return save_tensors(pruned, narrow, family, tokenizer, folder, dtype, size, base)
 
 
 def streams(job: Job, options: argparse.Namespace) -> bool:
@@ -52,22 +52,3 @@ def streams(job: Job, options: argparse.Namespace) -> bool:
         return False
     free = free_bytes()
     return free is not None and job.source.architecture.total_params * job.dtype.itemsize > free / 2
-
-
-def free_bytes() -> int | None:
-    """Memory this process may still take (Linux, a container's limit included); None where it cannot be told."""
-    try:
-        free = _fields(MEMINFO)["MemAvailable:"] * 1024
-    except (OSError, LookupError, ValueError):
-        return None
-    try:
-        limit = int((CGROUP / "memory.max").read_text())
-        return min(free, limit - _fields(CGROUP / "memory.stat")["anon"])  # the page cache makes room when asked
-    except (OSError, LookupError, ValueError):  # no container, or one without a limit ("max")
-        return free
-
-
-def _fields(path: Path) -> dict[str, int]:
-    """Lines of a name and a number."""
-    rows = (line.split() for line in path.read_text().splitlines())
-    return {row[0]: int(row[1]) for row in rows}

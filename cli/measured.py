@@ -22,6 +22,7 @@ from importance.measure import measure_importance
 from importance.outliers import find_outliers
 from importance.priors import measure_prior
 from models.loading import load_model
+from models.rounding import check_range
 
 OUTLIER_WINDOWS = 16  # such channels stand out on any text, and on few tokens
 
@@ -45,6 +46,7 @@ class ModelOnDemand:
                     self._model = StreamedModel(job, self.options)
                 else:
                     self._model = load_model(job.source, job.device, job.dtype)
+                    check_range(self._model, job.saved_dtype)
         return self._model
 
     def give_away(self) -> Any:

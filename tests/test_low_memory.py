@@ -7,6 +7,7 @@ import pytest
 from workspace import Workspace, call, write_model
 
 from cli import low_memory
+from core import memory
 
 DATA_FREE = ["--importance_method", "magnitude", "--run_evaluation", "none"]
 
@@ -87,13 +88,13 @@ def test_what_cannot_be_combined_is_one_line(workspace: Workspace, arguments: li
 
 def test_free_memory_knows_the_limit_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     meminfo = tmp_path / "meminfo"
-    monkeypatch.setattr(low_memory, "MEMINFO", meminfo)
-    monkeypatch.setattr(low_memory, "CGROUP", tmp_path)
-    assert low_memory.free_bytes() is None
+    monkeypatch.setattr(memory, "MEMINFO", meminfo)
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    assert memory.free_bytes() is None
     meminfo.write_text("MemTotal:  9000 kB\nMemAvailable:  8000 kB\n")
-    assert low_memory.free_bytes() == 8000 * 1024
+    assert memory.free_bytes() == 8000 * 1024
     (tmp_path / "memory.stat").write_text("anon 1000000\nfile 5000000\n")
     (tmp_path / "memory.max").write_text("max\n")
-    assert low_memory.free_bytes() == 8000 * 1024
+    assert memory.free_bytes() == 8000 * 1024
     (tmp_path / "memory.max").write_text("3000000\n")
-    assert low_memory.free_bytes() == 2_000_000
+    assert memory.free_bytes() == 2_000_000
