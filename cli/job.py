@@ -13,6 +13,7 @@ from core.measures import Outliers
 from core.plan import PruningPlan
 from core.windows import TokenWindows
 from evaluation.catalogue import check_tasks
+from evaluation.fit import check_fit
 from importance.scoring import ScoreOptions
 from models.gguf import check_gguf
 from models.loading import ModelSource, check_context, check_model, choose_device, choose_dtype
@@ -69,6 +70,8 @@ def prepare(options: argparse.Namespace) -> Job:
     for name in dict.fromkeys([options.dataset] * needs_text + list(evaluates)):
         check_dataset(name)
     check_tasks(options.tasks, options.eval_task_path)
+    if "tasks" in options.measures:
+        check_fit(options.tasks, options.eval_task_path, source.tokenizer, source.config)
     if options.export == "gguf":
         check_gguf(source)
     return Job(
