@@ -33,8 +33,10 @@ def check_fit(
     names = names or [OFFLINE_TASK]
     listed = ", ".join(names)
     try:
-        run_tasks(EmptyModel(config), tokenizer, names, task_path, batch_size=1, seed=0, limit=REHEARSED_ITEMS)
-        with quiet():
+        run_tasks(
+            EmptyModel(config), tokenizer, names, task_path, batch_size=1, seed=0, limit=REHEARSED_ITEMS, bars=False
+        )
+        with quiet(bars=False):
             _check_answers(load(names, task_path)["tasks"], tokenizer, config)
     except PruningError:
         raise

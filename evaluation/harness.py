@@ -35,16 +35,17 @@ def run_tasks(
     batch_size: int | None,
     seed: int,
     limit: int | None = None,
+    bars: bool = True,
 ) -> dict[str, dict[str, Any]]:
     """Task -> {metric: value, metric_stderr: value, "num_items": n}; a group stands beside its tasks.
 
     A metric behind a filter other than the default is named ``metric,filter``. limit: only the first items of each
-    task. batch_size None starts at FIRST_BATCH_SIZE and halves on out-of-memory. Model, tokenizer and random
+    task. bars: whether progress shows. batch_size None starts at FIRST_BATCH_SIZE and halves on out-of-memory. Model, tokenizer and random
     generators are left as found. Raises DataError where a task cannot be loaded (``check_tasks`` finds that out
     earlier) or an item does not fit the model, UsageError where memory does not suffice.
     """
     attempt = partial(_evaluate, model, tokenizer, names, task_path, seed, limit)
-    with as_found(model), seeded(seed), quiet():
+    with as_found(model), seeded(seed), quiet(bars=bars):
         first = batch_size or FIRST_BATCH_SIZE
         results, _ = with_batch_that_fits(attempt, first, fixed=batch_size is not None)
     entries = {}

@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Inside, only errors from the libraries' loggers, and progress bars that vanish when they are done."""
+def quiet(*, bars: bool = True) -> Iterator[None]:
+    """Inside, only errors from the libraries' loggers, and progress bars that vanish when they are done, or none."""
     import datasets
     import lm_eval.api.model
     import lm_eval.api.task
@@ -23,7 +23,7 @@ def quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     for module in modules:
-        module.tqdm = functools.partial(tqdm, leave=False, mininterval=1.0)
+        module.tqdm = functools.partial(tqdm, leave=False, mininterval=1.0, disable=not bars)
     datasets.disable_progress_bars()
     try:
         yield
