@@ -40,9 +40,9 @@ def run_tasks(
     """Task -> {metric: value, metric_stderr: value, "num_items": n}; a group stands beside its tasks.
 
     A metric behind a filter other than the default is named ``metric,filter``. limit: only the first items of each
-    task. bars: whether progress shows. batch_size None starts at FIRST_BATCH_SIZE and halves on out-of-memory. Model, tokenizer and random
-    generators are left as found. Raises DataError where a task cannot be loaded (``check_tasks`` finds that out
-    earlier) or an item does not fit the model, UsageError where memory does not suffice.
+    task. bars: whether progress shows. batch_size None starts at FIRST_BATCH_SIZE and halves on out-of-memory. Model,
+    tokenizer and random generators are left as found. Raises DataError where a task cannot be loaded (``check_tasks``
+    finds that out earlier) or an item does not fit the model, UsageError where memory does not suffice.
     """
     attempt = partial(_evaluate, model, tokenizer, names, task_path, seed, limit)
     with as_found(model), seeded(seed), quiet(bars=bars):
@@ -92,11 +92,11 @@ def _with_tokenizer(model: Any, tokenizer: Any, batch_size: int) -> Any:
     """
     from lm_eval.models.huggingface import HFLM
 
-    class AnyTokenizer(HFLM):  # type: ignore[misc]
+    class AnyTokenizer(HFLM):
         def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str:
             if tokens is None:  # asked for the text of EOS where there is none: one that no text holds
                 return "\0"
-            return super().tok_decode(tokens, skip_special_tokens=skip_special_tokens)  # type: ignore[no-any-return]
+            return super().tok_decode(tokens, skip_special_tokens=skip_special_tokens)
 
     tokenizer = copy.deepcopy(tokenizer)  # it may be given a padding token
     start = None

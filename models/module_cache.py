@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import transformers.dynamic_module_utils as dynamic_modules
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -53,6 +54,6 @@ def _temporary_folder(beside: Path) -> Path:
         return Path(tempfile.mkdtemp(prefix=".modules.", dir=beside))
 
 
-def _take_out_modules() -> dict[str, object]:
+def _take_out_modules() -> dict[str, ModuleType]:
     names = [name for name in sys.modules if name == PACKAGE or name.startswith(f"{PACKAGE}.")]
     return {name: sys.modules.pop(name) for name in names}

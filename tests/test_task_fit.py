@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from workspace import Workspace, call
@@ -39,7 +38,7 @@ def write_task(folder: Path, name: str, rows: list[dict[str, Any]], **settings: 
     data = folder / f"{name}.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}}, "test_split": "test"}
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump({"task": name, **source, **settings}))
+    (folder / f"{name}.yaml").write_text(json.dumps({"task": name, **source, **settings}))  # JSON is YAML
     return name
 
 
