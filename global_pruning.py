@@ -36,7 +36,7 @@ from core.errors import (  # noqa: E402 - our rooms are found first
     UsageError,
     VerificationError,
 )
-from core.say import Say, heard_by, say_on_stderr  # noqa: E402
+from core.say import Say, heard_by, note, say_on_stderr  # noqa: E402
 
 if TYPE_CHECKING:
     import numpy as np
@@ -112,18 +112,14 @@ def open(
     Arguments as in ``prune``. options: those that say how to measure and repair (``device``, ``dtype``,
     ``num_samples``, ``seq_len``, ``seed``, ``batch_size``, ``reconstruct``, …). Raises PruningError.
     """
-    from models.in_memory import source_of
-    from models.loading import check_model
     from run.session import Session as RunSession
 
     settings = _settings(model, {"dataset": dataset, "run_evaluation": "none", **options})
     given = None if isinstance(model, (str, Path)) else model
     with heard_by(say), _surroundings(settings.calibration.seed):
-        if given is None:
-            source = check_model(settings.model.base_model, settings.model.trust_remote_code)
-        else:
-            source = source_of(given, tokenizer)
-        inner = RunSession(settings, source, model=given)
+        inner = RunSession(settings, model=given, tokenizer=tokenizer)
+        for sentence in inner.source.notes:
+            note(sentence)
         inner.read_windows(judging=True)
     return Session(inner, say)
 

@@ -35,9 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return prune_command(arguments, run)
 
 
-def run(
-    settings: "Settings", *, argv: Sequence[str] = (), model: Any = None, tokenizer: Any = None
-) -> "Result":
+def run(settings: "Settings", *, argv: Sequence[str] = (), model: Any = None, tokenizer: Any = None) -> "Result":
     """check → windows → load → importance → scores → plan → refinements → explain → repair → cut → save → prove →
     evaluate → report.
 
@@ -50,9 +48,10 @@ def run(
     from run.decide import decide
     from run.deliver import cut, export, prove, repair, save, write_card
     from run.explain import explain, with_stability
-    from run.finish import Outcome, finish
+    from run.finish import finish
     from run.opening import open_session
     from run.refine import refine, refinements
+    from run.result import Outcome
 
     with open_session(settings, model=model, tokenizer=tokenizer) as session:
         decision = decide(session)

@@ -1,6 +1,6 @@
 """The one place where a run speaks to people on its way: notes, stages, warnings. Whoever calls a run may listen.
 
-Lines go to stderr unless a caller hears them elsewhere (``with heard_by(listener)``), for as long as the block lasts and
+Lines go to stderr unless a caller hears them elsewhere (``with heard_by(listener)``), for as long as the block lasts,
 in its thread alone.
 """
 

@@ -43,9 +43,9 @@ def find(measured: Measured, active: ActiveRemedies) -> tuple[Finding, ...]:
 
 
 def _usable(finding: Finding, active: ActiveRemedies) -> Finding:
-    """Without its flags where the program would refuse them beside the other options of this run; with the reason."""
-    refusal = active.refusal(finding.flags) if finding.flags else None
+    """Without its remedy where the program would refuse them beside the other options of this run; with the reason."""
+    refusal = active.refusal(finding.remedy) if finding.remedy else None
     if refusal is None:
         return finding
     text = f"{finding.recommendation} Beside the other options of this run that is refused: {refusal}"
-    return replace(finding, recommendation=text, flags=None)
+    return replace(finding, recommendation=text, remedy=None)

@@ -4,13 +4,14 @@ import functools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from tqdm import tqdm
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Inside, only errors from the libraries' loggers, and progress bars that vanish when they are done."""
+def quiet(*, bars: bool = True) -> Iterator[None]:
+    """Inside, only errors from the libraries' loggers, and progress bars that vanish when they are done, or none."""
     import datasets
     import lm_eval.api.model
     import lm_eval.api.task
@@ -23,7 +24,7 @@ def quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     for module in modules:
-        module.tqdm = functools.partial(tqdm, leave=False, mininterval=1.0)
+        module.tqdm = functools.partial(tqdm, leave=False, mininterval=1.0) if bars else _no_bar
     datasets.disable_progress_bars()
     try:
         yield
@@ -34,3 +35,7 @@ def quiet() -> Iterator[None]:
             module.tqdm = tqdm
         if bars_shown:
             datasets.enable_progress_bars()
+
+
+def _no_bar(*values: Any, **options: Any) -> Any:
+    return tqdm(*values, **options | {"disable": True})  # lm-eval says itself when its bars are shown

@@ -1,13 +1,16 @@
 """The model card of a pruned folder: README.md with the metadata that the hub reads, for whoever finds the folder."""
 
-from collections.abc import Mapping
-from pathlib import Path
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
-from huggingface_hub import ModelCardData, metadata_load, try_to_load_from_cache
+from huggingface_hub import ModelCardData, metadata_load
+from huggingface_hub.utils import validate_repo_id
 
 from core.groups import ATTENTION, MLP
 from core.plan import PruningPlan
+from models.travel import travelling_files
 
 INHERITED = ("license", "license_name", "license_link", "language")
 LOADING = """```python
@@ -25,22 +28,25 @@ OWN_CODE = (
 FAMILY_CODE = "All layers have the same widths, so this is a checkpoint of the family's own class: no remote code."
 
 
-def inherited_metadata(base_model: str) -> dict[str, Any]:
-    """License and language that the base model's own card declares; of a hub id, from what is already downloaded.
+def inherited_metadata(base: Path | None) -> dict[str, Any]:
+    """License and language that the base model's own card, in the folder ``base``, declares.
 
-    Nothing is invented: without a card, or with one that cannot be read, there is no license to inherit.
+    Nothing is invented: without a card, or with one that cannot be read, there is no license to inherit. A link to a
+    file is kept where that file travels too; links to pages are kept as they are.
     """
-    card: Any = Path(base_model).expanduser() / "README.md"
-    if not card.is_file():
-        try:
-            card = try_to_load_from_cache(base_model, "README.md")
-        except ValueError:  # a path, not a hub id
-            return {}
+    if base is None or not (base / "README.md").is_file():
+        return {}
     try:
-        found = metadata_load(card) if isinstance(card, (str, Path)) else None
+        found = metadata_load(base / "README.md")
     except Exception:  # front matter of strangers: a YAML error of any kind
         return {}
-    return {key: found[key] for key in INHERITED if key in found} if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    inherited = {key: found[key] for key in INHERITED if found.get(key)}
+    link = str(inherited.get("license_link", ""))
+    if link and "://" not in link and Path(link) not in travelling_files(base):
+        del inherited["license_link"]
+    return inherited
 
 
 def model_card(
@@ -53,47 +59,110 @@ def model_card(
     stored_dtype: str,
     dense: Mapping[str, Any] | None = None,
     pruned: Mapping[str, Any] | None = None,
+    dataset: str = "",
     repair: str = "",
+    travelled: Sequence[str] = (),
     inherited: Mapping[str, Any] | None = None,
     ships_code: bool = True,
 ) -> str:
     """README.md: what was removed, how, with what result, and how to load it.
 
-    base_model: hub id, folder (its name is given, never its path) or ``demo``. criterion: None for a replayed plan.
+    base_model: hub id, folder or ``demo``. The metadata names a hub id only: of anything else a hub would know
+    nothing, and the text gives a folder's name, never its path. criterion: None for a replayed plan.
     transforms: option -> value of what acted on the scores, empty for none. calibration: one sentence on the text,
     empty where none was read. dense, pruned: the two halves of evaluation_results.json, None where not measured.
-    repair: one sentence on how the weights that stayed were refitted, empty where they were not.
-    inherited: ``inherited_metadata``. ships_code: False where the family's own class loads the folder.
+    dataset: where the calibration text came from, as it was asked for; a path is cut to its last part. repair: one
+    sentence on how the weights that stayed were refitted, empty where they were not. travelled: files that came along
+    from the base model. inherited: ``inherited_metadata``. ships_code: False where the family's own class loads the
+    folder.
     """
     shown = _shown_name(base_model)
     after, before = plan.pruned_architecture, plan.architecture
     name = f"{shown.split('/')[-1]}-pruned"
     parts = [
-        f"---\n{_metadata(plan, shown, inherited or {}, ships_code)}\n---\n",
+        f"---\n{_metadata(plan, base_model, inherited or {}, ships_code)}\n---\n",
         f"# {name}\n",
         f"`{shown}` with {plan.removed_params:,} of its {before.total_params:,} parameters removed "
         f"({plan.achieved_of_total:.1%}; {after.total_params:,} remain, stored in {stored_dtype}). KV groups (one KV "
         "head with its query heads) and MLP channels really left the weight matrices; nothing is masked or sparse.\n",
         f"## How to load it\n\n{LOADING.format(name=name, trust=', trust_remote_code=True' if ships_code else '')}\n",
         f"{OWN_CODE if ships_code else FAMILY_CODE}\n",
-        "## How it was pruned\n\n" + "\n".join(_method(plan, criterion, transforms, calibration, repair)) + "\n",
+        "## How it was pruned\n\n"
+        + "\n".join(_method(plan, criterion, transforms, calibration, dataset, repair))
+        + "\n",
         f"## Result\n\n{_results(dense, pruned)}\n",
         f"## Layers\n\n{_layers(plan)}\n",
     ]
+    if travelled:
+        parts.append(f"## Files of the base model\n\nTaken over unchanged: {', '.join(travelled)}.\n")
     return "\n".join(parts)
 
 
 def _shown_name(base_model: str) -> str:
+    return Path(base_model).expanduser().resolve().name if _is_folder(base_model) else base_model
+
+
+def _is_folder(base_model: str) -> bool:
     path = Path(base_model).expanduser()
-    is_folder = path.is_dir() or path.is_absolute() or base_model.startswith((".", "~"))
-    return path.resolve().name if is_folder else base_model
+    return path.is_dir() or path.is_absolute() or base_model.startswith((".", "~")) or "\\" in base_model
+
+
+def _hub_id(base_model: str) -> str | None:
+    """The name where a hub can know it: owner/model, in letters that it allows."""
+    if _is_folder(base_model) or base_model.count("/") != 1:
+        return None
+    try:
+        validate_repo_id(base_model)
+    except ValueError:
+        return None
+    return base_model
+
+
+def without_paths(sentence: str, dataset: str = "") -> str:
+    """A sentence with ``dataset``, where that is a path, and any absolute path cut to the last part.
+
+    ``paragraphs of /home/me/my data/text.txt outside …`` becomes ``paragraphs of text.txt outside …``.
+    """
+    if dataset and _is_path(dataset):
+        path = Path(dataset).expanduser()
+        for known in sorted({dataset, str(path), str(path.resolve())}, key=len, reverse=True):
+            sentence = sentence.replace(known, path.name)
+    return _PATH.sub(lambda found: PurePath(found[0].replace("\\", "/")).name, sentence)
+
+
+# From the start of a word: /, ~/, ./, ../ or C:\ and what follows up to a space or a mark. Not the / of a URL or a/b.
+_PATH = re.compile(r"(?<![\w/:.~\-])(?:~|\.{1,2}|[A-Za-z]:)?[/\\][^\s,;:'\"()]+")
+
+
+def labels_of(names: Sequence[str]) -> dict[str, str]:
+    """Dataset -> what the card calls it: a file's own name, and as many of its folders as tell two of a name apart.
+
+    Where folders of other disks would have to be told, a number does it: ``test.txt (1)``.
+    """
+    short = {name: Path(name).name if _is_path(name) else name for name in names}
+    labels = {}
+    for name, label in short.items():
+        alike = [other for other, known in short.items() if known == label]
+        parents = [Path(other).parent.name for other in alike]
+        if len(alike) == 1:
+            labels[name] = label
+        elif len(set(parents)) == len(alike) and all(parents):
+            labels[name] = f"{Path(name).parent.name}/{label}"
+        else:
+            labels[name] = f"{label} ({alike.index(name) + 1})"
+    return labels
+
+
+def _is_path(name: str) -> bool:
+    path = Path(name).expanduser()
+    return path.is_absolute() or name.startswith((".", "~")) or path.exists()
 
 
 def _metadata(plan: PruningPlan, base_model: str, inherited: Mapping[str, Any], ships_code: bool) -> str:
     tags = ["pruned", "structured-pruning", plan.architecture.model_type] + ["custom_code"] * ships_code
     data = ModelCardData(
         **dict(inherited),
-        base_model=base_model,
+        base_model=_hub_id(base_model),
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=tags,
@@ -102,7 +171,12 @@ def _metadata(plan: PruningPlan, base_model: str, inherited: Mapping[str, Any], 
 
 
 def _method(
-    plan: PruningPlan, criterion: str | None, transforms: Mapping[str, Any], calibration: str, repair: str
+    plan: PruningPlan,
+    criterion: str | None,
+    transforms: Mapping[str, Any],
+    calibration: str,
+    dataset: str,
+    repair: str,
 ) -> list[str]:
     asked = f"{plan.requested_ratio:.1%} of {'all' if plan.ratio_of == 'total' else 'prunable'} parameters"
     acted = ", ".join(f"`{option}` {value}" for option, value in transforms.items())
@@ -120,7 +194,7 @@ def _method(
     if repair:
         lines.append(f"- repair: {repair}")
     if calibration:
-        lines.append(f"- calibration: {calibration}")
+        lines.append(f"- calibration: {without_paths(calibration, dataset)}")
     return lines
 
 
@@ -138,10 +212,10 @@ def _measures(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> list[tuple
         for what in ("parameters", "bytes")
         if what in dense and what in pruned
     ]
+    labels = labels_of(list(pruned.get("perplexity", {})))
     for name, after in pruned.get("perplexity", {}).items():
         before = dense["perplexity"][name]
-        label = f"perplexity on {Path(name).name}"
-        rows.append((label, _figure(before["perplexity"]), _figure(after["perplexity"])))
+        rows.append((f"perplexity on {labels[name]}", _figure(before["perplexity"]), _figure(after["perplexity"])))
     for task, metrics in pruned.get("tasks", {}).items():
         for metric, value in metrics.items():
             if metric != "num_items" and "_stderr" not in metric:

@@ -18,7 +18,7 @@ from core.groups import KINDS, LayerShape
 from core.plan import PruningPlan
 from core.silence import silenced
 from core.windows import TokenWindows
-from models.architecture import decoder_layers
+from models.architecture import architecture_of, decoder_layers
 
 NUM_WINDOWS, SEQ_LEN, PROMPTS, NEW_TOKENS = 4, 64, 2, 8
 
@@ -60,18 +60,32 @@ def reference(model: Any, family: Family, plan: PruningPlan, windows: np.ndarray
 
     Raises NumericalError when its logits are not finite: nothing could be compared with them.
     """
-    ids = torch.from_numpy(windows).to(model.device)
     layers = decoder_layers(model, family)
     with without_removed_groups(layers, family, plan):
-        with recorded_blocks([layers[index] for index in plan.remaining_layers], family) as blocks:
-            logits = logits_of(model, ids)
-        continuation, step_logits = _greedy_without_cache(model, _prompts(ids))
+        remaining = [layers[index] for index in plan.remaining_layers]
+        return _recorded(model, family, windows, remaining, plan.pruned_architecture.layers)
+
+
+@torch.no_grad()
+def reference_of(model: Any, family: Family, windows: np.ndarray) -> Reference:
+    """The same of a narrow model as it is now: cut, and trained since or not. Raises NumericalError."""
+    shapes = architecture_of(model, family).layers
+    return _recorded(model, family, windows, decoder_layers(model, family), shapes)
+
+
+def _recorded(
+    model: Any, family: Family, windows: np.ndarray, layers: list[Any], shapes: tuple[LayerShape, ...]
+) -> Reference:
+    ids = torch.from_numpy(windows).to(model.device)
+    with recorded_blocks(layers, family) as blocks:
+        logits = logits_of(model, ids)
+    continuation, step_logits = _greedy_without_cache(model, _prompts(ids))
     if not bool(logits.isfinite().all()):
         raise NumericalError(
             "the model without the removed groups gives NaN or Inf, so the saved one cannot be compared with it; "
             "try --dtype float32 or a smaller --pruning_ratio"
         )
-    return Reference(windows, logits, continuation, step_logits, blocks, plan.pruned_architecture.layers)
+    return Reference(windows, logits, continuation, step_logits, blocks, shapes)
 
 
 @contextmanager

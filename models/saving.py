@@ -1,7 +1,9 @@
 """Save a pruned model as a folder that ``from_pretrained(..., trust_remote_code=True)`` loads."""
 
+import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -11,9 +13,16 @@ from typing import Any
 
 import torch
 
+from core.errors import OutputError
 from core.families import Family
+from core.groups import Architecture
 from models.shipped import render
 from models.tensors import MAX_SHARD_SIZE, specs_of, write_tensors
+from models.tokenizer_files import save_tokenizer
+from models.travel import carry_files
+
+GENERATION = "generation_config.json"
+SMALL_FILES_BYTES = 64 * 2**20
 
 
 def save_checkpoint(
@@ -23,12 +32,15 @@ def save_checkpoint(
     folder: Path,
     dtype: torch.dtype,
     max_shard_size: str = MAX_SHARD_SIZE,
+    base: Path | None = None,
 ) -> Path:
     """Write safetensors in ``dtype``, config, generation config, tokenizer and the two shipped Python files.
 
     Everything is written beside ``folder`` and renamed into place, replacing an earlier one only when complete.
+    base: the dense model's folder, from which ``models.travel`` takes what travels; None where there is none.
+    Raises OutputError (what is needed, what is free) for a full disk, NumericalError for a weight beyond ``dtype``.
     """
-    return save_tensors(model.state_dict(), model, family, tokenizer, folder, dtype, max_shard_size)
+    return save_tensors(model.state_dict(), model, family, tokenizer, folder, dtype, max_shard_size, base)
 
 
 def save_tensors(
@@ -39,23 +51,82 @@ def save_tensors(
     folder: Path,
     dtype: torch.dtype,
     max_shard_size: str = MAX_SHARD_SIZE,
+    base: Path | None = None,
 ) -> Path:
     """The same where ``model`` is empty (on the meta device) and ``tensors`` gives its weights one at a time.
 
     Each is asked for once, converted and written before the next, so no second copy of the weights is ever held.
     """
     with in_place_of(folder) as temporary:
-        metadata = {"total_parameters": model.num_parameters()}
-        write_tensors(temporary, specs_of(model, dtype), tensors, max_shard_size, metadata)
-        model.config.dtype = str(dtype).removeprefix("torch.")
-        model.config.architectures = [type(model).__name__]
-        model.config.save_pretrained(temporary)
-        model.generation_config.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
         for name, text in render(family).items():
             (temporary / name).write_text(text, encoding="utf-8")
-        _complete_config(temporary / "config.json", model)
+        layers = range(model.config.num_hidden_layers)
+        widths = {"per_layer_config": {str(layer): model.config.layer_widths(layer) for layer in layers}}
+        fill_folder(temporary, tensors, model, tokenizer, dtype, max_shard_size, base, widths)
     return folder
+
+
+def fill_folder(
+    folder: Path,
+    tensors: Mapping[str, torch.Tensor],
+    model: Any,
+    tokenizer: Any,
+    dtype: torch.dtype,
+    max_shard_size: str,
+    base: Path | None,
+    further: Mapping[str, Any],
+) -> None:
+    """All that any saved model has: what travels, config (with ``further`` keys), generation, tokenizer, weights.
+
+    The small files come first, so that weights are last to be written and first to be missed.
+    """
+    specs = specs_of(model, dtype)
+    with explained_by_space(folder, sum(spec.num_bytes for spec in specs.values())):
+        carry_files(base, folder)
+        model.config.dtype = str(dtype).removeprefix("torch.")
+        model.config.architectures = [type(model).__name__]
+        _write_config(folder / "config.json", model.config, further)
+        if not (folder / GENERATION).exists():
+            # save_pretrained refuses values that do nothing (a temperature without sampling); they hurt nobody
+            model.generation_config.to_json_file(folder / GENERATION, use_diff=True, keys_to_pop=["compile_config"])
+        save_tokenizer(tokenizer, model.config, folder)
+        metadata = {"total_parameters": model.num_parameters()}
+        write_tensors(folder, specs, tensors, max_shard_size, metadata)
+
+
+def checkpoint_bytes(architecture: Architecture, dtype: torch.dtype) -> int:
+    """Bytes that a saved model of these widths takes on disk, a little generously: weights in ``dtype``, and room for
+    headers, tokenizer and what travels. For asking about free space before a run; of a plan not yet made, the dense
+    architecture is the upper bound."""
+    return architecture.total_params * dtype.itemsize + SMALL_FILES_BYTES
+
+
+@contextmanager
+def explained_by_space(folder: Path, weight_bytes: int) -> Iterator[None]:
+    """A disk that is full, or refuses, as one line: OutputError, with the bytes needed and free where it is full."""
+    try:
+        yield
+    except Exception as error:
+        number = _disk_error(error)
+        if number is None:
+            raise
+        if number not in (errno.ENOSPC, errno.EDQUOT):
+            raise OutputError(f"{folder.parent} cannot be written: {os.strerror(number)}") from error
+        sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+        beside = sum(size for path, size in sizes.items() if path.suffix != ".safetensors")
+        raise OutputError(
+            f"{folder.parent}: the disk is full: the model needs {weight_bytes + beside:,} bytes, of which "
+            f"{sum(sizes.values()):,} were written, and {shutil.disk_usage(folder).free:,} are free; free some, or "
+            "give another --output"
+        ) from error
+
+
+def _disk_error(error: BaseException) -> int | None:
+    """The number of an error of the operating system; libraries written in Rust have it in their text alone."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 @contextmanager
@@ -86,20 +157,20 @@ def _open_to_readers(folder: Path) -> None:
     """mkdtemp and safetensors leave modes that only the owner can read; a result gets what the umask grants."""
     umask = os.umask(0)
     os.umask(umask)
-    folder.chmod(0o777 & ~umask)
-    for path in folder.iterdir():
-        path.chmod(0o666 & ~umask)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
-def _complete_config(path: Path, model: Any) -> None:
-    """Add what other readers look for: every layer's widths, and the rope settings under their older names."""
-    config = json.loads(path.read_text(encoding="utf-8"))
-    layers = range(model.config.num_hidden_layers)
-    config["per_layer_config"] = {str(layer): model.config.layer_widths(layer) for layer in layers}
-    rope = config.get("rope_parameters")
-    if isinstance(rope, dict):
-        config |= older_rope_keys(rope)
-    path.write_text(json.dumps(dict(sorted(config.items())), indent=2) + "\n", encoding="utf-8")
+def _write_config(path: Path, config: Any, further: Mapping[str, Any]) -> None:
+    """config.json with further keys, and the names under which older releases look for dtype and rope settings.
+
+    Not by save_pretrained, which refuses generation settings among the others; older checkpoints keep them there.
+    """
+    values = json.loads(config.to_json_string(use_diff=True)) | dict(further)
+    values["torch_dtype"] = values["dtype"]
+    if isinstance(values.get("rope_parameters"), dict):
+        values |= older_rope_keys(values["rope_parameters"])
+    path.write_text(json.dumps(dict(sorted(values.items())), indent=2) + "\n", encoding="utf-8")
 
 
 def older_rope_keys(rope: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ numbers of heads that do not divide hidden_size although head_dim is explicit; a
 written as ``mistral``, whose layers compute the same and whose configuration has no such check.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from core.errors import ModelError
 from core.families import Family
 from core.groups import Architecture, LayerShape
 from models.architecture import architecture_of
-from models.saving import in_place_of, older_rope_keys
-from models.tensors import MAX_SHARD_SIZE, specs_of, write_tensors
+from models.saving import fill_folder, in_place_of
+from models.tensors import MAX_SHARD_SIZE
 
 _NOT_CARRIED = (
     "model_type",
@@ -119,21 +118,16 @@ def save_stock_checkpoint(
     dtype: torch.dtype,
     max_shard_size: str = MAX_SHARD_SIZE,
     tensors: Mapping[str, torch.Tensor] | None = None,
+    base: Path | None = None,
 ) -> Path:
     """Write safetensors in ``dtype``, config, generation config and tokenizer; no Python.
 
     Replaces an earlier folder only when complete. tensors: the weights, one at a time, of a ``model`` that is empty.
+    base, and what is raised: as in ``save_checkpoint``.
     """
     with in_place_of(folder) as temporary:
-        metadata = {"total_parameters": model.num_parameters()}
         weights = model.state_dict() if tensors is None else tensors
-        write_tensors(temporary, specs_of(model, dtype), weights, max_shard_size, metadata)
-        model.config.dtype = str(dtype).removeprefix("torch.")
-        model.config.architectures = [type(model).__name__]
-        model.config.save_pretrained(temporary)
-        model.generation_config.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        _complete_config(temporary / "config.json")
+        fill_folder(temporary, weights, model, tokenizer, dtype, max_shard_size, base, {})
     return folder
 
 
@@ -146,14 +140,6 @@ def _share_tensors(source: Any, target: Any) -> None:
     for name, value in vars(source).items():  # older rotary modules keep a table as a plain attribute
         if isinstance(value, torch.Tensor):
             setattr(target, name, value)
-
-
-def _complete_config(path: Path) -> None:
-    """Add the rope settings under the names that older readers look for."""
-    config = json.loads(path.read_text(encoding="utf-8"))
-    if isinstance(config.get("rope_parameters"), dict):
-        config |= older_rope_keys(config["rope_parameters"])
-    path.write_text(json.dumps(dict(sorted(config.items())), indent=2) + "\n", encoding="utf-8")
 
 
 def _widths(shape: LayerShape) -> str:

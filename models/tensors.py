@@ -23,6 +23,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from tqdm import tqdm
 
 from core.errors import ModelError, OutputError, reason_of
+from models.rounding import check_tensor_range
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_SHARD_SIZE = "5GB"
@@ -221,7 +222,10 @@ def write_tensors(
     )
     needed, free = sum(spec.num_bytes for spec in specs.values()), shutil.disk_usage(folder).free
     if needed > free:
-        raise OutputError(f"{folder.parent}: the checkpoint needs {needed} bytes and the disk has {free} left")
+        raise OutputError(
+            f"{folder.parent}: the model needs {needed:,} more bytes and the disk has {free:,} left; free some, or "
+            "give another --output"
+        )
     with tqdm(total=len(specs), desc="save", unit="tensor", leave=False) as progress:
         for file, names in split.filename_to_tensors.items():
             _write_file(folder / file, {name: specs[name] for name in names}, tensors, progress)
@@ -250,6 +254,7 @@ def _write_file(path: Path, specs: dict[str, TensorSpec], tensors: Mapping[str, 
 def _bytes_of(tensor: torch.Tensor, spec: TensorSpec, name: str) -> memoryview:
     if tuple(tensor.shape) != spec.shape:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the header says {spec.shape}")
+    check_tensor_range(name, tensor, spec.dtype)
     converted = tensor.detach().to(device="cpu", dtype=spec.dtype).contiguous()
     return converted.reshape(-1).view(torch.uint8).numpy().data
 

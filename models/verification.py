@@ -17,7 +17,9 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,11 @@ from core.errors import ModelError, VerificationError
 from core.families import Family
 from core.files import write_json
 from core.groups import KINDS, LayerShape
+from core.memory import free_bytes
 from core.plan import PruningPlan
 from models.architecture import decoder_layers
+from models.faults import fault_of_the_machine, first_line
+from models.module_cache import own_module_cache
 from models.reference import NEW_TOKENS, Blocks, Reference, logits_of, recorded_blocks
 from models.stored import layer_shapes, misfits, tensor_shapes
 
@@ -59,7 +64,11 @@ class Check:
 
 @dataclass(frozen=True)
 class Verification:
-    """The checks that ran, in order, and a sentence for each that could not."""
+    """The checks that ran, in order, and a sentence for each that could not.
+
+    unproved: what kept this machine from making the checks that are not_run, empty where nothing did. That says
+    nothing against the model: the folder stays, and the checks can be made elsewhere.
+    """
 
     dtype: str
     device: str
@@ -67,6 +76,7 @@ class Verification:
     seq_len: int
     checks: list[Check] = field(default_factory=list)
     not_run: dict[str, str] = field(default_factory=dict)
+    unproved: str = ""
 
     @property
     def failed(self) -> list[Check]:
@@ -76,19 +86,26 @@ class Verification:
     def passed(self) -> bool:
         return not self.failed
 
+    @property
+    def loaded(self) -> bool:
+        return any(check.name == "load" for check in self.checks)
+
     def line(self) -> str:
         """One line for the console."""
+        if self.unproved and not self.loaded and not self.failed:
+            return f"warning: the saved model could not be verified here ({self.unproved}); it was written whole"
         if self.failed:
             first = self.failed[0]
             found = first.detail or f"error {first.error:.2g}, at most {first.tolerance:.0e} allowed"
             return f"verification failed at {first.name}: {found}"
         worst = max(self.checks, key=lambda check: check.error / check.tolerance if check.tolerance else 0.0)
-        return f"verified: {len(self.checks)} checks, largest error {worst.error:.1e} ({worst.name}, {self.dtype})"
+        line = f"verified: {len(self.checks)} checks, largest error {worst.error:.1e} ({worst.name}, {self.dtype})"
+        return line + (f"; not checked here: {', '.join(self.not_run)} ({self.unproved})" if self.unproved else "")
 
     def to_json(self) -> dict[str, Any]:
         return {
             "schema_version": 1,
-            "passed": self.passed,
+            "passed": None if self.unproved and self.passed and not self.loaded else self.passed,
             "dtype": self.dtype,
             "device": self.device,
             "num_windows": self.num_windows,
@@ -98,6 +115,11 @@ class Verification:
         }
 
 
+def not_verified(reason: str) -> Verification:
+    """A proof that could not be made, because of the machine and not of the model."""
+    return Verification("none", "none", 0, 0, not_run=dict.fromkeys(CHECKS, reason), unproved=reason)
+
+
 @torch.no_grad()
 def verify(
     folder: Path, family: Family, reference: Reference, *, device: torch.device, dtype: torch.dtype
@@ -105,32 +127,64 @@ def verify(
     """Load ``folder`` afresh and measure every check; what a failed load leaves unmeasured is in ``not_run``.
 
     dtype is the one the reference was computed in: weights stored in bfloat16 and computed in float32 compare as
-    float32, exactly. Raises ModelError when the fresh model does not fit beside what the device already holds.
+    float32, exactly. What this machine cannot do (no memory for a second model, no disk or network, a package that
+    cannot be imported) is in ``not_run`` with its reason, and is no failure.
     """
     rows, length = reference.windows.shape
     result = Verification(str(dtype).removeprefix("torch."), str(device), rows, length)
     result.checks.append(_head_mapping(folder, family, reference.layers))
-    model, loading = _load(folder, device, dtype)
+    try:
+        with own_module_cache(folder.parent):
+            return _verified_loading(result, folder, family, reference, device, dtype)
+    except (_NotHere, OSError) as error:  # an OSError: there is no place for the folder's code
+        reason = str(error) if isinstance(error, _NotHere) else first_line(error)
+        missed = [name for name in CHECKS if name not in [check.name for check in result.checks]]
+        result.not_run.update(dict.fromkeys(missed, reason))
+        return replace(result, unproved=reason)
+
+
+def _verified_loading(
+    result: Verification, folder: Path, family: Family, reference: Reference, device: torch.device, dtype: torch.dtype
+) -> Verification:
+    """``result`` with the checks that need the loaded model. Raises _NotHere."""
+    model, loading = _load(folder, family, device, dtype)
     result.checks.append(loading)
     if model is None:
         result.not_run.update(dict.fromkeys(CHECKS[2:], "the folder does not load"))
         return result
+    compared = partial(_compared, folder, family, TOLERANCES[dtype])
     ids = torch.from_numpy(reference.windows).to(device)
-    tolerance = TOLERANCES[dtype]
     with recorded_blocks(decoder_layers(model, family), family) as blocks:
-        alone = logits_of(model, ids)
-    logits = _compared("logits", tolerance, lambda: (alone, reference.logits))
+        logits, alone = _logits(model, ids, reference, compared)
+    if alone is None:
+        result.checks.append(logits)
+        result.not_run.update(dict.fromkeys(CHECKS[3:], "the model computes nothing"))
+        return result
     if not logits.passed:
-        logits = replace(logits, detail=_first_difference(blocks, reference.blocks, tolerance))
+        logits = replace(logits, detail=_first_difference(blocks, reference.blocks, logits.tolerance))
     result.checks.append(logits)
-    result.checks.append(_compared("generation", tolerance, lambda: _generated(model, reference)))
-    result.checks.append(_compared("left padding", tolerance, lambda: _left_padded(model, ids, alone)))
+    result.checks.append(compared("generation", lambda: _generated(model, reference)))
+    result.checks.append(compared("left padding", lambda: _left_padded(model, ids, alone)))
     if getattr(model.config, "attn_logit_softcapping", None):
         result.not_run["attention"] = "sdpa leaves this family's soft caps out; eager is the one to use"
     else:
         model.set_attn_implementation("eager" if model.config._attn_implementation == "sdpa" else "sdpa")
-        result.checks.append(_compared("attention", tolerance, lambda: (logits_of(model, ids), alone)))
+        result.checks.append(compared("attention", lambda: (logits_of(model, ids), alone)))
     return result
+
+
+def _logits(
+    model: Any, ids: torch.Tensor, reference: Reference, compared: Callable[..., Check]
+) -> tuple[Check, torch.Tensor | None]:
+    """The comparison with the reference, and the logits (None where the model raises)."""
+    kept: list[torch.Tensor] = []
+
+    def pair() -> tuple[torch.Tensor, torch.Tensor]:
+        kept.append(logits_of(model, ids))
+        return kept[0], reference.logits
+
+    check = compared("logits", pair)
+    return check, kept[0] if kept else None
 
 
 def verify_files(folder: Path, family: Family, plan: PruningPlan) -> Verification:
@@ -202,14 +256,18 @@ def _left_padded(model: Any, ids: torch.Tensor, alone: torch.Tensor) -> tuple[to
     return actual[real], alone.gather(1, index)[real]
 
 
-def _compared(name: str, tolerance: float, pair: Callable[[], tuple[torch.Tensor, torch.Tensor]]) -> Check:
-    """The relative error of (actual, expected); a model that fails to compute them has failed the check."""
+def _compared(
+    folder: Path, family: Family, tolerance: float, name: str, pair: Callable[[], tuple[torch.Tensor, torch.Tensor]]
+) -> Check:
+    """The relative error of (actual, expected); a model that fails to compute them has failed the check.
+
+    Raises _NotHere where it is the machine that fails.
+    """
     try:
         actual, expected = pair()
-    except torch.OutOfMemoryError as error:
-        raise ModelError(_DOES_NOT_FIT) from error
     except Exception as error:  # the folder's own classes run here; whatever they raise is the finding
-        return Check(name, math.nan, tolerance, _first_line(error))
+        _excuse(error, folder, family)
+        return Check(name, math.nan, tolerance, first_line(error))
     return Check(name, relative_error(actual, expected), tolerance)
 
 
@@ -236,7 +294,7 @@ def _head_mapping(folder: Path, family: Family, layers: tuple[LayerShape, ...]) 
         found = layer_shapes(config)
         unfit = misfits(found, family, tensor_shapes(folder))
     except (OSError, ValueError, ModelError) as error:
-        return Check("head mapping", 1.0, 0.0, _first_line(error))
+        return Check("head mapping", 1.0, 0.0, first_line(error))
     wrong = []
     for layer, (ours, planned) in enumerate(zip(found, layers, strict=False)):
         ratio = planned.num_heads // planned.num_kv_heads
@@ -252,25 +310,44 @@ def _head_mapping(folder: Path, family: Family, layers: tuple[LayerShape, ...]) 
     return Check("head mapping", float(len(wrong)), 0.0, wrong[0] if wrong else "")
 
 
-def _load(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[Any, Check]:
-    """As users load it, its shipped Python included. error: tensors missing from the files or left over in them."""
+def _load(folder: Path, family: Family, device: torch.device, dtype: torch.dtype) -> tuple[Any, Check]:
+    """As users load it, its shipped Python included. error: tensors missing from the files or left over in them.
+
+    Raises _NotHere where the machine has no room for a second model, or is at fault in another way.
+    """
+    _insist_on_memory(folder, device, dtype)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             folder, trust_remote_code=True, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
         model = model.to(device).eval()
-    except torch.OutOfMemoryError as error:
-        raise ModelError(_DOES_NOT_FIT) from error
     except Exception as error:  # as in _compared
-        return None, Check("load", math.nan, 0.0, _first_line(error))
+        _excuse(error, folder, family)
+        return None, Check("load", math.nan, 0.0, first_line(error))
     problems = [f"{key}: {name}" for key in _KEYS for name in sorted(map(str, report.get(key) or ()))]
     return model, Check("load", float(len(problems)), 0.0, problems[0] if problems else "")
 
 
 _KEYS = ("missing_keys", "unexpected_keys", "mismatched_keys")
-_DOES_NOT_FIT = "the saved model does not fit on the device a second time to be verified; add --no_verify"
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+class _NotHere(Exception):
+    """The machine's fault, in one line; never leaves this file."""
+
+
+def _excuse(error: Exception, folder: Path, family: Family) -> None:
+    """Raise _NotHere for an error that does not speak against the model."""
+    fault = fault_of_the_machine(error, folder, family)
+    if fault is not None:
+        raise _NotHere(fault) from error
+
+
+def _insist_on_memory(folder: Path, device: torch.device, dtype: torch.dtype) -> None:
+    """A CPU process that takes more memory than there is gets killed, without an exception: ask first."""
+    free = free_bytes()
+    if device.type != "cpu" or free is None:
+        return
+    with suppress(ModelError):  # files that cannot be read are found by loading them
+        needed = sum(math.prod(shape) for shape in tensor_shapes(folder).values()) * dtype.itemsize
+        if needed > free:
+            raise _NotHere(f"a second model needs {needed:,} bytes of memory and {free:,} are free")

@@ -1,10 +1,12 @@
 """From the plan to a folder that others load: repair, cut, save, prove, export, describe. Each step a function."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from core.errors import reason_of
 from core.families import Family
 from core.files import write_text
 from core.plan import PruningPlan
@@ -13,12 +15,15 @@ from models.card import inherited_metadata, model_card
 from models.gguf import export_gguf
 from models.narrow import empty_narrow_model
 from models.reference import Reference, reference, verification_windows
+from models.rounding import round_parameters
 from models.saving import save_checkpoint
 from models.stock import save_stock_checkpoint, stock_model
-from models.verification import insist, verify, verify_files, write_verification
+from models.travel import travelling_files
+from models.verification import Verification, insist, not_verified, verify, verify_files, write_verification
 from pruning.reconstruction import Reconstruction, reconstruct, write_reconstruction
 from pruning.surgery import operate
-from run.decision import Decision, Ranked
+from run.decision import Ranked
+from run.result import Outcome
 from run.session import Session
 
 
@@ -27,12 +32,12 @@ class Cut:
     """The pruned model, not yet saved.
 
     model: in memory, or a ``StreamedModel`` that is still to be cut while it is saved. expected: what the dense model
-    computes without the removed groups; None where nothing will be proved.
+    computes without the removed groups, or why this machine cannot tell; None where nothing will be proved.
     """
 
     plan: PruningPlan
     model: Any
-    expected: Reference | None
+    expected: Reference | Verification | None
 
     @property
     def in_memory(self) -> Any:
@@ -40,12 +45,13 @@ class Cut:
         return None if hasattr(self.model, "prune_and_save") else self.model
 
 
-def repair(session: Session, plan: PruningPlan) -> tuple[Reconstruction | None, list[Path]]:
-    """Refit the dense model in place and write the report; (None, []) where the settings ask for none."""
+def repair(session: Session, plan: PruningPlan) -> Reconstruction | None:
+    """Refit the dense model in place and write the report; None where the settings ask for none."""
     if not session.settings.repairs:
-        return None, []
+        return None
     done = repair_model(session, session.own_dense(), plan)
-    return done, [write_reconstruction(session.folder / "analysis" / "reconstruction.json", done)]
+    write_reconstruction(session.folder / "analysis" / "reconstruction.json", done)
+    return done
 
 
 def repair_model(session: Session, model: Any, plan: PruningPlan) -> Reconstruction:
@@ -61,14 +67,23 @@ def cut(session: Session, plan: PruningPlan) -> Cut:
     model = session.take_dense()
     if session.streamed:
         return Cut(plan, model, None)
-    settings, family = session.settings, session.family
-    proves = settings.output.verify and not settings.output.no_save_model
-    seed = settings.calibration.seed
-    windows = verification_windows(session.calibration, session.source.config.vocab_size, session.source.context, seed)
+    output = session.settings.output
     with session.stages("surgery"):
-        expected = reference(model, family, plan, windows) if proves else None
-        narrow = cut_model(model, family, plan, stock=settings.limits.target == "stock")
+        round_parameters(model, session.saved_dtype)  # what is compared, measured and saved is one model
+        proves = output.verify and not output.no_save_model
+        expected = expected_of(session, model, plan) if proves else None
+        narrow = cut_model(model, session.family, plan, stock=session.settings.limits.target == "stock")
     return Cut(plan, narrow, expected)
+
+
+def expected_of(session: Session, model: Any, plan: PruningPlan) -> Reference | Verification:
+    """What ``model`` computes without the removed groups; where this machine cannot tell, why not."""
+    config, seed = session.source.config, session.settings.calibration.seed
+    windows = verification_windows(session.calibration, config.vocab_size, session.source.context, seed)
+    try:
+        return reference(model, session.family, plan, windows)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        return not_verified(reason_of(error))
 
 
 def cut_model(model: Any, family: Family, plan: PruningPlan, *, stock: bool) -> Any:
@@ -85,13 +100,18 @@ def save(session: Session, small: Cut) -> list[Path]:
     stock = session.settings.limits.target == "stock"
     if session.streamed:
         with session.stages("surgery and save"):
-            small.model.prune_and_save(small.plan, folder, session.saved_dtype, size, stock=stock)
+            small.model.prune_and_save(
+                small.plan, folder, session.saved_dtype, size, stock=stock, base=session.base_folder
+            )
         return [folder]
     with session.stages("save"):
         if stock:
-            save_stock_checkpoint(small.model, session.tokenizer, folder, session.saved_dtype, size)
+            save_stock_checkpoint(
+                small.model, session.tokenizer, folder, session.saved_dtype, size, base=session.base_folder
+            )
         else:
-            save_checkpoint(small.model, session.family, session.tokenizer, folder, session.saved_dtype, size)
+            base = session.base_folder
+            save_checkpoint(small.model, session.family, session.tokenizer, folder, session.saved_dtype, size, base)
     return [folder]
 
 
@@ -105,6 +125,8 @@ def prove(session: Session, small: Cut) -> list[Path]:
         return []
     if small.expected is None:
         proof = verify_files(folder, session.family, small.plan)
+    elif isinstance(small.expected, Verification):
+        proof = small.expected
     else:
         with session.stages("verify"):
             proof = verify(folder, session.family, small.expected, device=session.device, dtype=session.dtype)
@@ -125,27 +147,25 @@ def export(session: Session) -> list[Path]:
     return [exported.path]
 
 
-def write_card(
-    session: Session,
-    decision: Decision,
-    dense: Mapping[str, Any] | None,
-    pruned: Mapping[str, Any] | None,
-    repaired: Reconstruction | None,
-) -> Path:
-    """``model/README.md``: what was removed, how, with what result, and how to load it."""
+def write_card(session: Session, outcome: Outcome) -> list[Path]:
+    """``model/README.md``: what was removed, how, with what result, and how to load it; [] where nothing is saved."""
+    if session.settings.output.no_save_model:
+        return []
+    decision, settings, base = outcome.decision, session.settings, session.base_folder
     ranked = decision if isinstance(decision, Ranked) else None
-    settings = session.settings
     card = model_card(
         decision.plan,
         base_model=settings.model.base_model,
         criterion=settings.scores.importance_method if ranked else None,
         transforms=ranked.transforms.described if ranked else {},
         calibration=session.calibration.source if session.calibration is not None else "",
+        dataset=settings.calibration.dataset,
+        travelled=[str(path) for path in travelling_files(base)] if base is not None else [],
         stored_dtype=str(session.saved_dtype).removeprefix("torch."),
-        dense=dense,
-        pruned=pruned,
-        repair=repaired.sentence() if repaired is not None else "",
-        inherited=inherited_metadata(session.source.path),
+        dense=outcome.dense,
+        pruned=outcome.pruned,
+        repair=outcome.repaired.sentence() if outcome.repaired is not None else "",
+        inherited=inherited_metadata(base),
         ships_code=settings.limits.target != "stock",
     )
-    return write_text(session.folder / "model" / "README.md", card)
+    return [write_text(session.folder / "model" / "README.md", card)]

@@ -8,51 +8,49 @@ from typing import Any
 from core.failures import convenience
 from core.files import write_json
 from diagnostics.console import closing_report
-from diagnostics.diagnosis import Diagnosis
 from diagnostics.page.run_page import write_run_page
 from evaluation.evaluate import results
 from pruning.reconstruction import Reconstruction
 from run.decision import Decision, Ranked
-from core.output import RECORD
 from run.record import run_record
-from run.result import Result
+from run.result import Outcome, Result
 from run.session import Session
 
 
-def finish(
-    session: Session,
-    decision: Decision,
-    diagnosis: Diagnosis,
-    *,
-    written: Sequence[Path],
-    dense: dict[str, Any] | None,
-    unrepaired: dict[str, Any] | None = None,
-    pruned: dict[str, Any] | None = None,
-    repaired: Reconstruction | None = None,
-    model: Any = None,
-    argv: Sequence[str] = (),
-) -> Result:
-    """Write what is left to write, run.json last. argv: the command line that the next one is made from."""
-    files, tried = list(written), "remedy" in decision.records
+def finish(session: Session, outcome: Outcome, written: Sequence[Path], argv: Sequence[str]) -> Result:
+    """Write what is left to write, then put everything in place, run.json last.
+
+    written: what stages have written, to be named first. argv: the command line that the next one is made from.
+    """
+    folder, decision = session.run_folder, outcome.decision
+    assert folder is not None
+    staged, tried = list(written), "remedy" in decision.records
+    if outcome.repaired is not None:
+        staged.append(folder.staging / "analysis" / "reconstruction.json")
     with session.stages("report"):
-        evaluation = None if dense is None else results(dense, pruned, unrepaired)
+        evaluation = None if outcome.dense is None else results(outcome.dense, outcome.pruned, outcome.unrepaired)
         if evaluation is not None:
-            files.append(write_json(session.folder / "evaluation" / "evaluation_results.json", evaluation))
-        record = run_record(
-            session.asked.record(),
-            session.settings.record(),
-            session.stages,
-            session.device,
-            _windows(session),
-            _facts(session, decision, repaired),
-        )
+            staged.append(write_json(folder.staging / "evaluation" / "evaluation_results.json", evaluation))
+        files = [folder.final(path) for path in staged]
+        record = _record(session, outcome)
         with convenience("report.html is missing", session.warnings):
-            files.append(write_run_page(session.folder, record, argv, files, tried=tried))
-        files.append(write_json(session.folder / RECORD, record))
-    plan, output = decision.plan, session.folder
-    report = closing_report(diagnosis, plan, evaluation, None if tried else argv, output, files)
-    findings = tuple(diagnosis.findings)
-    return Result(output, plan, findings, evaluation, model, session.settings, tuple(files), report)
+            write_run_page(folder.staging, record, argv, files, tried=tried, shown=folder.output)
+            files.append(folder.output / "report.html")
+        files.append(folder.publish(record | {"facts": record["facts"] | {"warnings": session.warnings}}))
+    plan, findings = decision.plan, tuple(outcome.diagnosis.findings)
+    report = closing_report(outcome.diagnosis, plan, evaluation, None if tried else argv, folder.output, files)
+    return Result(folder.output, plan, findings, evaluation, outcome.model, session.settings, tuple(files), report)
+
+
+def _record(session: Session, outcome: Outcome) -> dict[str, Any]:
+    return run_record(
+        session.asked.record(),
+        session.settings.record(),
+        session.stages,
+        session.device,
+        _windows(session),
+        _facts(session, outcome.decision, outcome.repaired),
+    )
 
 
 def _windows(session: Session) -> dict[str, Any]:

@@ -5,13 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from core.output import RECORD
-
 from core.errors import PlanError
-from models.loading import check_model
+from core.output import RECORD
+from models.rounding import round_parameters
 from models.verification import Verification, verify
 from run.complete import complete
-from run.deliver import expected_of
+from run.deliver import expected_of, repair_model
 from run.session import Session
 from run.settings import OPTIONS, Settings
 
@@ -27,11 +26,16 @@ def prove_again(folder: Path, *, base_model: str | None, device: str) -> Verific
     where the base model or the text is not what it was.
     """
     settings = settings_of(folder, base_model, device)
-    source = check_model(settings.model.base_model, settings.model.trust_remote_code)
-    session = Session(settings, source)
+    session = Session(settings)
     session.read_windows()
-    assert session.replayed is not None
-    expected = expected_of(session, session.replayed)
+    plan, model = session.replayed, session.take_dense()
+    assert plan is not None
+    if session.settings.repairs:
+        repair_model(session, model, plan)
+    round_parameters(model, session.saved_dtype)
+    expected = expected_of(session, model, plan)
+    if isinstance(expected, Verification):
+        return expected
     with session.stages("verify"):
         return verify(folder / "model", session.family, expected, device=session.device, dtype=session.dtype)
 

@@ -6,8 +6,25 @@ from pathlib import Path
 from typing import Any
 
 from core.plan import PruningPlan
+from diagnostics.diagnosis import Diagnosis
 from diagnostics.finding import Finding
+from pruning.reconstruction import Reconstruction
+from run.decision import Decision
 from run.settings import Settings
+
+
+@dataclass
+class Outcome:
+    """What a run has come to so far, filled stage by stage. dense, pruned: what was measured on each model.
+    unrepaired: on the pruned model without its repair. model: the pruned one, None where it is not in memory."""
+
+    decision: Decision
+    diagnosis: Diagnosis
+    dense: dict[str, Any] | None
+    unrepaired: dict[str, Any] | None = None
+    repaired: Reconstruction | None = None
+    pruned: dict[str, Any] | None = None
+    model: Any = None
 
 
 @dataclass(frozen=True, repr=False)

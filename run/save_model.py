@@ -9,7 +9,7 @@ from models.narrow import is_pruned_type
 from models.reference import reference_of, verification_windows
 from models.saving import save_checkpoint
 from models.stock import save_stock_checkpoint
-from models.verification import raise_if_failed, verify
+from models.verification import insist, verify
 from run.session import Session
 
 
@@ -40,7 +40,7 @@ def save_model(session: Session, small: Any, folder: Path, *, verify_it: bool, o
         if expected is not None:
             with session.stages("verify"):
                 proof = verify(folder, family, expected, device=session.device, dtype=session.dtype)
-            raise_if_failed(proof, folder)
+            insist(proof, folder)
             say(proof.line())
     finally:
         small.train(was_training)

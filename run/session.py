@@ -1,8 +1,6 @@
 """One model being worked on: checked settings, its source, device, windows, the dense model on demand, the cache."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,21 +11,24 @@ from calibration import check_dataset, draw_windows, evaluation_windows
 from core.families import Family
 from core.groups import Architecture
 from core.measures import Importance
-from core.output import check_output
-from core.say import note, say
+from core.say import note
 from core.windows import TokenWindows
 from evaluation.catalogue import check_tasks
+from evaluation.fit import check_fit
 from importance.measure import measure_importance
 from models.gguf import check_gguf
+from models.in_memory import source_of
 from models.loading import ModelSource, check_context, check_model, choose_device, choose_dtype, load_model
+from models.rounding import check_range
 from models.stock import possible_kv_widths
+from models.travel import dense_folder
+from pruning.budget import budget_params, requested_params
 from pruning.limits import Limits
 from pruning.plan_file import read_plan
-from pruning.planning import budget_params
 from pruning.targets import check_plan, default_round_to, explain, limits_for
 from pruning.walk import Repair
 from run.cache_keys import common_key
-from run.earlier import clear_earlier_run
+from run.folder import RunFolder
 from run.judging import JUDGING_WINDOWS, Judge
 from run.measurement_cache import MeasurementCache
 from run.record import Stages
@@ -42,29 +43,34 @@ class Session:
     where and in what it is computed. saved_dtype: in what checkpoints are written. limits: what the settings and the
     target rule out. replayed: a saved plan, or None. calibration: windows to measure and refit on, None where nothing
     does. judging: windows that importance did not see, for plans on trial, None where none is tried. evaluation:
-    windows by dataset. folder: where results are written. warnings: what the run goes without, for run.json. draws:
+    windows by dataset. warnings: what the run goes without, for run.json. draws:
     whether pictures can be drawn here.
     """
 
-    def __init__(self, settings: Settings, source: ModelSource, *, model: Any = None) -> None:
+    def __init__(
+        self, settings: Settings, *, model: Any = None, tokenizer: Any = None, folder: RunFolder | None = None
+    ) -> None:
         """Check all that needs no weights and no tokens; PruningError with one line for the first problem.
 
-        model: the dense model where the caller has it in memory; it is left as found.
+        model, tokenizer: where the caller has them in memory; the model is left as found. folder: claimed for this
+        run's results; None where nothing is written.
         """
-        self.asked, self.source = settings, source
-        self.stages = Stages()
-        self.device = _device(settings) if model is None else next(model.parameters()).device
-        self.dtype = choose_dtype(settings.model.dtype, self.device, source.stored_dtype)
-        if model is not None:
-            self.dtype = model.dtype
-        self.saved_dtype = source.stored_dtype if settings.model.dtype == "auto" else self.dtype
-        self.settings = settings.resolved(
-            round_to=settings.limits.round_to or default_round_to(source.architecture),
-            eval_seq_len=settings.evaluation.eval_seq_len or min(2048, source.context),
-        )
-        self.limits, shapes = limits_of(source, self.settings.limits)
-        self.replayed = read_plan(settings.output.plan, source.architecture) if settings.output.plan else None
-        self.folder = settings.output.output or Path()
+        self.asked, self.stages = settings, Stages()
+        with self.stages("check", quietly=True):
+            self.source = source = source_for(settings, model, tokenizer)
+            self.device = _device(settings) if model is None else next(model.parameters()).device
+            self.dtype = choose_dtype(settings.model.dtype, self.device, source.stored_dtype)
+            if model is not None:
+                self.dtype = model.dtype
+            self.saved_dtype = source.stored_dtype if settings.model.dtype == "auto" else self.dtype
+            self.settings = settings.resolved(
+                round_to=settings.limits.round_to or default_round_to(source.architecture),
+                eval_seq_len=settings.evaluation.eval_seq_len or min(2048, source.context),
+            )
+            self.limits, shapes = limits_of(source, self.settings.limits)
+            self.replayed = read_plan(settings.output.plan, source.architecture) if settings.output.plan else None
+            self._check(shapes)
+        self.run_folder = folder
         self.calibration: TokenWindows | None = None
         self.evaluation: dict[str, TokenWindows] = {}
         self._judging: TokenWindows | None = None
@@ -72,7 +78,6 @@ class Session:
         self.draws = True
         self._given = model
         self._dense: Any = None
-        self._check(shapes)
 
     def _check(self, shapes: dict[str, Any]) -> None:
         settings, source = self.settings, self.source
@@ -87,7 +92,10 @@ class Session:
         calibrates = [settings.calibration.dataset] * settings.reads_calibration
         for name in dict.fromkeys([*calibrates, *settings.evaluation.perplexity_on]):
             check_dataset(name, settings.calibration.text_column)
-        check_tasks(list(settings.evaluation.eval_tasks), settings.evaluation.eval_task_path)
+        tasks, tasks_at = list(settings.evaluation.eval_tasks), settings.evaluation.eval_task_path
+        check_tasks(tasks, tasks_at)
+        if tasks:
+            check_fit(tasks, tasks_at, source.tokenizer, source.config)
         if settings.output.export == "gguf":
             check_gguf(source)
 
@@ -125,6 +133,27 @@ class Session:
         """Calibration text that importance did not see, as far as the text is long enough."""
         assert self._judging is not None, "Settings.judges, or read_windows(judging=True)"
         return self._judging
+
+    @property
+    def folder(self) -> Path:
+        """Where stages write; it is put in place of ``--output`` when everything is ready."""
+        assert self.run_folder is not None, "a session without a folder writes nothing"
+        return self.run_folder.staging
+
+    @property
+    def planned_removal(self) -> int:
+        """Parameters that will go at most."""
+        if self.replayed is not None:
+            return self.replayed.removed_params
+        budget = self.settings.budget
+        return requested_params(self.architecture, budget.pruning_ratio, budget.ratio_of)
+
+    @cached_property
+    def base_folder(self) -> Path | None:
+        """Where the dense model's own files lie, for those that travel; None for a model that was in memory."""
+        if self._given is not None:
+            return None
+        return dense_folder(self.source.path, getattr(self.source.config, "_commit_hash", None))
 
     @property
     def family(self) -> Family:
@@ -182,6 +211,7 @@ class Session:
                     self._dense = StreamedModel(self.source, asked)
                 else:
                     self._dense = load_model(self.source, self.device, self.dtype)
+                    check_range(self._dense, self.saved_dtype)
         return self._dense
 
     def own_dense(self) -> Any:
@@ -230,25 +260,11 @@ class Session:
         return "\n".join([headline, *lines])
 
 
-@contextmanager
-def open_session(settings: Settings, *, model: Any = None) -> Iterator[Session]:
-    """Check, read windows, and load the model where it will be needed in any case: faults are found before an hour of
-    measuring, not after it."""
-    assert settings.output.output is not None
-    check_output(settings.output.output, settings.output.overwrite)
-    started = Stages()
-    with started("check", quietly=True):
-        source = check_model(settings.model.base_model, settings.model.trust_remote_code)
-        session = Session(settings, source, model=model)
-    session.stages.seconds |= started.seconds
-    with session.stages("windows", quietly=True):
-        session.read_windows()
-    say(session.describe())
-    session.cache  # noqa: B018 - says where it is, before anything is measured
-    if not settings.output.dry_run:
-        session.dense()
-    clear_earlier_run(settings.output.output)
-    yield session
+def source_for(settings: Settings, model: Any = None, tokenizer: Any = None) -> ModelSource:
+    """The checked model of the settings, or the one that is in memory already. ModelError."""
+    if model is not None:
+        return source_of(model, tokenizer)
+    return check_model(settings.model.base_model, settings.model.trust_remote_code)
 
 
 def limits_of(source: ModelSource, asked: LimitSettings) -> tuple[Limits, dict[str, Any]]:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from core.measures import Importance
+from core.memory import free_bytes
 from core.plan import PruningPlan
 from importance.streaming import streamed_magnitude
 from models.loading import ModelSource, open_weights
@@ -14,9 +15,6 @@ from models.saving import save_tensors
 from models.stock import save_stock_checkpoint, stock_model
 from pruning.streaming import PrunedTensors
 from run.settings import Settings
-
-MEMINFO = Path("/proc/meminfo")
-CGROUP = Path("/sys/fs/cgroup")
 
 
 class StreamedModel:
@@ -33,16 +31,26 @@ class StreamedModel:
         return streamed_magnitude(self.tensors, self.source.family, self.source.architecture)
 
     def prune_and_save(
-        self, plan: PruningPlan, folder: Path, dtype: torch.dtype, max_shard_size: str, *, stock: bool
+        self,
+        plan: PruningPlan,
+        folder: Path,
+        dtype: torch.dtype,
+        max_shard_size: str,
+        *,
+        stock: bool,
+        base: Path | None = None,
     ) -> Path:
+        """Cut and write tensor by tensor. base: the dense model's folder, for the files that travel."""
         family, tokenizer = self.source.family, self.source.tokenizer
         narrow = empty_narrow_model(self.empty, family, plan)
         narrow.generation_config = self.empty.generation_config
         pruned: Any = PrunedTensors(self.tensors, family, plan)
         if stock:
             same_widths, _ = stock_model(narrow, family)
-            return save_stock_checkpoint(same_widths, tokenizer, folder, dtype, max_shard_size, tensors=pruned)
-        return save_tensors(pruned, narrow, family, tokenizer, folder, dtype, max_shard_size)
+            return save_stock_checkpoint(
+                same_widths, tokenizer, folder, dtype, max_shard_size, tensors=pruned, base=base
+            )
+        return save_tensors(pruned, narrow, family, tokenizer, folder, dtype, max_shard_size, base)
 
 
 def must_stream(settings: Settings, source: ModelSource, device: torch.device, dtype: torch.dtype) -> bool:
@@ -53,22 +61,3 @@ def must_stream(settings: Settings, source: ModelSource, device: torch.device, d
         return False
     free = free_bytes()
     return free is not None and source.architecture.total_params * dtype.itemsize > free / 2
-
-
-def free_bytes() -> int | None:
-    """Memory this process may still take (Linux, a container's limit included); None where it cannot be told."""
-    try:
-        free = _fields(MEMINFO)["MemAvailable:"] * 1024
-    except (OSError, LookupError, ValueError):
-        return None
-    try:
-        limit = int((CGROUP / "memory.max").read_text())
-        return min(free, limit - _fields(CGROUP / "memory.stat")["anon"])  # the page cache makes room when asked
-    except (OSError, LookupError, ValueError):  # no container, or one without a limit ("max")
-        return free
-
-
-def _fields(path: Path) -> dict[str, int]:
-    """Lines of a name and a number."""
-    rows = (line.split() for line in path.read_text().splitlines())
-    return {row[0]: int(row[1]) for row in rows}

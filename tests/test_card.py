@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 
 from core.plan import PruningPlan
 from models.architecture import architecture_of
-from models.card import inherited_metadata, model_card
+from models.card import inherited_metadata, labels_of, model_card
 from models.families import family_of
 
 RESULTS: dict[str, Any] = {
@@ -97,23 +97,68 @@ def test_a_folder_is_named_and_its_path_stays_at_home(plan: PruningPlan, tmp_pat
     folder = tmp_path / "my-model"
     folder.mkdir()
     text = card(plan, str(folder))
-    assert ModelCard(text).data.to_dict()["base_model"] == "my-model"
+    assert "base_model" not in ModelCard(text).data.to_dict()  # a hub refuses a push that names a folder
+    assert "`my-model` with" in text
     assert str(tmp_path) not in text
 
 
+@pytest.mark.parametrize(
+    "name", ["demo", "gpt2", "my models v1", "C:\\models\\x", "./here", "a/b/c", "bad--/x", "/x/y"]
+)
+def test_a_hub_is_told_of_hub_ids_alone(plan: PruningPlan, name: str) -> None:
+    assert "base_model" not in ModelCard(card(plan, name)).data.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("sentence", "dataset", "expected"),
+    [
+        ("paragraphs of /home/me/text.txt outside", "", "paragraphs of text.txt outside"),
+        ("paragraphs of /home/me/my data/text.txt, all", "/home/me/my data/text.txt", "paragraphs of text.txt, all"),
+        ("rows of ../shared/set (train)", "", "rows of set (train)"),
+        ("rows of ~/set", "~/set", "rows of set"),
+        ("train split of Salesforce/wikitext, wikitext-2", "wikitext2", None),
+        ("the held-out 1/10 of pydoc", "pydoc", None),
+        ("from https://example.org/a/b.txt", "", None),
+    ],
+)
+def test_paths_of_calibration_text_stay_at_home(
+    plan: PruningPlan, sentence: str, dataset: str, expected: str | None
+) -> None:
+    assert f"- calibration: {expected or sentence}\n" in card(plan, calibration=sentence, dataset=dataset)
+
+
+def test_datasets_of_one_name_are_told_apart() -> None:
+    assert labels_of(["/a/x/test.txt", "/a/y/test.txt", "pydoc"]) == {
+        "/a/x/test.txt": "x/test.txt",
+        "/a/y/test.txt": "y/test.txt",
+        "pydoc": "pydoc",
+    }
+    assert list(labels_of(["/a/x/test.txt", "/b/x/test.txt"]).values()) == ["test.txt (1)", "test.txt (2)"]
+    assert labels_of(["/a/mine.txt", "wikitext2"])["/a/mine.txt"] == "mine.txt"
+
+
+def test_files_that_came_along_are_listed(plan: PruningPlan) -> None:
+    assert "Taken over unchanged: LICENSE, NOTICE." in card(plan, travelled=["LICENSE", "NOTICE"])
+    assert "Taken over" not in card(plan)
+
+
 def test_the_license_comes_from_the_base_folders_card(tmp_path: Path) -> None:
-    (tmp_path / "README.md").write_text(
-        "---\nlicense: other\nlicense_name: mine\nlicense_link: LICENSE\ntags: [x]\n---\n# Base\n"
-    )
-    assert inherited_metadata(str(tmp_path)) == {"license": "other", "license_name": "mine", "license_link": "LICENSE"}
+    """A link to a file is kept where the file is there to travel; a link to a page always."""
+    text = "---\nlicense: other\nlicense_name: mine\nlicense_link: LICENSE\ntags: [x]\n---\n# Base\n"
+    (tmp_path / "README.md").write_text(text)
+    assert inherited_metadata(tmp_path) == {"license": "other", "license_name": "mine"}
+    (tmp_path / "LICENSE").write_text("terms")
+    assert inherited_metadata(tmp_path) == {"license": "other", "license_name": "mine", "license_link": "LICENSE"}
+    (tmp_path / "README.md").write_text(text.replace("LICENSE", "https://example.org/terms"))
+    assert inherited_metadata(tmp_path)["license_link"] == "https://example.org/terms"
 
 
 @pytest.mark.parametrize("content", ["# no front matter\n", "---\nlicense: [\n---\n", "---\n- a\n- b\n---\n", ""])
 def test_a_card_that_says_nothing_gives_nothing(tmp_path: Path, content: str) -> None:
     (tmp_path / "README.md").write_text(content)
-    assert inherited_metadata(str(tmp_path)) == {}
+    assert inherited_metadata(tmp_path) == {}
 
 
-@pytest.mark.parametrize("name", ["no/such-model", "demo", "/no/such/folder/at/all", ""])
-def test_a_model_without_a_card_gives_nothing(name: str) -> None:
-    assert "license" not in inherited_metadata(name) or name == "demo"
+def test_a_model_without_a_card_gives_nothing(tmp_path: Path) -> None:
+    assert inherited_metadata(tmp_path) == {}
+    assert inherited_metadata(None) == {}

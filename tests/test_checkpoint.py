@@ -157,7 +157,7 @@ def test_an_interrupted_save_leaves_the_earlier_model(tmp_path: Path, monkeypatc
     def interrupted(*_args: Any, **_kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("models.saving._complete_config", interrupted)
+    monkeypatch.setattr("models.saving.write_tensors", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save(model, folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from core import hub
 from core.errors import DataError, UsageError
+from core.names import DEFAULT_TASK
 from evaluation import catalogue, harness
 from evaluation.catalogue import check_tasks
 from evaluation.harness import run_tasks
@@ -243,7 +244,7 @@ def test_single_item_has_no_standard_error(model: Any, tokenizer: Any, task_fold
 def test_embedded_task_loads_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with quiet():
-        (task,) = catalogue.load([catalogue.OFFLINE_TASK], None)["tasks"].values()
+        (task,) = catalogue.load([DEFAULT_TASK], None)["tasks"].values()
     assert len(task.eval_docs) >= 200
 
 

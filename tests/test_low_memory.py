@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from workspace import Workspace, call, write_model
 
-from run import streamed as streaming
+from core import memory
+from run import streamed as streamed_models
 
 DATA_FREE = ["--importance_method", "magnitude", "--run_evaluation", "none"]
 
@@ -54,11 +55,11 @@ def test_a_model_over_half_of_the_free_memory_is_streamed_unasked(
     ample = workspace.run("ample", *DATA_FREE)
     params = json.loads((ample / "analysis" / "pruning_plan.json").read_text())["base"]["total_params"]
     for name, free, expected in [("enough", 8 * params, False), ("short", 8 * params - 1, True), ("?", None, False)]:
-        monkeypatch.setattr(streaming, "free_bytes", lambda free=free: free)
+        monkeypatch.setattr(streamed_models, "free_bytes", lambda free=free: free)
         run = workspace.run(f"free-{name}", *DATA_FREE)
         assert streamed(run) == expected
         assert files(run) == files(ample)
-    monkeypatch.setattr(streaming, "free_bytes", lambda: 1)
+    monkeypatch.setattr(streamed_models, "free_bytes", lambda: 1)
     assert not streamed(workspace.run("judged", *DATA_FREE[:2], "--run_evaluation", "ppl"))
     dry = workspace.run("dry", *DATA_FREE, "--dry_run")
     assert streamed(dry)
@@ -87,13 +88,13 @@ def test_what_cannot_be_combined_is_one_line(workspace: Workspace, arguments: li
 
 def test_free_memory_knows_the_limit_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     meminfo = tmp_path / "meminfo"
-    monkeypatch.setattr(streaming, "MEMINFO", meminfo)
-    monkeypatch.setattr(streaming, "CGROUP", tmp_path)
-    assert streaming.free_bytes() is None
+    monkeypatch.setattr(memory, "MEMINFO", meminfo)
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    assert memory.free_bytes() is None
     meminfo.write_text("MemTotal:  9000 kB\nMemAvailable:  8000 kB\n")
-    assert streaming.free_bytes() == 8000 * 1024
+    assert memory.free_bytes() == 8000 * 1024
     (tmp_path / "memory.stat").write_text("anon 1000000\nfile 5000000\n")
     (tmp_path / "memory.max").write_text("max\n")
-    assert streaming.free_bytes() == 8000 * 1024
+    assert memory.free_bytes() == 8000 * 1024
     (tmp_path / "memory.max").write_text("3000000\n")
-    assert streaming.free_bytes() == 2_000_000
+    assert memory.free_bytes() == 2_000_000

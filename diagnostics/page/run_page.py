@@ -140,11 +140,16 @@ def _ratios(run: Run) -> list[tuple[str, str, str]]:
 
 def _proof(run: Run) -> str:
     checks, passed = items(run.verification, "checks"), at(run.verification, "passed")
-    if not checks:
-        return "The saved model was not verified."
+    if not checks or passed is None:
+        return f"The saved model was not verified{_because(run)}."
     errors = [error for check in checks if (error := number(check, "error")) is not None]
     largest = f", largest error {max(errors):.1e}" if errors else ""
     return f"The saved model {'passed' if passed is True else 'FAILED'} its {len(checks)} checks{largest}."
+
+
+def _because(run: Run) -> str:
+    reasons = {str(why) for _, why in _items(at(run.verification, "not_run"))}
+    return f" ({', '.join(sorted(reasons))})" if reasons else ""
 
 
 def _details(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -1,0 +1,78 @@
+"""The beginning of a run: claim the folder, check everything that can be known, read the text, load the model."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from core.failures import warn
+from core.say import note, say
+from run.folder import RunFolder, claimed
+from run.folders import writable_folders
+from run.owned import GGUF, MODEL
+from run.preflight import intent, preflight
+from run.session import Session
+from run.settings import Settings
+from run.surroundings import surroundings
+
+
+@contextmanager
+def open_session(settings: Settings, *, model: Any = None, tokenizer: Any = None) -> Iterator[Session]:
+    """A session whose results go to the claimed output folder. What can be known is asked before the first minute of
+    measuring: folder, disk, model, text, tasks, pictures, and weights where they will be needed in any case.
+
+    Raises PruningError with one line for the first problem; an earlier run in the folder is then as it was.
+    """
+    with writable_folders() as replaced, surroundings(settings.calibration.seed), _claimed(settings) as folder:
+        for sentence in replaced:
+            note(sentence)
+        session = Session(settings, model=model, tokenizer=tokenizer, folder=folder)
+        for sentence in session.source.notes:
+            note(sentence)
+        with session.stages("check", quietly=True):
+            _ask_beforehand(session)
+        with session.stages("windows", quietly=True):
+            session.read_windows()
+        say(session.describe())
+        session.cache  # noqa: B018 - says where it is, before anything is measured
+        if not settings.output.dry_run:
+            session.dense()
+        yield session
+
+
+def _claimed(settings: Settings) -> AbstractContextManager[RunFolder]:
+    asked = settings.output
+    assert asked.output is not None
+    writes = [] if asked.dry_run or asked.no_save_model else [MODEL, *[GGUF] * (asked.export == "gguf")]
+    return claimed(asked.output, overwrite=asked.overwrite, inputs=_inputs(settings), writes=writes)
+
+
+def _inputs(settings: Settings) -> dict[str, str | Path]:
+    """What a run reads, by option. A plan is none of it: its run writes the same plan again."""
+    named: dict[str, str | Path | None] = {
+        "--base_model": settings.model.base_model,
+        "--dataset": settings.calibration.dataset,
+        "--eval_task_path": settings.evaluation.eval_task_path,
+    }
+    named |= {f"--eval_datasets {name}": name for name in settings.evaluation.eval_datasets}
+    return {option: value for option, value in named.items() if value}
+
+
+def _ask_beforehand(session: Session) -> None:
+    """OutputError where the run would end in nothing; a warning for what it will go without."""
+    asked, shape = session.settings.output, session.architecture
+    assert asked.output is not None
+    without = preflight(
+        intent(
+            asked.output,
+            params_left=shape.total_params - session.planned_removal,
+            itemsize=session.saved_dtype.itemsize,
+            num_groups=len(shape.groups),
+            saves=not (asked.dry_run or asked.no_save_model),
+            exports=asked.export is not None and not asked.dry_run,
+            cache=asked.cache_dir,
+        )
+    )
+    for sentence in without.values():
+        warn(sentence, session.warnings)
+    session.draws = "pictures" not in without
