@@ -21,7 +21,6 @@ import numpy as np
 
 from benchmarks.program import run_program
 from cli.options import parse_options
-from models.loading import check_model
 from pruning.plan_file import read_plan
 from pruning.trials import paired
 from run.judging import loss_under
@@ -39,7 +38,7 @@ def main() -> int:
     base = ["--base_model", options.base_model, "--dataset", options.dataset]
     base += ["--importance_method", options.importance_method, "--reconstruct", "none"]
     settings = parse_options(base).settings
-    session = Session(settings, check_model(settings.model.base_model))
+    session = Session(settings)
     session.read_windows()
     model, windows = session.dense(), session.evaluation[options.dataset]
     rows = []

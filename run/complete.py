@@ -90,7 +90,7 @@ def _repairs_unasked(settings: Settings) -> bool:
 def _output(settings: Settings, given: Mapping[str, Any]) -> Any:
     return replace(
         settings.output,
-        output=settings.output.output or default_folder(_DEFAULTS | given, _DEFAULTS, DATASETS),
+        output=settings.output.output or default_folder({**_DEFAULTS, **given}, _DEFAULTS, DATASETS),
         cache_dir=cache_folder(given.get("cache_dir")),
     )
 

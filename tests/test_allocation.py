@@ -65,7 +65,8 @@ def test_marginal_loss_moves_the_budget() -> None:
     order = np.arange(12)
     removed = np.array([[0, 4, 0, 4], [0, 2, 0, 2]])
     losses = np.array([[0, 1.8, 0, 1.86], [0, 0.6, 0, 0.06]])
-    ranked = by_marginal_loss(model, order, Limits(), removed, losses)
+    ranked, slope = by_marginal_loss(model, order, Limits(), removed, losses)
+    assert slope[ranked[:8]].tolist() == pytest.approx([0.01, 0.01, 0.1, 0.1, 0.2, 0.2, 0.3, 0.3])
     assert ranked.tolist() == [7, 8, 1, 2, 3, 4, 9, 10, 0, 5, 6, 11]
     plan = plan_removal(model, ranked, ratio=15 / model.prunable_params + 1e-9, ratio_of="prunable", limits=Limits())
     assert [np.flatnonzero(~plan.keep[plan.groups.rows(layer, MLP)]).tolist() for layer in (0, 1)] == [
@@ -79,7 +80,7 @@ def test_order_inside_a_block_and_protection_stay() -> None:
     rng = np.random.default_rng(0)
     order, limits = rng.permutation(16), Limits(protected=(3,))
     removed = np.stack([groups_at(model, limits, share) for share in LEVELS[:4]])
-    ranked = by_marginal_loss(model, order, limits, removed, rng.random((4, 4)))
+    ranked, _ = by_marginal_loss(model, order, limits, removed, rng.random((4, 4)))
     assert sorted(ranked.tolist()) == list(range(16))
     for block in range(4):
         mine = [row for row in order.tolist() if model.groups.block[row] == block and row != 3]

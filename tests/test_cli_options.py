@@ -155,12 +155,11 @@ def test_base_model_and_output_name_what_is_read_and_written(workspace: Workspac
 
 
 def test_default_output_is_named_after_what_was_asked() -> None:
-    options = parse_options(
-        ["--base_model", "org/name-7B", "--temperature", "1", "--tau", "inf", "--dataset", "a/b.txt"]
-    )
-    assert options.output == Path("results/org--name-7B/obs_0.2_T1_tauinf_a--b.txt")
-    options = parse_options(["--base_model", "demo", "--dataset", "c4", "--importance_method", "fisher"])
-    assert options.output == Path("results/demo/fisher_0.2_c4")
+    asked = ["--base_model", "org/name-7B", "--temperature", "1", "--tau", "inf", "--dataset", "a/b.txt"]
+    output = parse_options(asked).settings.output.output
+    assert output == Path("results/org--name-7B/obs_0.2_T1_tauinf_a--b.txt")
+    asked = ["--base_model", "demo", "--dataset", "c4", "--importance_method", "fisher"]
+    assert parse_options(asked).settings.output.output == Path("results/demo/fisher_0.2_c4")
 
 
 def test_device(workspace: Workspace) -> None:

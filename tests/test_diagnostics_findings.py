@@ -369,11 +369,11 @@ def test_a_plan_that_removes_nothing_is_not_praised_and_names_the_ratio_that_act
 
 @pytest.mark.parametrize(
     ("params", "whole", "ratio"),
-    [(1, 830, "0.0013"), (576, 5_657_280, "0.00011"), (64, 100, "0.64"), (1, 1000, "0.0010")],
+    [(1, 830, 0.0013), (576, 5_657_280, 0.00011), (64, 100, 0.64), (1, 1000, 0.001)],
 )
-def test_the_smallest_ratio_that_covers_a_step(params: int, whole: int, ratio: str) -> None:
+def test_the_smallest_ratio_that_covers_a_step(params: int, whole: int, ratio: float) -> None:
     assert ratio_for(params, whole) == ratio
-    assert int(float(ratio) * whole + 1e-9) >= params
+    assert int(ratio * whole + 1e-9) >= params
 
 
 def test_what_the_other_options_of_a_run_rule_out_is_not_advised() -> None:

@@ -41,7 +41,9 @@ MODELS = ["demo", "owner/demo", "other/demo", "/models/a/demo", "/models/b/demo"
 
 
 def folder(arguments: str, model: str = "demo") -> Path:
-    return parse_options(["--base_model", model, *arguments.split()]).output
+    output = parse_options(["--base_model", model, *arguments.split()]).settings.output.output
+    assert output is not None
+    return output
 
 
 def test_runs_that_differ_differ_in_their_folder() -> None:
@@ -68,6 +70,8 @@ def test_names_are_short_and_say_what_was_asked() -> None:
 
 @pytest.mark.parametrize("model", ["x" * 400, "ü" * 300, "with space/and\nline", "...", "~"])
 def test_any_name_of_a_model_becomes_one_that_a_file_system_takes(model: str) -> None:
-    parts = parse_options(["--base_model", model, "--dataset", f"{model}/t.txt"]).output.parts
+    output = parse_options(["--base_model", model, "--dataset", f"{model}/t.txt"]).settings.output.output
+    assert output is not None
+    parts = output.parts
     assert len(parts) == 3
     assert all(len(part.encode()) <= 120 and part.isprintable() and not part.startswith(".") for part in parts)

@@ -14,7 +14,6 @@ from core.transforms import Transforms
 from core.windows import TokenWindows
 from models.architecture import architecture_of
 from models.families import family_of
-from models.loading import check_model
 from pruning.trials import Trial, choose, paired
 from run.judging import loss_under
 from run.refine import remedy
@@ -97,7 +96,7 @@ def test_the_record_says_what_was_tried() -> None:
 
 def session_of(arguments: list[str]) -> Session:
     settings = parse_options(arguments).settings
-    session = Session(settings, check_model(settings.model.base_model))
+    session = Session(settings)
     session.read_windows(judging=True)
     return session
 
