@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from calibration import evaluation_windows
 from evaluation.perplexity import window_nll
-from models.demo.recipe import SHAPES
+from tools.demo_recipe import SHAPES
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "benchmarks" / "models"

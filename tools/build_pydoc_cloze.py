@@ -1,6 +1,6 @@
 """Build the items of the local lm-eval task ``pydoc_cloze`` from the held-out split of ``pydoc``.
 
-    python -m evaluation.tasks.build_pydoc_cloze
+    python -m tools.build_pydoc_cloze
 
 An item is the beginning of a held-out paragraph and four ways to go on: its own next words, and words from the
 middle of three other held-out paragraphs. The four are as many words and about as common ones: were commonness left to
@@ -19,7 +19,7 @@ from calibration.paragraphs import normalised, paragraphs
 from calibration.pydoc import pydoc_corpus
 from core.files import write_text
 
-OUTPUT = Path(__file__).parent / "pydoc_cloze" / "items.jsonl"
+OUTPUT = Path(__file__).resolve().parent.parent / "evaluation" / "tasks" / "pydoc_cloze" / "items.jsonl"
 FEWEST_WORDS = 20
 CONTEXT_WORDS = (10, 40)  # at least, at most, before the continuation
 CONTINUATION_WORDS = 3

@@ -1,7 +1,7 @@
 """Train a small model on the calibration split of ``pydoc``: the embedded one, or one that the benchmarks prune.
 
-    python -m models.demo.train --minutes 60 --work /tmp/demo_training --output models/demo
-    python -m models.demo.train --shape qwen2 --minutes 30 --work /tmp/qwen2_training --output benchmarks/models/qwen2
+    python -m tools.train_demo --minutes 60 --work /tmp/demo_training --output models/demo
+    python -m tools.train_demo --shape qwen2 --minutes 30 --work /tmp/qwen2_training --output benchmarks/models/qwen2
 
 The time box is the schedule: the learning rate follows the fraction of ``--minutes`` that has passed, so the cosine
 always completes, however fast the machine. The training state is kept in ``--work``; the same command run again
@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from calibration.pydoc import pydoc_corpus
 from core.files import write_atomically
-from models.demo.recipe import CONTEXT, SHAPES, model_config, train_tokenizer
+from tools.demo_recipe import CONTEXT, SHAPES, model_config, train_tokenizer
 
 LOOK_TOKENS = 32_768  # of held-out text, for the figures shown on the way
 SHORT_WINDOW, SHORT_UNTIL = 256, 0.8  # windows of half the context until then: attention costs less

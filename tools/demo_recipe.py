@@ -1,4 +1,4 @@
-"""Shapes of the small trained models and their tokenizer; weights come from ``models/demo/train.py``.
+"""Shapes of the small trained models and their tokenizer; weights come from ``tools/train_demo.py``.
 
 ``demo`` is embedded in the program, the others serve the benchmarks (benchmarks/models).
 """

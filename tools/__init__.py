@@ -1,0 +1,1 @@
+"""Programs that made what the repository ships; started by hand, never imported by the product."""
