@@ -1,6 +1,8 @@
 """Rules on what the run could not do, or did beside ranking."""
 
-from core.groups import ATTENTION
+import numpy as np
+
+from core.kinds import ATTENTION
 from diagnostics.finding import Finding
 from diagnostics.measured import Measured
 from diagnostics.remedies import ActiveRemedies
@@ -44,7 +46,8 @@ def budget_gap(m: Measured, active: ActiveRemedies) -> Finding | None:
 
 
 def single_kv_head(m: Measured, active: ActiveRemedies) -> Finding | None:
-    layers = [i for i, shape in enumerate(m.architecture.layers) if shape.widths[ATTENTION] == 1]
+    single = [shape.has(ATTENTION) and shape.block(ATTENTION).width == 1 for shape in m.architecture.layers]
+    layers = np.flatnonzero(single).tolist()
     if not layers:
         return None
     every = len(layers) == m.architecture.num_layers

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from core.families import Family, Member, member_rows
+from core.families import Family, Member
 from core.plan import PruningPlan
 
 
@@ -22,11 +22,9 @@ def slice_member(
 
 def slice_tensor(member: Member, tensor: torch.Tensor, plan: PruningPlan, layer: int) -> torch.Tensor:
     """The same for one of the two. A bias (out,) has no input axis: a member cut along it keeps its bias."""
-    kept = plan.kept(layer, member.kind)
-    shape = plan.architecture.layers[layer]
-    if len(kept) == shape.widths[member.kind] or member.axis >= tensor.ndim:
+    if plan.keeps_whole(layer, member.kind) or member.axis >= tensor.ndim:
         return tensor
-    rows = torch.from_numpy(member_rows(member, shape, kept)).to(tensor.device)
+    rows = torch.from_numpy(plan.columns(layer, member)).to(tensor.device)
     return tensor.index_select(member.axis, rows)
 
 
