@@ -201,7 +201,7 @@ def _metrics(tasks: Any) -> Iterator[tuple[str, tuple[float, float | None]]]:
 
 
 def _blocks(shape: dict[str, Any], layer: dict[str, Any]) -> tuple[Block, ...]:
-    """A layer's blocks: the kinds of which the plan says anything. LookupError where one lacks a key, or none is there."""
+    """A layer's blocks, of the kinds that the plan speaks of. LookupError where one lacks a key, or there is none."""
     told = [
         (code, kind)
         for code, kind in enumerate(TABLE)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from core.decoder import Decoder
 from core.families import Family, Member
 from core.plan import PruningPlan
 
@@ -36,8 +37,7 @@ def operate(model: Any, narrow: Any, family: Family, plan: PruningPlan) -> Any:
     one model and one tensor. ``model`` is left without weights and must not be used again.
     """
     members = {member.path: member for member in family.members}
-    old_layers = model.get_submodule(family.layers)
-    new_layers = narrow.get_submodule(family.layers)
+    old_layers, new_layers = Decoder(model, family).layers, Decoder(narrow, family).layers
     for new_index, old_index in enumerate(tqdm(plan.remaining_layers, desc="surgery", unit="layer", leave=False)):
         old, new = old_layers[old_index], new_layers[new_index]
         for path, module in new.named_modules():

@@ -27,7 +27,7 @@ WIDE, WIDE_ROUND_TO = 1024, 64
 
 def default_round_to(architecture: Architecture) -> int:
     """What ``--round_to`` is where the user names none: 64 for models with 1024 channels or more in a layer, else 1."""
-    widest = max((block.width for block in architecture.blocks if block.kind == MLP), default=0)
+    widest = max((block.width for block in architecture.blocks if block.about.step == "round_to"), default=0)
     return WIDE_ROUND_TO if widest >= WIDE else 1
 
 
@@ -62,7 +62,7 @@ def explain(target: str, architecture: Architecture, limits: Limits) -> list[str
     if target == HF:
         return []
     kv, channels = limits.step(ATTENTION), limits.step(MLP)
-    least = " and ".join(f"one {TABLE[kind].noun}" for kind in architecture.kinds)
+    least = _and([f"one {TABLE[kind].noun}" for kind in architecture.kinds])
     lines = [f"{target}: every layer keeps at least {least}"]
     if target == STOCK:
         lines = ["stock: all layers get one pair of widths, so that the family's own class loads the model"]
@@ -128,7 +128,12 @@ def _refuse(what: str, target: str) -> NoReturn:
 
 
 def _widths(plan: PruningPlan, layer: int) -> str:
-    return " and ".join(after.about.counted(after.width) for _, after in _blocks(plan, layer))
+    return _and([after.about.counted(after.width) for _, after in _blocks(plan, layer)])
+
+
+def _and(parts: list[str]) -> str:
+    """``a and b``, ``a, b and c``."""
+    return " and ".join([part for part in (", ".join(parts[:-1]), parts[-1]) if part])
 
 
 def _list(numbers: tuple[int, ...]) -> str:
