@@ -68,26 +68,29 @@ def plan_uniform(
 
 
 def best_widths(params: list[np.ndarray], lost: list[np.ndarray], budget: int) -> tuple[int, ...]:
-    """Positions of the winning widths. Of each kind, widest first: parameters removed, int64 (n,), score lost, (n,).
+    """Positions of the winning widths. Of each kind, widest first: parameters removed, int64 (n,), score lost, (n,)."""
+    places, gap = _spending(params, budget)
+    losses = sum((values[i] for values, i in zip(lost, places, strict=True)), np.zeros(len(gap)))
+    winner = np.lexsort((*places[::-1], gap, losses))[0]
+    return tuple(places[:, winner].tolist())
+
+
+def _spending(params: list[np.ndarray], budget: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions, int64 (kinds, n), of all choices of widths that spend the budget, and what they leave of it, (n,).
 
     For each choice of widths of all kinds but the last, the one with the most groups of the last kind out is the only
     one that can spend the budget, and does unless one more step of another kind still fits beside it. A step that fits
-    removes more, so the choice that removes most leaves none, and there is a winner.
+    removes more, so the choice that removes most leaves none, and there is at least one.
     """
     *others, last = params
     sizes = [len(path) for path in others]
     at = np.indices(sizes).reshape(len(others), math.prod(sizes))
     removed = sum((path[i] for path, i in zip(others, at, strict=True)), np.zeros(at.shape[1], dtype=np.int64))
     most = np.searchsorted(last, budget - removed, side="right") - 1
-    fits = most >= 0
-    most = np.where(fits, most, 0)
-    gap, spends = budget - last[most] - removed, fits
+    gap, spends = budget - removed - last[np.maximum(most, 0)], most >= 0
     for path, i in zip(others, at, strict=True):
-        spends = spends & (np.append(np.diff(path), OUT_OF_REACH)[i] > gap)
-    places = np.vstack([at, most])[:, spends]
-    losses = sum((values[i] for values, i in zip(lost, places, strict=True)), np.zeros(places.shape[1]))
-    winner = np.lexsort((*places[::-1], gap[spends], losses))[0]
-    return tuple(places[:, winner].tolist())
+        spends &= np.append(np.diff(path), OUT_OF_REACH)[i] > gap
+    return np.vstack([at, most])[:, spends], gap[spends]
 
 
 def _lost(groups: GroupTable, worth: np.ndarray, kind: int, widths: np.ndarray) -> np.ndarray:

@@ -32,9 +32,11 @@ BY_HAND = ("models.demo.train", "models.demo.recipe", "evaluation.tasks.build_py
 WITHOUT_TORCH = (
     "core",
     "core.cache",
+    "core.decoder",
     "core.families",
     "core.files",
     "core.groups",
+    "core.kinds",
     "core.measures",
     "core.plan",
     "core.windows",

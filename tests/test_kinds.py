@@ -135,7 +135,7 @@ def test_blocks_are_numbered_as_layers_have_them() -> None:
 def test_blocks_spread_over_layers_and_kinds_and_back() -> None:
     values = np.arange(7.0)
     spread = MODEL.groups.spread(values)
-    assert np.array_equal(spread, [[0, 1, NAN], [2, NAN, 3], [4, 5, 6]], equal_nan=True)
+    assert np.array_equal(spread, np.array([[0, 1, NAN], [2, NAN, 3], [4, 5, 6]]), equal_nan=True)
     assert MODEL.groups.gathered(spread).tolist() == values.tolist()
     assert MODEL.groups.spread(values > 0).tolist() == [[False, True, False], [True, False, True], [True, True, True]]
 
@@ -196,7 +196,7 @@ def test_experts_go_by_rank_down_to_the_last() -> None:
     assert gone(plan) == [8, 9, 10]
     assert plan.gap_reason == "smaller than the smallest step left (a channel of 3 parameters)"
     assert plan.layer_rates().tolist() == [0, 18 / 44, 0]
-    assert np.array_equal(plan.block_rates(), [[0, 0, NAN], [0, NAN, 0.75], [0, 0, 0]], equal_nan=True)
+    assert np.array_equal(plan.block_rates(), np.array([[0, 0, NAN], [0, NAN, 0.75], [0, 0, 0]]), equal_nan=True)
     assert plan.pruned_architecture.layers[1].facts() == {
         "num_heads": 4,
         "num_kv_heads": 2,
@@ -345,8 +345,8 @@ def test_pictures_draw_it(tmp_path: Path) -> None:
 
 def test_a_folder_tells_it_again(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path, plan_for(20, FIRST_EXPERTS)))
-    assert run.kinds == (ATTENTION, MLP, EXPERTS)
-    assert run.block_rates == ({0: 0, 1: 0}, {0: 0, EXPERTS: 0.75}, {0: 0, 1: 0, EXPERTS: 0})
+    assert list(run.kinds) == [ATTENTION, MLP, EXPERTS]
+    assert list(run.block_rates) == [{0: 0, 1: 0}, {0: 0, EXPERTS: 0.75}, {0: 0, 1: 0, EXPERTS: 0}]
     heat = layers_by_kind(run)
     assert heat is not None
     assert {name: [cell.text for cell in cells] for name, cells in heat.rows} == {
