@@ -12,7 +12,7 @@ import numpy as np
 
 from core.groups import Architecture
 from pruning.limits import Limits, block_steps, protected_last
-from pruning.planning import by_block
+from pruning.planning import in_block_order
 
 # Shares of what a block may lose, coarse to fine, in the order in which they are measured.
 LEVELS = (1.0, 0.5, 0.25, 0.75, 0.125, 0.375, 0.625, 0.875)
@@ -52,7 +52,7 @@ def by_marginal_loss(
     groups, cost = architecture.groups, block_steps(architecture, limits).cost
     order = protected_last(architecture, order, limits)
     slope = np.full(len(groups), np.inf)
-    rows = by_block(groups, order)
+    rows = in_block_order(groups, order)
     for block in range(groups.num_blocks):
         counts, first = np.unique(np.append(0, removed[:, block]), return_index=True)
         found = np.append(0.0, losses[:, block])[first]

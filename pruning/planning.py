@@ -99,7 +99,7 @@ def ranked_steps(groups: GroupTable, order: np.ndarray, steps: BlockSteps) -> tu
     ends = (place + 1 == first) | ((place + 1 > first) & ((place + 1 - first) % step == 0))
     legal = ends & (place < steps.removable[groups.block])
     size = np.zeros(len(groups), dtype=np.int64)
-    size[by_block(groups, order)[legal]] = np.where(place < first, first, step)[legal]
+    size[in_block_order(groups, order)[legal]] = np.where(place < first, first, step)[legal]
     rows = order[size[order] > 0]
     return rows, size[rows]
 
@@ -122,7 +122,7 @@ def take(cost: np.ndarray, budget: int) -> np.ndarray:
     return taken
 
 
-def by_block(groups: GroupTable, order: np.ndarray) -> np.ndarray:
+def in_block_order(groups: GroupTable, order: np.ndarray) -> np.ndarray:
     """int64 (G,): the rows of each block in the order of their rank; blocks in the order of the table."""
     narrow = np.min_scalar_type(groups.num_blocks)  # numpy sorts narrow integers by radix, in one pass
     return np.asarray(order[np.argsort(groups.block[order].astype(narrow), kind="stable")])
@@ -131,7 +131,7 @@ def by_block(groups: GroupTable, order: np.ndarray) -> np.ndarray:
 def keep_mask(groups: GroupTable, order: np.ndarray, removed: np.ndarray) -> np.ndarray:
     """bool (G,): everything but the ``removed`` lowest-ranked groups of each block, int64 (B,)."""
     keep = np.ones(len(groups), dtype=bool)
-    keep[by_block(groups, order)[groups.index < removed[groups.block]]] = False
+    keep[in_block_order(groups, order)[groups.index < removed[groups.block]]] = False
     return keep
 
 

@@ -23,7 +23,7 @@ from core.kinds import TABLE
 from core.plan import PruningPlan
 from pruning.budget import budget_params
 from pruning.limits import Limits, frozen_groups, protected_last, uniform_widths
-from pruning.planning import by_block, check_order, keep_mask
+from pruning.planning import check_order, in_block_order, keep_mask
 
 OUT_OF_REACH = np.iinfo(np.int64).max
 
@@ -49,7 +49,7 @@ def plan_uniform(
     paths = [uniform_widths(architecture, limits, kind) for kind in architecture.kinds]
     may_go = ~frozen_groups(architecture, limits)
     worth = (scores - min(0.0, scores[may_go].min(initial=0.0))) * groups.cost
-    ranked = worth[by_block(groups, order)]
+    ranked = worth[in_block_order(groups, order)]
     lost = [_lost(groups, ranked, kind, path[0]) for kind, path in zip(architecture.kinds, paths, strict=True)]
     chosen = best_widths([params for _, params in paths], lost, budget)
     kept = {kind: path[0][at] for kind, path, at in zip(architecture.kinds, paths, chosen, strict=True)}
