@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.groups import ATTENTION, MLP, LayerShape
+from core.kinds import TABLE, kind_of_part
 
 OUT, IN = 0, 1  # axes of nn.Linear.weight: (out_features, in_features)
 
@@ -30,7 +31,7 @@ class Member:
 
     @property
     def kind(self) -> int:
-        return MLP if "channel" in self.parts else ATTENTION
+        return kind_of_part(self.parts[0])
 
 
 @dataclass(frozen=True)
@@ -55,21 +56,40 @@ class Family:
     per_layer_lists: tuple[str, ...] = ("layer_types",)
 
     @property
+    def kinds(self) -> tuple[int, ...]:
+        """The kinds of block that its layers have, ascending."""
+        return tuple(sorted({member.kind for member in self.members}))
+
+    def members_of(self, kind: int) -> tuple[Member, ...]:
+        """The modules that one kind of block is cut in."""
+        return tuple(member for member in self.members if member.kind == kind)
+
+    def module(self, kind: int) -> str:
+        """Path of the module that holds a block, fixed parameters included: its field of the kind's name."""
+        return str(getattr(self, TABLE[kind].name))
+
+    def output(self, kind: int) -> Member:
+        """The writing projection of a block: the module whose input columns are its groups."""
+        return next(member for member in self.members_of(kind) if member.axis == IN)
+
+    def readers(self, kind: int) -> tuple[Member, ...]:
+        """The modules of a block that read its input: their output rows are its groups."""
+        return tuple(member for member in self.members_of(kind) if member.axis == OUT)
+
+    @property
     def attention_output(self) -> str:
         """Path of the module whose input columns are the attention groups (``o_proj``)."""
-        return next(m.path for m in self.members if m.axis == IN and m.kind == ATTENTION)
+        return self.output(ATTENTION).path
 
     @property
     def mlp_output(self) -> str:
         """Path of the module whose input columns are the MLP channels (``down_proj``)."""
-        return next(m.path for m in self.members if m.axis == IN and m.kind == MLP)
+        return self.output(MLP).path
 
 
 def rows_per_group(part: str, shape: LayerShape) -> int:
     """Rows of one group inside one part."""
-    if part == "query":
-        return shape.num_heads // shape.num_kv_heads * shape.head_dim
-    return shape.head_dim if part == "kv" else 1
+    return shape.block(kind_of_part(part)).rows_per_group(part)
 
 
 def member_rows(member: Member, shape: LayerShape, kept: np.ndarray) -> np.ndarray:
@@ -77,10 +97,10 @@ def member_rows(member: Member, shape: LayerShape, kept: np.ndarray) -> np.ndarr
 
     kept: ascending group indices of the member's block. With every group kept this is 0, 1, ..., size - 1.
     """
-    groups = shape.widths[member.kind]
+    block = shape.block(member.kind)
     positions, start = [], 0
     for part in member.parts:
-        run = rows_per_group(part, shape)
+        run = block.rows_per_group(part)
         positions.append((start + kept[:, None] * run + np.arange(run)).reshape(-1))
-        start += groups * run
+        start += block.width * run
     return np.concatenate(positions).astype(np.int64)

@@ -50,7 +50,8 @@ class Importance:
 class Prior:
     """Measured importance of whole blocks and layers: what removing each alone costs.
 
-    block: float64 (L, 2), columns attention and mlp. layer: float64 (L,). method: ``loss`` (nats per token) or
+    block: float64 (L, kinds), columns attention, mlp and what other kinds the model has, NaN where a layer has no such
+    block (``GroupTable.spread``). layer: float64 (L,). method: ``loss`` (nats per token) or
     ``similarity`` (1 - cosine). dense_nll: nats per token of the dense model, None for ``similarity``.
     """
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from core.groups import ATTENTION, KINDS, MLP, Architecture, GroupTable
+from core.families import Member, member_rows
+from core.groups import Architecture, GroupTable, LayerShape
 
 SCHEMA_VERSION = 1
 EQUAL_SIZE = 0.001  # of all parameters: plans that differ by less are of equal size
@@ -57,40 +58,41 @@ class PruningPlan:
         """Ascending int64 indices of the groups that stay in a block."""
         return np.flatnonzero(self.keep[self.groups.rows(layer, kind)])
 
+    def columns(self, layer: int, member: Member) -> np.ndarray:
+        """int64: positions along ``member.axis`` that stay in this layer, ascending inside each of its parts."""
+        return member_rows(member, self.architecture.layers[layer], self.kept(layer, member.kind))
+
+    def keeps_whole(self, layer: int, kind: int) -> bool:
+        """Whether nothing leaves a block."""
+        return bool(self.keep[self.groups.rows(layer, kind)].all())
+
+    def pruned_shape(self, layer: int) -> LayerShape | None:
+        """Widths of an original layer after surgery; None where it is removed whole."""
+        if layer in self.removed_layers:
+            return None
+        shape = self.architecture.layers[layer]
+        return shape.narrowed([len(self.kept(layer, block.kind)) for block in shape.blocks])
+
     @property
     def pruned_architecture(self) -> Architecture:
         """Widths and counts after surgery, in the new numbering of layers."""
-        layers = []
-        for index in self.remaining_layers:
-            shape = self.architecture.layers[index]
-            kv_heads = len(self.kept(index, ATTENTION))
-            layers.append(
-                replace(
-                    shape,
-                    num_heads=kv_heads * (shape.num_heads // shape.num_kv_heads),
-                    num_kv_heads=kv_heads,
-                    intermediate_size=len(self.kept(index, MLP)),
-                )
-            )
+        shapes = [self.pruned_shape(layer) for layer in range(self.architecture.num_layers)]
         return replace(
             self.architecture,
             total_params=self.architecture.total_params - self.removed_params,
-            layers=tuple(layers),
+            layers=tuple(shape for shape in shapes if shape is not None),
         )
 
     def layer_rates(self) -> np.ndarray:
         """float64 (L,): removed / original prunable parameters of each layer (1.0 where it is removed whole)."""
         groups = self.groups
-        original = np.bincount(groups.layer, weights=groups.cost, minlength=groups.num_layers)
-        removed = np.bincount(groups.layer, weights=groups.cost * ~self.keep, minlength=groups.num_layers)
-        return removed / np.maximum(original, 1)
+        return groups.by_layer(groups.cost * ~self.keep) / np.maximum(groups.by_layer(groups.cost), 1)
 
     def block_rates(self) -> np.ndarray:
-        """float64 (L, 2): removed fraction of each block's groups, columns attention and mlp."""
+        """float64 (L, kinds): removed fraction of each block's groups, columns attention, mlp, as ``GroupTable.spread``
+        has them."""
         groups = self.groups
-        total = np.bincount(groups.block, minlength=2 * groups.num_layers)
-        removed = np.bincount(groups.block, weights=~self.keep, minlength=2 * groups.num_layers)
-        return (removed / np.maximum(total, 1)).reshape(-1, len(KINDS))
+        return groups.spread(groups.by_block(~self.keep) / np.maximum(groups.widths, 1))
 
 
 def nothing_removed(architecture: Architecture) -> PruningPlan:

@@ -13,12 +13,13 @@ most blocks lie within a factor of 2 of κ either way, so twice that again is no
 alone that lose nothing worth mending. A block that promised nothing (importance 0) and loses a share is flagged too.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from core.groups import KINDS
+from core.groups import BlockTable
 from core.plan import PruningPlan
 
 FLAG_FACTOR = 4.0
@@ -27,11 +28,12 @@ FLAG_SHARE = 0.05
 
 @dataclass(frozen=True)
 class PlanCheck:
-    """planned: int64 (2L,), groups that each block loses. promise, measured: float64 (2L,)."""
+    """planned: int64 (B,), groups that each block loses. promise, measured: float64 (B,). blocks: which they are."""
 
     planned: np.ndarray
     promise: np.ndarray
     measured: np.ndarray
+    blocks: BlockTable
 
     @property
     def kappa(self) -> float | None:
@@ -41,7 +43,7 @@ class PlanCheck:
 
     @property
     def factor(self) -> np.ndarray:
-        """float64 (2L,): measured over expected; inf where a loss was not promised at all, NaN where nothing goes."""
+        """float64 (B,): measured over expected; inf where a loss was not promised at all, NaN where nothing goes."""
         expected = self.promise * (self.kappa or 0.0)
         with np.errstate(divide="ignore", invalid="ignore"):
             found = np.where(expected > 0, self.measured / expected, np.where(self.measured > 0, np.inf, 0.0))
@@ -49,9 +51,13 @@ class PlanCheck:
 
     @property
     def share(self) -> np.ndarray:
-        """float64 (2L,): of the sum of the positive measured losses."""
+        """float64 (B,): of the sum of the positive measured losses."""
         total = self.measured[self.measured > 0].sum()
         return self.measured / total if total > 0 else np.zeros_like(self.measured)
+
+    def names(self, blocks: Iterable[int]) -> str:
+        """``attention of layer 3, mlp of layer 4``."""
+        return ", ".join(self.blocks.block_name(block) for block in blocks)
 
     @property
     def flagged(self) -> np.ndarray:
@@ -64,8 +70,8 @@ class PlanCheck:
         factor, share, flagged = self.factor, self.share, self.flagged
         return [
             {
-                "layer": int(block) // 2,
-                "kind": KINDS[block % 2],
+                "layer": int(self.blocks.block_layer[block]),
+                "kind": self.blocks.kind_of(block).name,
                 "groups_removed": int(self.planned[block]),
                 "promised_importance": self.promise[block],
                 "measured_nats_per_token": self.measured[block],
@@ -73,13 +79,13 @@ class PlanCheck:
                 "share_of_all_measured": share[block],
                 "flagged": bool(block in flagged),
             }
-            for block in np.flatnonzero(self.planned)
+            for block in np.flatnonzero(self.planned).tolist()
         ]
 
 
 def check_of(plan: PruningPlan, importance: np.ndarray, measured: np.ndarray) -> PlanCheck:
-    """importance: float64 (G,). measured: float64 (L, 2), nats/token of each block alone."""
-    blocks = 2 * plan.groups.num_layers
-    planned = np.bincount(plan.groups.block, weights=~plan.keep, minlength=blocks).astype(np.int64)
-    promise = np.bincount(plan.groups.block, weights=importance * ~plan.keep, minlength=blocks)
-    return PlanCheck(planned, promise, measured.ravel())
+    """importance: float64 (G,). measured: float64 (L, kinds), nats/token of each block alone."""
+    groups = plan.groups
+    planned = groups.by_block(~plan.keep).astype(np.int64)
+    promise = groups.by_block(importance * ~plan.keep)
+    return PlanCheck(planned, promise, groups.gathered(measured), plan.architecture.block_table)

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from core.families import IN, Family, member_rows
+from core.families import Family, member_rows
 from core.groups import LayerShape
 
 
 @contextmanager
 def silenced(layer: Any, family: Family, shape: LayerShape, kind: int, keep: np.ndarray) -> Iterator[None]:
-    """Inside, one block of ``layer`` computes without the groups that are not kept; keep: bool (K or F,).
+    """Inside, one block of ``layer`` computes without the groups that are not kept; keep: bool (its width,).
 
     Exactly what is left once they have been cut out: biases of o_proj and down_proj stay.
     """
@@ -22,13 +22,11 @@ def silenced(layer: Any, family: Family, shape: LayerShape, kind: int, keep: np.
     hooks = []
     try:
         if not keep.all():
-            for member in family.members:
-                if member.axis != IN or member.kind != kind:
-                    continue
-                module = layer.get_submodule(member.path)
-                gone = torch.ones(module.in_features, dtype=torch.bool)
-                gone[torch.from_numpy(member_rows(member, shape, np.flatnonzero(keep)))] = False
-                hooks.append(module.register_forward_pre_hook(partial(_mask, gone.to(module.weight.device))))
+            member = family.output(kind)
+            module = layer.get_submodule(member.path)
+            gone = torch.ones(module.in_features, dtype=torch.bool)
+            gone[torch.from_numpy(member_rows(member, shape, np.flatnonzero(keep)))] = False
+            hooks.append(module.register_forward_pre_hook(partial(_mask, gone.to(module.weight.device))))
         yield
     finally:
         for hook in hooks:

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+PURPLE, SKY = "#CC79A7", "#56B4E9"
 INK, QUIET = "#222222", "#6E6E6E"
-KIND_COLOURS = (BLUE, ORANGE)
+KIND_COLOURS = (BLUE, ORANGE, PURPLE, SKY)  # by kind, over again where there are more
 DPI = 150
 
 WHOLE, EXTREME, FROZEN = "whole layer", "extreme layer", "frozen layer"

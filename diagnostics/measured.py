@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from core.groups import Architecture
+from core.kinds import TABLE
 from core.measures import NO_GRADIENTS, GradientStatistics, Importance, Outliers, Prior, Stability
 from core.plan import PruningPlan
 from core.plan_check import PlanCheck
@@ -17,7 +18,7 @@ TOLERANCE = 1e-9  # bounds are compared with this slack: 0.7 - 0.4 must not diff
 
 class Scores(Protocol):
     """What the ranking was made from. per_parameter, score: float64 (G,), before and after the transforms.
-    clipped_share: float64 (L,) or None. factor: float64 (L, 2), B^T by layer and kind, or None."""
+    clipped_share: float64 (L,) or None. factor: float64 (L, kinds), B^T by layer and kind, or None."""
 
     @property
     def per_parameter(self) -> np.ndarray: ...
@@ -187,13 +188,16 @@ class Measured:
             "gradient_norm": gradients.norm[layer] if gradients else None,
             "gradient_min": gradients.min[layer] if gradients else None,
             "gradient_max": gradients.max[layer] if gradients else None,
-            "prior_attention": prior.block[layer, 0] if prior else None,
-            "prior_mlp": prior.block[layer, 1] if prior else None,
+            **self._by_kind("prior", prior.block[layer] if prior else None),
             "prior_layer": prior.layer[layer] if prior else None,
-            "factor_attention": factor[layer, 0] if factor is not None else None,
-            "factor_mlp": factor[layer, 1] if factor is not None else None,
+            **self._by_kind("factor", factor[layer] if factor is not None else None),
             "clipped_share": clipped[layer] if clipped is not None else None,
         }
+
+    def _by_kind(self, name: str, values: np.ndarray | None) -> dict[str, Any]:
+        """One quantity of a layer's blocks, a key for each kind in the model. values: float64 (kinds,) or None."""
+        kinds = self.architecture.kinds
+        return {f"{name}_{TABLE[kind].name}": None if values is None else values[kind] for kind in kinds}
 
     @property
     def _unknown(self) -> np.ndarray:

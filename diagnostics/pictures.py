@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from core.failures import convenience
-from core.groups import KINDS
+from core.kinds import TABLE
 from core.measures import GRADIENTS_OF_OUTPUTS, GRADIENTS_OF_WEIGHTS, GradientStatistics, Importance
 from core.plan import PruningPlan
 from diagnostics.canvas import (
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 LONGEST_NAME = 40  # characters of a list of layers that still fit into a title
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SYMBOLS = {GRADIENTS_OF_WEIGHTS: "∂L/∂w", GRADIENTS_OF_OUTPUTS: "∂L/∂y"}
-OFFSETS = (-0.2, 0.2)  # attention left, MLP right of a layer's tick
+ROOM = 0.8  # of the distance between two layers, shared by the kinds of block
 
 
 def draw_pictures(
@@ -80,8 +80,10 @@ def draw_rates(path: Path, diagnosis: Diagnosis, plan: PruningPlan) -> Path:
     )
     figure, (ax,) = new_figure(len(layers), 1, rates_title(m), subtitle)
     _mark_layers(ax, m)
-    for kind, rates in enumerate(100 * plan.block_rates().T):
-        ax.bar(layers + OFFSETS[kind], rates, width=0.38, color=KIND_COLOURS[kind], label=_block_name(kind))
+    rates, offsets = 100 * plan.block_rates(), _offsets(plan)
+    for kind, offset in offsets.items():
+        width = 0.95 * ROOM / len(offsets)
+        ax.bar(layers + offset, rates[:, kind], width=width, color=_colour(kind), label=_block_name(kind))
     ax.plot(
         layers,
         100 * m.rate,
@@ -114,7 +116,17 @@ def rates_title(m: Measured) -> str:
 
 
 def _block_name(kind: int) -> str:
-    return ("attention (KV heads)", "MLP (channels)")[kind]
+    return f"{TABLE[kind].title} ({TABLE[kind].unit})"
+
+
+def _colour(kind: int) -> str:
+    return KIND_COLOURS[kind % len(KIND_COLOURS)]
+
+
+def _offsets(plan: PruningPlan) -> dict[int, float]:
+    """Where each kind of block stands beside a layer's tick: attention left, MLP right of it."""
+    kinds = plan.architecture.kinds
+    return {kind: (place - (len(kinds) - 1) / 2) * ROOM / len(kinds) for place, kind in enumerate(kinds)}
 
 
 # The scores that decided it
@@ -134,7 +146,7 @@ def draw_scores(path: Path, diagnosis: Diagnosis, plan: PruningPlan, scores: Sco
     )
     for ax, (values, label, when) in zip(axes, panels, strict=True):
         _mark_layers(ax, m)
-        _draw_bands(ax, block_quantiles(plan.groups, values, QUANTILES))
+        _draw_bands(ax, block_quantiles(plan.groups, values, QUANTILES), _offsets(plan))
         ax.set_ylabel(label)
         ax.set_title(when, fontsize=10, loc="right", color=QUIET)
     _draw_cut(axes[1], plan, scores.score)
@@ -153,16 +165,16 @@ def scores_title(m: Measured, scores: Scores) -> str:
     return f"{first}, {times(after)}-fold after transforms" if after else f"{first} before transforms"
 
 
-def _draw_bands(ax: "Axes", bands: np.ndarray) -> None:
-    """bands: float64 (L, 2, 5), quantiles of each block. Logarithmic where the medians are positive."""
+def _draw_bands(ax: "Axes", bands: np.ndarray, offsets: dict[int, float]) -> None:
+    """bands: float64 (L, kinds, 5), quantiles of each block. Logarithmic where the medians are positive."""
     medians = bands[..., 2][np.isfinite(bands[..., 2])]
     logarithmic = len(medians) > 0 and bool(medians.min() > 0)
     if logarithmic:
         bands = np.maximum(bands, medians.min() / 30)  # a zero cannot be drawn: the line ends down here
     layers, size = np.arange(len(bands)), _marker(len(bands))
-    for kind in range(len(KINDS)):
-        x, (p5, p25, p50, p75, p95) = layers + OFFSETS[kind], bands[:, kind].T
-        colour = KIND_COLOURS[kind]
+    for kind, offset in offsets.items():
+        x, (p5, p25, p50, p75, p95) = layers + offset, bands[:, kind].T
+        colour = _colour(kind)
         ax.vlines(x, p5, p95, color=colour, linewidth=0.25 * size, alpha=0.7)
         ax.vlines(x, p25, p75, color=colour, linewidth=0.8 * size)
         ax.plot(x, p50, "o", color="white", markeredgecolor=colour, markersize=size, label=_block_name(kind))

@@ -89,10 +89,8 @@ def clipping(active: ActiveRemedies) -> Step:
 def block_cap(measured: Measured, active: ActiveRemedies) -> Step | None:
     """A cap under which no layer can be extreme; None where capped blocks cannot yield what was removed."""
     cap = math.floor(100 * measured.threshold + TOLERANCE) / 100
-    blocks = 2 * measured.architecture.num_layers
-    open_groups = np.bincount(measured.plan.groups.block, weights=~measured.frozen, minlength=blocks)
-    cost = np.array([cost for layer in measured.architecture.layers for cost in layer.group_params])
-    reachable = float(np.sum(np.floor(cap * open_groups + TOLERANCE) * cost))
+    groups = measured.plan.groups
+    reachable = float(np.sum(np.floor(cap * groups.by_block(~measured.frozen) + TOLERANCE) * groups.block_cost))
     if reachable < measured.plan.removed_params:
         return None
     return Step("a cap on each block", Remedy(max_block_ratio=cap), active.max_block_ratio <= cap + TOLERANCE)

@@ -1,14 +1,14 @@
 """The files of ``analysis/``: diagnosis, comparison of widths and parameters, summary by layer, groups."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from core.files import write_atomically, write_json, write_text
-from core.groups import ATTENTION, KINDS, MLP, LayerShape
+from core.groups import Block, LayerShape
+from core.kinds import TABLE
 from core.measures import Importance
 from core.plan import PruningPlan
 from diagnostics.diagnosis import Diagnosis
@@ -35,7 +35,7 @@ def write_reports(
 def comparison(plan: PruningPlan) -> dict[str, Any]:
     """Parameters and widths of every original layer before and after; same keys, same order in every run."""
     layers = plan.architecture.layers
-    pruned = [pruned_shape(plan, layer) for layer in range(len(layers))]
+    pruned = [plan.pruned_shape(layer) for layer in range(len(layers))]
     left = sum(shape.total_params for shape in pruned if shape is not None)
     total = plan.architecture.total_params
     return {
@@ -70,31 +70,17 @@ def requested(plan: PruningPlan, ratio_of: str) -> float:
     return plan.budget_params / whole
 
 
-def pruned_shape(plan: PruningPlan, layer: int) -> LayerShape | None:
-    """Widths of an original layer after surgery; None where it is removed whole."""
-    if layer in plan.removed_layers:
-        return None
-    shape = plan.architecture.layers[layer]
-    kv_heads = len(plan.kept(layer, ATTENTION))
-    heads = kv_heads * (shape.num_heads // shape.num_kv_heads)
-    return replace(shape, num_heads=heads, num_kv_heads=kv_heads, intermediate_size=len(plan.kept(layer, MLP)))
-
-
 def _layer(layer: int, before: LayerShape, after: LayerShape | None) -> dict[str, Any]:
-    return {
-        "layer_idx": layer,
-        "total": _change(before.total_params, after.total_params if after else 0),
-        "attention": {
-            **_change(before.attention_params, after.attention_params if after else 0),
-            "num_heads": _pair(before.num_heads, after.num_heads if after else 0),
-            "num_kv_heads": _pair(before.num_kv_heads, after.num_kv_heads if after else 0),
-        },
-        "mlp": {
-            **_change(before.mlp_params, after.mlp_params if after else 0),
-            "intermediate_size": _pair(before.intermediate_size, after.intermediate_size if after else 0),
-        },
-        "is_zero_layer": after is None,
-    }
+    blocks = {block.about.name: _block(block, after.block(block.kind) if after else None) for block in before.blocks}
+    total = _change(before.total_params, after.total_params if after else 0)
+    return {"layer_idx": layer, "total": total} | blocks | {"is_zero_layer": after is None}
+
+
+def _block(before: Block, after: Block | None) -> dict[str, Any]:
+    """Parameters, and each of the block's widths by its own key."""
+    left = after.counts if after else {}
+    widths = {key: _pair(count, left.get(key, 0)) for key, count in before.counts.items()}
+    return _change(before.total_params, after.total_params if after else 0) | widths
 
 
 def _pair(original: int, pruned: int) -> dict[str, int]:
@@ -112,7 +98,8 @@ def _change(original: int, pruned: int) -> dict[str, Any]:
 
 def summary_by_layer(diagnosis: Diagnosis, plan: PruningPlan) -> str:
     """A row a layer, beginning ``Layer N `` with one space: ``grep "Layer 2 "`` finds exactly that row."""
-    header = ["Layer", "rate", "attention: KV heads", "mlp: channels", "parameters", "importance/param", "flag"]
+    columns = [f"{TABLE[kind].name}: {TABLE[kind].unit}" for kind in plan.architecture.kinds]
+    header = ["Layer", "rate", *columns, "parameters", "importance/param", "flag"]
     rows = [header, *(_summary_row(diagnosis, plan, layer) for layer in range(plan.architecture.num_layers))]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     lines = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
@@ -132,7 +119,7 @@ def _summary_head(diagnosis: Diagnosis, plan: PruningPlan) -> list[str]:
 
 def _summary_row(diagnosis: Diagnosis, plan: PruningPlan, layer: int) -> list[str]:
     m = diagnosis.measured
-    before, after = plan.architecture.layers[layer], pruned_shape(plan, layer)
+    before, after = plan.architecture.layers[layer], plan.pruned_shape(layer)
     mean = m.importance_mean[layer]
     flags = {
         "EXTREME": layer in diagnosis.extreme_layers,
@@ -142,12 +129,17 @@ def _summary_row(diagnosis: Diagnosis, plan: PruningPlan, layer: int) -> list[st
     return [
         f"Layer {layer}",
         percent(m.rate[layer]),
-        f"{before.num_kv_heads} → {after.num_kv_heads if after else 0}",
-        f"{before.intermediate_size:,} → {after.intermediate_size if after else 0:,}",
+        *(_widths(before, after, kind) for kind in plan.architecture.kinds),
         f"{before.total_params:,} → {after.total_params if after else 0:,}",
         f"{mean:.3e}" if np.isfinite(mean) else "-",
         " ".join(flag for flag, holds in flags.items() if holds),
     ]
+
+
+def _widths(before: LayerShape, after: LayerShape | None, kind: int) -> str:
+    if not before.has(kind):
+        return "-"
+    return f"{before.block(kind).width:,} → {after.block(kind).width if after else 0:,}"
 
 
 def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
@@ -163,10 +155,11 @@ def write_groups(path: Path, plan: PruningPlan, importance: Importance | None, s
 
     groups = plan.groups
     unknown = pa.nulls(len(groups), pa.float64())
+    names = [kind.name for kind in TABLE[: max(groups.kinds) + 1]]
     table = pa.table(
         {
             "layer": pa.array(groups.layer, pa.int32()),
-            "kind": pa.DictionaryArray.from_arrays(pa.array(groups.kind), pa.array(KINDS)),
+            "kind": pa.DictionaryArray.from_arrays(pa.array(groups.kind), pa.array(names)),
             "index": pa.array(groups.index, pa.int32()),
             "importance": pa.array(importance.values, pa.float64()) if importance else unknown,
             "cost": pa.array(groups.cost, pa.int64()),

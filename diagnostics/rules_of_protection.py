@@ -6,7 +6,7 @@ from core.transforms import Remedy
 from diagnostics.finding import Finding
 from diagnostics.measured import Measured
 from diagnostics.remedies import ADVICE_ONLY, ActiveRemedies
-from diagnostics.wording import name_blocks, name_layers, percent
+from diagnostics.wording import name_layers, percent
 
 SHOWN = 8
 
@@ -48,12 +48,12 @@ def blocks_lose_more(m: Measured, active: ActiveRemedies) -> Finding | None:
     for block in check.flagged[:SHOWN]:
         factor = check.factor[block]
         times = f"{factor:.1f} times" if np.isfinite(factor) else "not"
-        parts.append(f"{name_blocks([block])} {times} what was promised, {percent(check.share[block])} of all")
+        parts.append(f"{check.names([block])} {times} what was promised, {percent(check.share[block])} of all")
     description = (
         f"Measured alone on calibration text set aside, {len(check.flagged)} of {np.count_nonzero(check.planned)} "
         f"narrowed blocks lose far more than their scores say: {'; '.join(parts)}."
     )
-    layers = sorted({int(block) // 2 for block in check.flagged})
+    layers = sorted(set(check.blocks.block_layer[check.flagged].tolist()))
     text = f"Caps gained nothing more. The criterion misjudges {name_layers(layers)}: try another --importance_method."
     return Finding("blocks_lose_more_than_promised", "medium", description, text)
 
@@ -66,7 +66,8 @@ def _channels(m: Measured, chosen: np.ndarray) -> str:
     largest = np.argsort(-factor, kind="stable")
     groups = m.plan.groups
     names = [
-        f"channel {groups.index[rows[i]]} of layer {groups.layer[rows[i]]} ({factor[i]:.0f} times)"
+        f"{groups.kind_of(groups.block[rows[i]]).noun} {groups.index[rows[i]]} of layer {groups.layer[rows[i]]} "
+        f"({factor[i]:.0f} times)"
         for i in largest[:SHOWN]
     ]
     rest = [f"{len(rows) - SHOWN} more"] if len(rows) > SHOWN else []

@@ -3,7 +3,9 @@
 import math
 from decimal import Decimal
 
-from core.groups import ATTENTION
+import numpy as np
+
+from core.kinds import ATTENTION
 from core.transforms import Remedy
 from diagnostics.finding import Finding
 from diagnostics.measured import Measured
@@ -79,7 +81,8 @@ def budget_gap(m: Measured, active: ActiveRemedies) -> Finding | None:
 
 
 def single_kv_head(m: Measured, active: ActiveRemedies) -> Finding | None:
-    layers = [i for i, shape in enumerate(m.architecture.layers) if shape.widths[ATTENTION] == 1]
+    single = [shape.has(ATTENTION) and shape.block(ATTENTION).width == 1 for shape in m.architecture.layers]
+    layers = np.flatnonzero(single).tolist()
     if not layers:
         return None
     every = len(layers) == m.architecture.num_layers

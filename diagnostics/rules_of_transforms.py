@@ -18,7 +18,7 @@ def correction_near_zero(m: Measured, active: ActiveRemedies) -> Finding | None:
     factor = m.scores.factor if m.scores else None
     if factor is None:
         return None
-    may_go = np.bincount(m.plan.groups.block, weights=~m.frozen, minlength=factor.size).reshape(-1, 2) > 0
+    may_go = m.plan.groups.spread(m.plan.groups.by_block(~m.frozen) > 0)
     small = may_go & (factor < SMALL_FACTOR * np.median(factor[may_go])) & (m.plan.block_rates() > m.threshold)
     layers = [int(layer) for layer in m.extreme if small[layer].any()]
     if not layers:

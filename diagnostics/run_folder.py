@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from core.errors import UsageError
-from core.groups import KINDS
+from core.kinds import TABLE, Kind
 from diagnostics.measured import TOLERANCE, extreme_threshold
 
 SCHEMA_VERSION = 1  # of run.json, as this program writes it
@@ -27,10 +27,6 @@ FILES = {
     "evaluation": "evaluation/evaluation_results.json",
     "verification": "analysis/verification.json",
 }
-BLOCKS = (
-    ("num_kv_heads", "kept_kv_heads", "kv_group_params"),
-    ("intermediate_size", "kept_channels", "channel_params"),
-)
 
 
 def at(value: Any, *path: str | int) -> Any:
@@ -60,11 +56,13 @@ def items(value: Any, *path: str | int) -> list[Any]:
 
 @dataclass(frozen=True)
 class Block:
-    """What one plan does to one block. width: groups it had. cost: parameters of one. keep: bool (width,)."""
+    """What one plan does to one block. width: groups it had. cost: parameters of one. keep: bool (width,).
+    kind: position in ``core.kinds.TABLE``, None where nobody asks."""
 
     width: int
     cost: int
     keep: np.ndarray
+    kind: int | None = None
 
 
 @dataclass(frozen=True)
@@ -109,27 +107,35 @@ class Run:
     # Layers
 
     @cached_property
-    def blocks(self) -> tuple[tuple[Block, Block], ...] | None:
-        """The plan's blocks by layer, attention and mlp; None where there is no readable plan."""
+    def blocks(self) -> tuple[tuple[Block, ...], ...] | None:
+        """The plan's blocks by layer, ascending by kind; None where there is no readable plan."""
         shapes, layers = items(self.plan, "base", "layers"), items(self.plan, "layers")
         if not shapes or len(shapes) != len(layers):
             return None
         try:
-            rows = [
-                [_block(shape, layer, names) for names in BLOCKS] for shape, layer in zip(shapes, layers, strict=True)
-            ]
+            return tuple(_blocks(shape, layer) for shape, layer in zip(shapes, layers, strict=True))
         except (LookupError, TypeError, ValueError):
             return None
-        return tuple((row[0], row[1]) for row in rows)
 
     @cached_property
-    def block_rates(self) -> tuple[tuple[float | None, float | None], ...]:
-        """(attention, mlp) by layer: removed fraction of the block's parameters."""
+    def block_rates(self) -> tuple[dict[int, float | None], ...]:
+        """Removed fraction of each block's parameters, by layer, then kind."""
         if self.blocks is not None:
-            return tuple((_removed(first), _removed(second)) for first, second in self.blocks)
+            return tuple(
+                {block.kind: _removed(block) for block in row if block.kind is not None} for row in self.blocks
+            )
         rows = items(self.comparison, "layers")
-        attention, mlp = ([number(row, kind, "reduction_ratio") for row in rows] for kind in KINDS)
-        return tuple(zip(attention, mlp, strict=True))
+        return tuple(
+            {code: number(row, kind.name, "reduction_ratio") for code, kind in enumerate(TABLE) if at(row, kind.name)}
+            for row in rows
+        )
+
+    @property
+    def kinds(self) -> tuple[int, ...]:
+        """The kinds of block that some layer has, ascending."""
+        rows = items(self.diagnosis, "layers")
+        named = {code for code, kind in enumerate(TABLE) for row in rows if f"prior_{kind.name}" in row}
+        return tuple(sorted({kind for row in self.block_rates for kind in row} | named))
 
     @cached_property
     def rates(self) -> tuple[float | None, ...]:
@@ -194,11 +200,23 @@ def _metrics(tasks: Any) -> Iterator[tuple[str, tuple[float, float | None]]]:
                 yield f"{task} {metric}", (value, number(metrics, f"{metric}_stderr"))
 
 
-def _block(shape: dict[str, Any], layer: dict[str, Any], names: tuple[str, str, str]) -> Block:
-    width, kept, cost = int(shape[names[0]]), layer[names[1]], int(shape[names[2]])
+def _blocks(shape: dict[str, Any], layer: dict[str, Any]) -> tuple[Block, ...]:
+    """A layer's blocks, of the kinds that the plan speaks of. LookupError where one lacks a key, or there is none."""
+    told = [
+        (code, kind)
+        for code, kind in enumerate(TABLE)
+        if kind.cost_key in shape or kind.width_key in shape or kind.kept_key in layer
+    ]
+    if not told:
+        raise LookupError("a layer without blocks")
+    return tuple(_block(shape, layer, code, kind) for code, kind in told)
+
+
+def _block(shape: dict[str, Any], layer: dict[str, Any], code: int, kind: Kind) -> Block:
+    width, kept, cost = int(shape[kind.width_key]), layer[kind.kept_key], int(shape[kind.cost_key])
     keep = np.zeros(width, dtype=bool)
     keep[np.array(kept, dtype=np.int64)] = True
-    return Block(width, cost, keep)
+    return Block(width, cost, keep, code)
 
 
 def _removed(block: Block) -> float | None:

@@ -1,7 +1,6 @@
 """Cost-weighted statistics by layer: every parameter counts once and carries the value of its group."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 
@@ -29,16 +28,17 @@ def quantiles(v: np.ndarray, w: np.ndarray, q: Sequence[float]) -> np.ndarray:
 
 def layer_quantiles(groups: GroupTable, values: np.ndarray, counted: np.ndarray, q: Sequence[float]) -> np.ndarray:
     """float64 (L, len(q)) over the finite values of the groups that count; over all where none does."""
-    rows = [_layer_rows(groups, layer) for layer in range(groups.num_layers)]
+    rows = [groups.rows_of_layer(layer) for layer in range(groups.num_layers)]
     return np.array([quantiles(values[r], _weights(groups.cost[r], counted[r], values[r]), q) for r in rows])
 
 
 def block_quantiles(groups: GroupTable, values: np.ndarray, q: Sequence[float]) -> np.ndarray:
-    """float64 (L, 2, len(q)) over the finite values of each block."""
+    """float64 (L, kinds, len(q)) over the finite values of each block (``GroupTable.spread``)."""
     every = np.ones(len(groups), dtype=bool)
-    blocks = [slice(int(a), int(b)) for a, b in pairwise(groups.block_start)]
-    rows = [quantiles(values[r], _weights(groups.cost[r], every[r], values[r]), q) for r in blocks]
-    return np.array(rows).reshape(groups.num_layers, -1, len(q))
+    blocks = [groups.rows_of(block) for block in range(groups.num_blocks)]
+    return groups.spread(
+        np.array([quantiles(values[r], _weights(groups.cost[r], every[r], values[r]), q) for r in blocks])
+    )
 
 
 def layer_means(groups: GroupTable, values: np.ndarray, counted: np.ndarray) -> np.ndarray:
@@ -47,13 +47,9 @@ def layer_means(groups: GroupTable, values: np.ndarray, counted: np.ndarray) -> 
 
 
 def _mean(groups: GroupTable, values: np.ndarray, counted: np.ndarray, layer: int) -> float:
-    rows = _layer_rows(groups, layer)
+    rows = groups.rows_of_layer(layer)
     w = _weights(groups.cost[rows], counted[rows], values[rows])
     return float(np.sum(w * np.where(w > 0, values[rows], 0.0)) / np.sum(w)) if w.any() else float("nan")
-
-
-def _layer_rows(groups: GroupTable, layer: int) -> slice:
-    return slice(int(groups.block_start[2 * layer]), int(groups.block_start[2 * layer + 2]))
 
 
 def _weights(cost: np.ndarray, counted: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -3,8 +3,6 @@
 import math
 from collections.abc import Iterable, Sequence
 
-from core.groups import KINDS
-
 
 def spans(numbers: Iterable[int]) -> str:
     """``2-4 and 7`` for [2, 3, 4, 7]; two neighbours read ``2 and 3``. Ascending input."""
@@ -25,11 +23,6 @@ def _run(run: list[int]) -> list[str]:
 def name_layers(layers: Sequence[int]) -> str:
     """``layer 3`` or ``layers 2-4 and 7``."""
     return f"layer{'' if len(layers) == 1 else 's'} {spans(layers)}"
-
-
-def name_blocks(blocks: Iterable[int]) -> str:
-    """``attention of layer 3, mlp of layer 4``; block 2 * layer + kind."""
-    return ", ".join(f"{KINDS[block % 2]} of layer {block // 2}" for block in blocks)
 
 
 def percent(fraction: float, digits: int = 1) -> str:

@@ -3,7 +3,7 @@
     score ← score · B^T,   B = ln(1 + Δ)
 
 Δ is the prior (core/measures.py), nats per token for ``loss``; T the temperature. τ gates which Δ a layer
-uses: Δ_layer < τ → the layer's for both its blocks, otherwise each block's own. τ = 0 is each block's own
+uses: Δ_layer < τ → the layer's for all its blocks, otherwise each block's own. τ = 0 is each block's own
 throughout, τ = inf the layer's throughout, ``auto`` the 25th percentile of Δ_layer (linear between
 neighbours). The gate is a step on purpose: a layer just below τ and one just above are treated differently.
 
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.errors import NumericalError, UsageError
-from core.groups import KINDS
+from core.groups import GroupTable
 from core.measures import Prior
 
 FLOOR_OF_MEDIAN = 0.01
@@ -27,7 +27,8 @@ FLOOR_OF_MEDIAN = 0.01
 
 @dataclass(frozen=True)
 class Correction:
-    """factor: float64 (L, 2), B^T by layer and kind, positive and finite. notes: sentences for the report.
+    """factor: float64 (L, kinds), B^T of every block (``GroupTable.spread``), positive and finite. notes: sentences
+    for the report.
     tau: the threshold used, in the prior's unit. uses_layer_prior: bool (L,), the layers below it."""
 
     factor: np.ndarray
@@ -36,17 +37,20 @@ class Correction:
     notes: list[str]
 
 
-def correct(prior: Prior, blocks: np.ndarray, *, temperature: float, tau: float | str) -> Correction:
-    """The factor of every block. blocks: bool (L, 2), those with a group that may be removed, at least one.
+def correct(
+    groups: GroupTable, prior: Prior, blocks: np.ndarray, *, temperature: float, tau: float | str
+) -> Correction:
+    """The factor of every block. blocks: bool (B,), those with a group that may be removed, at least one.
 
     A Δ that is NaN or Inf: NumericalError. A temperature that overflows: UsageError.
     """
-    _check_finite(prior)
-    threshold = _threshold(prior.layer[blocks.any(axis=1)], tau)
+    _check_finite(groups, prior)
+    threshold = _threshold(prior.layer[groups.layer_sums(blocks)], tau)
     uses_layer_prior = (prior.layer < threshold) & (tau != 0)
-    delta = np.where(uses_layer_prior[:, None], prior.layer[:, None], prior.block)
+    layer = groups.block_layer
+    delta = np.where(uses_layer_prior[layer], prior.layer[layer], groups.gathered(prior.block))
     factor, notes = _factor(delta, blocks, temperature)
-    return Correction(factor, threshold, uses_layer_prior, notes)
+    return Correction(groups.spread(factor), threshold, uses_layer_prior, notes)
 
 
 def _threshold(layer_deltas: np.ndarray, tau: float | str) -> float:
@@ -71,10 +75,12 @@ def _factor(delta: np.ndarray, blocks: np.ndarray, temperature: float) -> tuple[
     return factor, [note] if raised else []
 
 
-def _check_finite(prior: Prior) -> None:
-    bad_blocks, bad_layers = np.argwhere(~np.isfinite(prior.block)), np.flatnonzero(~np.isfinite(prior.layer))
+def _check_finite(groups: GroupTable, prior: Prior) -> None:
+    blocks = groups.gathered(prior.block)
+    bad_blocks, bad_layers = np.flatnonzero(~np.isfinite(blocks)), np.flatnonzero(~np.isfinite(prior.layer))
     if len(bad_blocks):
-        layer, kind = bad_blocks[0]
-        raise NumericalError(f"the prior of layer {layer} {KINDS[kind]} is {prior.block[layer, kind]}")
+        block = bad_blocks[0]
+        where = f"layer {groups.block_layer[block]} {groups.kind_of(block).name}"
+        raise NumericalError(f"the prior of {where} is {blocks[block]}")
     if len(bad_layers):
         raise NumericalError(f"the prior of layer {bad_layers[0]} is {prior.layer[bad_layers[0]]}")

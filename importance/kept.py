@@ -45,7 +45,7 @@ def importance_from(entry: Entry) -> Importance:
 
 
 def prior_entry(prior: Prior) -> Entry:
-    """block float64 (L, 2), layer float64 (L,)."""
+    """block float64 (L, kinds), layer float64 (L,)."""
     facts = {"method": prior.method, "num_windows": prior.num_windows, "dense_nll": prior.dense_nll}
     return Entry({"block": prior.block, "layer": prior.layer}, facts)
 

@@ -1,4 +1,4 @@
-"""Normalisation: what a score means inside its layer, attention and MLP together.
+"""Normalisation: what a score means inside its layer, all its blocks together.
 
 For the groups of one layer, s = importance per parameter, statistics cost-weighted (importance/weighted.py):
 
@@ -36,7 +36,7 @@ def normalise(groups: GroupTable, s: np.ndarray, counted: np.ndarray, method: st
     """
     score = np.empty(len(groups))
     for layer in range(groups.num_layers):
-        rows = slice(int(groups.block_start[2 * layer]), int(groups.block_start[2 * layer + 2]))
+        rows = groups.rows_of_layer(layer)
         w = _weights(groups.cost[rows], counted[rows])
         score[rows] = normalise_layer(s[rows], w, method)
         if not np.isfinite(score[rows]).all():

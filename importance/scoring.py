@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.errors import NumericalError
-from core.groups import KINDS, GroupTable
+from core.groups import GroupTable
+from core.kinds import TABLE
 from core.measures import Prior
 from core.transforms import Transforms
 from importance.correction import correct
@@ -31,7 +32,7 @@ class Scores:
     order: int64 (G,), permutation of the rows, lowest first, all tie rules applied.
     clipped_share: float64 (L,), share of each layer's removable cost that clipping changed; None without it.
     all_zero_layers: layers that have removable groups, all of importance 0.
-    factor: float64 (L, 2), B^T. tau_used: τ in the prior's unit. uses_layer_prior: bool (L,), the layers
+    factor: float64 (L, kinds), B^T. tau_used: τ in the prior's unit. uses_layer_prior: bool (L,), the layers
     whose Δ is below it. These three are None when T = 0.
     notes: sentences for the report.
     """
@@ -75,9 +76,9 @@ def score_groups(
     if options.temperature > 0:
         if prior is None:
             raise ValueError("a temperature above 0 needs a prior")
-        blocks = np.bincount(groups.block, weights=counted, minlength=2 * groups.num_layers) > 0
-        correction = correct(prior, blocks.reshape(-1, 2), temperature=options.temperature, tau=options.tau)
-        score = _shifted(score, counted) * correction.factor.ravel()[groups.block]
+        open_blocks = groups.by_block(counted) > 0
+        correction = correct(groups, prior, open_blocks, temperature=options.temperature, tau=options.tau)
+        score = _shifted(score, counted) * groups.gathered(correction.factor)[groups.block]
         notes += correction.notes
     score = _with_zero_layers(score, zero[groups.layer], counted)
     return Scores(
@@ -142,6 +143,6 @@ def _check_importance(groups: GroupTable, importance: np.ndarray, frozen: np.nda
     if len(bad):
         row = bad[0]
         raise NumericalError(
-            f"importance of layer {groups.layer[row]} {KINDS[groups.kind[row]]} group {groups.index[row]} is "
+            f"importance of layer {groups.layer[row]} {TABLE[groups.kind[row]].name} group {groups.index[row]} is "
             f"{importance[row]} ({len(bad)} of {len(groups)} groups are not finite and >= 0)"
         )

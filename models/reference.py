@@ -14,7 +14,7 @@ import torch
 
 from core.errors import NumericalError
 from core.families import Family
-from core.groups import KINDS, LayerShape
+from core.groups import LayerShape
 from core.plan import PruningPlan
 from core.silence import silenced
 from core.windows import TokenWindows
@@ -98,9 +98,10 @@ def without_removed_groups(layers: list[Any], family: Family, plan: PruningPlan)
                     hook = layer.get_submodule(path).register_forward_hook(_silence)
                     stack.callback(hook.remove)
                 continue
-            for kind in range(len(KINDS)):
-                keep = plan.keep[plan.groups.rows(index, kind)]
-                stack.enter_context(silenced(layer, family, plan.architecture.layers[index], kind, keep))
+            shape = plan.architecture.layers[index]
+            for block in shape.blocks:
+                keep = plan.keep[plan.groups.rows(index, block.kind)]
+                stack.enter_context(silenced(layer, family, shape, block.kind, keep))
         yield
 
 

@@ -29,7 +29,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from core.errors import ModelError, VerificationError
 from core.families import Family
 from core.files import write_json
-from core.groups import KINDS, LayerShape
+from core.groups import LayerShape
+from core.kinds import TABLE
 from core.memory import free_bytes
 from core.plan import PruningPlan
 from models.architecture import decoder_layers
@@ -281,9 +282,8 @@ def _first_difference(actual: Blocks, expected: Blocks, tolerance: float) -> str
     for (layer, kind), output in sorted(expected.items()):
         error = relative_error(actual[layer, kind], output)
         if not error <= tolerance:
-            return (
-                f"layer {layer} {KINDS[kind]} is the first block that differs, by {error:.2g} (allowed {tolerance:.0e})"
-            )
+            return f"layer {layer} {TABLE[kind].name} is the first block that differs, by {error:.2g} "
+ f"(allowed {tolerance:.0e})"
     return "no block differs, so look at the final norm and the head"
 
 

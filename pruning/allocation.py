@@ -12,14 +12,14 @@ import numpy as np
 
 from core.groups import Architecture
 from pruning.limits import Limits, block_steps, protected_last
-from pruning.planning import by_block
+from pruning.planning import in_block_order
 
 # Shares of what a block may lose, coarse to fine, in the order in which they are measured.
 LEVELS = (1.0, 0.5, 0.25, 0.75, 0.125, 0.375, 0.625, 0.875)
 
 
 def groups_at(architecture: Architecture, limits: Limits, share: float) -> np.ndarray:
-    """int64 (2L,): whole steps of each block that are nearest below ``share`` of what it may lose."""
+    """int64 (B,): whole steps of each block that are nearest below ``share`` of what it may lose."""
     steps = block_steps(architecture, limits)
     wanted = np.floor(share * steps.removable + 1e-9).astype(np.int64)
     whole = steps.first + (wanted - steps.first) // steps.step * steps.step
@@ -47,20 +47,20 @@ def by_marginal_loss(
     """The ranking by slope, int64 (G,), for ``plan_removal``, and the slope of each group, float64 (G,), nats/token a
     parameter: what is ranked. Groups that no curve reaches rank last; their slope is the largest there is.
 
-    order: the ranking by score. removed: int64 (n, 2L), groups out of each block at the n points that were measured.
-    losses: float64 (n, 2L), nats/token.
+    order: the ranking by score. removed: int64 (n, B), groups out of each block at the n points that were measured.
+    losses: float64 (n, B), nats/token.
     """
     groups, cost = architecture.groups, block_steps(architecture, limits).cost
     order = protected_last(architecture, order, limits)
     slope = np.full(len(groups), np.inf)
-    rows = by_block(groups, order)
-    for block in range(2 * groups.num_layers):
+    rows = in_block_order(groups, order)
+    for block in range(groups.num_blocks):
         counts, first = np.unique(np.append(0, removed[:, block]), return_index=True)
         found = np.append(0.0, losses[:, block])[first]
         if len(counts) < 2:
             continue
         at, height = lower_hull(counts * float(cost[block]), found)
-        mine = rows[groups.block_start[block] : groups.block_start[block + 1]][: counts[-1]]
+        mine = rows[groups.rows_of(block)][: counts[-1]]
         end = np.arange(1, len(mine) + 1) * float(cost[block])
         segment = np.searchsorted(at, end, side="left")  # the corner at which the group's segment ends
         slope[mine] = (np.diff(height) / np.diff(at))[segment - 1]

@@ -1,8 +1,8 @@
 """What may leave at all: frozen layers, floors, caps and rounding, as a number of groups per block.
 
-A block is pruned in *steps*. An attention step is ``kv_round_to`` KV groups, an MLP step ``round_to`` channels,
-except that a width that is no multiple of it starts with a step of width mod round_to groups, down to the next
-lower multiple.
+A block is pruned in *steps*. An attention step is ``kv_round_to`` KV groups, an MLP step ``round_to`` channels (which
+limits bound a kind of block, its row in ``core/kinds.py`` says), except that a width that is no multiple of it starts
+with a step of width mod round_to groups, down to the next lower multiple.
 
 Protected groups rank behind all others of their block and never go; a cap is the most groups that a block may lose.
 Both come from measurements (``--protect``), where the other limits come from the user or from the target.
@@ -14,7 +14,8 @@ from fractions import Fraction
 import numpy as np
 
 from core.errors import UsageError
-from core.groups import ATTENTION, KINDS, MLP, Architecture
+from core.groups import Architecture
+from core.kinds import TABLE
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,25 @@ class Limits:
                 "leave out --epsilon, or use --target hf"
             )
 
+    def floor(self, kind: int) -> int:
+        """Groups that a block of this kind retains, its first step aside."""
+        name = TABLE[kind].floor
+        return 1 if name is None else int(getattr(self, name))
+
+    def step(self, kind: int) -> int:
+        """Groups in a step of such a block: its width is kept at a multiple of this."""
+        name = TABLE[kind].step
+        return 1 if name is None else int(getattr(self, name))
+
+    def widths(self, kind: int) -> tuple[int, ...]:
+        """With uniform, the widths of such blocks to choose among; empty allows any."""
+        name = TABLE[kind].widths
+        return () if name is None else tuple(getattr(self, name))
+
 
 @dataclass(frozen=True)
 class BlockSteps:
-    """All int64 (2L,), a row a block in the order of ``GroupTable.block``.
+    """All int64 (B,), a row a block in the order of ``GroupTable.block``.
 
     cost: parameters of one group. removable: the most groups the block may lose, 0 in frozen layers; always a
     whole number of steps. first, step: groups in the first step (0 where it is like the others) and in each
@@ -84,7 +100,7 @@ class BlockSteps:
     step: np.ndarray
 
     def next_step(self, removed: np.ndarray) -> np.ndarray:
-        """Groups in the step that follows after ``removed`` groups, int64 (2L,); 0 where none is left."""
+        """Groups in the step that follows after ``removed`` groups, int64 (B,); 0 where none is left."""
         size = np.where(removed < self.first, self.first, self.step)
         return np.where(removed < self.removable, size, 0)
 
@@ -92,14 +108,12 @@ class BlockSteps:
 def block_steps(architecture: Architecture, limits: Limits) -> BlockSteps:
     """The steps that each block may take by itself; ``uniform`` ties layers together and is no matter of a block."""
     rows = []
-    most = _most(architecture, limits).tolist()
-    for layer, shape in enumerate(architecture.layers):
-        for kind, step, floor in ((ATTENTION, limits.kv_round_to, limits.min_kv_heads), (MLP, limits.round_to, 1)):
-            width = shape.widths[kind]
-            removable = _removable(width, step, floor, limits, most[2 * layer + kind])
-            rows.append((shape.group_params[kind], removable, width % step, step))
+    for block, most in zip(architecture.blocks, _most(architecture, limits).tolist(), strict=True):
+        step = limits.step(block.kind)
+        removable = _removable(block.width, step, limits.floor(block.kind), limits, most)
+        rows.append((block.cost, removable, block.width % step, step))
     costs, removables, firsts, steps = np.array(rows, dtype=np.int64).reshape(-1, 4).T
-    free = ~np.repeat(frozen_layers(architecture, limits), len(KINDS))
+    free = ~frozen_layers(architecture, limits)[architecture.block_table.block_layer]
     return BlockSteps(costs, removables * free, firsts, steps)
 
 
@@ -118,36 +132,33 @@ def protected_last(architecture: Architecture, order: np.ndarray, limits: Limits
 
 def guarded_layers(architecture: Architecture, limits: Limits) -> np.ndarray:
     """bool (L,): layers with a protected group or a cap, which are never removed whole."""
-    guarded = protected_groups(architecture, limits)
-    layers = np.bincount(architecture.groups.layer, weights=guarded, minlength=architecture.num_layers) > 0
+    blocks = architecture.block_table
+    guarded = _protected_by_block(architecture, limits) > 0
     if limits.caps:
-        width = np.array([shape.widths for shape in architecture.layers])
-        layers |= (np.array(limits.caps).reshape(-1, len(KINDS)) < width).any(axis=1)
-    return np.asarray(layers)
+        guarded |= np.array(limits.caps) < blocks.widths
+    return blocks.layer_sums(guarded)
 
 
 def uniform_widths(architecture: Architecture, limits: Limits, kind: int) -> tuple[np.ndarray, np.ndarray]:
     """Widths that all layers can have at once, widest first, and the parameters that go on the way down to each.
 
-    Both int64 (n,). Layers of different widths (a model pruned before) meet at the narrowest at the widest.
+    Both int64 (n,); all layers are those that have a block of this kind. Layers of different widths (a model pruned
+    before) meet at the narrowest at the widest.
     No common width: UsageError.
     """
-    steps = block_steps(architecture, limits)
-    width = np.array([shape.widths[kind] for shape in architecture.layers], dtype=np.int64)
-    cost, removable, first, step = (
-        a[kind :: len(KINDS)] for a in (steps.cost, steps.removable, steps.first, steps.step)
-    )
+    steps, blocks = block_steps(architecture, limits), architecture.block_table.blocks_of_kind(kind)
+    width = architecture.block_table.widths[blocks]
+    cost, removable, first, step = (a[blocks] for a in (steps.cost, steps.removable, steps.first, steps.step))
     common = np.arange(width.min(), -1, -1)
     for w, most, f, s in set(zip(width.tolist(), removable.tolist(), first.tolist(), step.tolist(), strict=True)):
         gone = w - common
         common = common[(gone == 0) | ((gone >= f) & ((gone - f) % s == 0) & (gone <= most))]
-    if kind == ATTENTION and limits.kv_widths:
-        common = common[np.isin(common, limits.kv_widths)]
+    if limits.widths(kind):
+        common = common[np.isin(common, limits.widths(kind))]
     if not len(common):
-        noun = "number of KV groups" if kind == ATTENTION else "MLP width"
         raise UsageError(
-            f"--target stock: no {noun} is possible in all layers, which have {width.min()} to {width.max()}; "
-            "lower --min_kv_heads and --round_to, raise --max_block_ratio, or use --target hf"
+            f"--target stock: no {TABLE[kind].width_noun} is possible in all layers, which have {width.min()} to "
+            f"{width.max()}; lower --min_kv_heads and --round_to, raise --max_block_ratio, or use --target hf"
         )
     return common, np.sum(width * cost) - common * np.sum(cost)
 
@@ -180,7 +191,7 @@ def smallest_removal_params(architecture: Architecture, limits: Limits) -> int:
     """
     if limits.uniform:
         least = least_params(architecture, limits)
-        paths = [uniform_widths(architecture, limits, kind)[1] for kind in (ATTENTION, MLP)]
+        paths = [uniform_widths(architecture, limits, kind)[1] for kind in architecture.kinds]
         return least or min((int(params[1]) for params in paths if len(params) > 1), default=0)
     steps = block_steps(architecture, limits)
     params = steps.next_step(np.zeros_like(steps.cost)) * steps.cost
@@ -191,7 +202,7 @@ def least_params(architecture: Architecture, limits: Limits) -> int:
     """Parameters that go in any case: what ``uniform`` takes to make the widths of all layers equal."""
     if not limits.uniform:
         return 0
-    return sum(int(uniform_widths(architecture, limits, kind)[1][0]) for kind in (ATTENTION, MLP))
+    return sum(int(uniform_widths(architecture, limits, kind)[1][0]) for kind in architecture.kinds)
 
 
 def exact(number: float) -> Fraction:
@@ -200,21 +211,25 @@ def exact(number: float) -> Fraction:
 
 
 def _removable_groups(architecture: Architecture, limits: Limits) -> np.ndarray:
-    """int64 (2L,): the most groups that each block may lose."""
+    """int64 (B,): the most groups that each block may lose."""
     if not limits.uniform:
         return block_steps(architecture, limits).removable
-    narrowest = [uniform_widths(architecture, limits, kind)[0][-1] for kind in (ATTENTION, MLP)]
-    return np.array([shape.widths for shape in architecture.layers], dtype=np.int64).ravel() - np.tile(
-        narrowest, architecture.num_layers
-    )
+    blocks = architecture.block_table
+    narrowest = {kind: uniform_widths(architecture, limits, kind)[0][-1] for kind in blocks.kinds}
+    return blocks.widths - np.array([narrowest[kind] for kind in blocks.block_kind], dtype=np.int64)
 
 
 def _most(architecture: Architecture, limits: Limits) -> np.ndarray:
-    """int64 (2L,): the most groups of each block that protection and caps let go, steps and floors aside."""
-    most = np.array([shape.widths for shape in architecture.layers], dtype=np.int64).ravel()
-    if limits.protected:
-        most -= np.bincount(architecture.groups.block[list(limits.protected)], minlength=len(most))
+    """int64 (B,): the most groups of each block that protection and caps let go, steps and floors aside."""
+    most = architecture.block_table.widths - _protected_by_block(architecture, limits)
     return np.minimum(most, limits.caps) if limits.caps else most
+
+
+def _protected_by_block(architecture: Architecture, limits: Limits) -> np.ndarray:
+    """int64 (B,): protected groups of each block."""
+    if not limits.protected:  # the table of groups is not needed for that
+        return np.zeros_like(architecture.block_table.widths)
+    return architecture.groups.by_block(protected_groups(architecture, limits)).astype(np.int64)
 
 
 def _removable(width: int, step: int, floor: int, limits: Limits, most: int) -> int:

@@ -5,13 +5,13 @@
     request         pruning_ratio, ratio_of, budget_params
     achieved        of_total, of_prunable (fractions), removed_params, budget_gap_params, gap_reason
     removed_layers  layers removed whole
-    layers[]        layer, num_kv_heads and intermediate_size after pruning, kept_kv_heads[], kept_channels[]
+    layers[]        layer, num_kv_heads and intermediate_size after pruning, kept_kv_heads[], kept_channels[]; other
+                    kinds of block by their keys in ``core/kinds.py``
 
 Nothing in it varies between equal runs: no path, date or version of anything but the layout.
 """
 
 import json
-from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,12 +19,10 @@ import numpy as np
 
 from core.errors import PlanError
 from core.files import write_json
-from core.groups import ATTENTION, MLP, Architecture, LayerShape
+from core.groups import Architecture
 from core.names import RATIO_OF
 from core.plan import SCHEMA_VERSION, PruningPlan
 from pruning.budget import requested_params
-
-KEPT_FIELDS = (("num_kv_heads", "kept_kv_heads"), ("intermediate_size", "kept_channels"))
 
 
 def write_plan(path: Path, plan: PruningPlan) -> Path:
@@ -99,14 +97,15 @@ def _base(architecture: Architecture) -> dict[str, Any]:
         "model_type": architecture.model_type,
         "hidden_size": architecture.hidden_size,
         "total_params": architecture.total_params,
-        "layers": [asdict(layer) for layer in architecture.layers],
+        "layers": [layer.facts() for layer in architecture.layers],
     }
 
 
 def _layer(plan: PruningPlan, layer: int) -> dict[str, Any]:
-    kept = {kind: plan.kept(layer, kind) for kind in (ATTENTION, MLP)}
-    widths = {KEPT_FIELDS[kind][0]: len(indices) for kind, indices in kept.items()}
-    return {"layer": layer} | widths | {KEPT_FIELDS[kind][1]: indices for kind, indices in kept.items()}
+    kinds = [block.about for block in plan.architecture.layers[layer].blocks]
+    kept = [plan.kept(layer, block.kind) for block in plan.architecture.layers[layer].blocks]
+    widths = {kind.width_key: len(indices) for kind, indices in zip(kinds, kept, strict=True)}
+    return {"layer": layer} | widths | {kind.kept_key: indices for kind, indices in zip(kinds, kept, strict=True)}
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -136,9 +135,9 @@ def _compare_base(base: dict[str, Any], architecture: Architecture) -> None:
     layers = _field(base, "layers", list)
     _compare("number of layers", len(layers), architecture.num_layers)
     for index, (there, shape) in enumerate(zip(layers, here["layers"], strict=True)):
-        for field in fields(LayerShape):
-            value = there.get(field.name) if isinstance(there, dict) else None
-            _compare(f"layer {index} {field.name}", value, shape[field.name])
+        for name, fact in shape.items():
+            value = there.get(name) if isinstance(there, dict) else None
+            _compare(f"layer {index} {name}", value, fact)
 
 
 def _compare(name: str, there: Any, here: Any) -> None:
@@ -152,11 +151,12 @@ def _keep(layers: list[Any], architecture: Architecture) -> np.ndarray:
     if [_field(layer, "layer", int) for layer in layers] != list(range(architecture.num_layers)):
         _misfit(f"layers are not 0 to {architecture.num_layers - 1} in order")
     for index, (layer, shape) in enumerate(zip(layers, architecture.layers, strict=True)):
-        for kind, (count, name) in enumerate(KEPT_FIELDS):
-            kept = _indices(_field(layer, name, list), shape.widths[kind], f"layer {index} {name}")
+        for block in shape.blocks:
+            count, name = block.about.width_key, block.about.kept_key
+            kept = _indices(_field(layer, name, list), block.width, f"layer {index} {name}")
             if _field(layer, count, int) != len(kept):
                 _misfit(f"layer {index} {count} is {layer[count]}, but {name} holds {len(kept)}")
-            keep[architecture.groups.rows(index, kind)][kept] = True
+            keep[architecture.groups.rows(index, block.kind)][kept] = True
     return keep
 
 
@@ -176,11 +176,11 @@ def _removed_layers(values: list[Any], keep: np.ndarray, architecture: Architect
     if len(removed) == architecture.num_layers:
         _misfit("removed_layers names every layer")
     for layer, shape in enumerate(architecture.layers):
-        for kind, (_, name) in enumerate(KEPT_FIELDS):
-            kept = int(keep[architecture.groups.rows(layer, kind)].sum())
+        for block in shape.blocks:
+            name, kept = block.about.kept_key, int(keep[architecture.groups.rows(layer, block.kind)].sum())
             if layer in removed and kept:
                 _misfit(f"layer {layer} is in removed_layers, but {name} holds {kept}")
-            if layer not in removed and not kept and shape.widths[kind]:
+            if layer not in removed and not kept and block.width:
                 _misfit(f"layer {layer} {name} is empty, but the layer is not in removed_layers")
     return tuple(removed)
 

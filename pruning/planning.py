@@ -65,18 +65,19 @@ def plan_removal(
         ratio_of=ratio_of,
         budget_params=budget,
         removed_params=spent,
-        gap_reason=_gap_reason(steps, removed, gone) if spent < budget else "",
+        gap_reason=_gap_reason(groups, steps, removed, gone) if spent < budget else "",
     )
 
 
 def _fill(
     architecture: Architecture, order: np.ndarray, steps: BlockSteps, budget: int, limits: Limits
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Layers removed whole, bool (L,), and the groups removed from each block of the others, int64 (2L,)."""
-    rows, size = ranked_steps(architecture.groups, order, steps)
-    block, gone = architecture.groups.block[rows], np.zeros(architecture.num_layers, dtype=bool)
+    """Layers removed whole, bool (L,), and the groups removed from each block of the others, int64 (B,)."""
+    groups = architecture.groups
+    rows, size = ranked_steps(groups, order, steps)
+    block, gone = groups.block[rows], np.zeros(architecture.num_layers, dtype=bool)
     while True:
-        here = ~gone[block // 2]
+        here = ~gone[groups.layer[rows]]
         left = budget - _params_of(architecture, gone)
         taken = take(steps.cost[block[here]] * size[here], left)
         removed = np.zeros_like(steps.cost)
@@ -98,7 +99,7 @@ def ranked_steps(groups: GroupTable, order: np.ndarray, steps: BlockSteps) -> tu
     ends = (place + 1 == first) | ((place + 1 > first) & ((place + 1 - first) % step == 0))
     legal = ends & (place < steps.removable[groups.block])
     size = np.zeros(len(groups), dtype=np.int64)
-    size[by_block(groups, order)[legal]] = np.where(place < first, first, step)[legal]
+    size[in_block_order(groups, order)[legal]] = np.where(place < first, first, step)[legal]
     rows = order[size[order] > 0]
     return rows, size[rows]
 
@@ -121,27 +122,27 @@ def take(cost: np.ndarray, budget: int) -> np.ndarray:
     return taken
 
 
-def by_block(groups: GroupTable, order: np.ndarray) -> np.ndarray:
+def in_block_order(groups: GroupTable, order: np.ndarray) -> np.ndarray:
     """int64 (G,): the rows of each block in the order of their rank; blocks in the order of the table."""
-    narrow = np.min_scalar_type(2 * groups.num_layers)  # numpy sorts narrow integers by radix, in one pass
+    narrow = np.min_scalar_type(groups.num_blocks)  # numpy sorts narrow integers by radix, in one pass
     return np.asarray(order[np.argsort(groups.block[order].astype(narrow), kind="stable")])
 
 
 def keep_mask(groups: GroupTable, order: np.ndarray, removed: np.ndarray) -> np.ndarray:
-    """bool (G,): everything but the ``removed`` lowest-ranked groups of each block, int64 (2L,)."""
+    """bool (G,): everything but the ``removed`` lowest-ranked groups of each block, int64 (B,)."""
     keep = np.ones(len(groups), dtype=bool)
-    keep[by_block(groups, order)[groups.index < removed[groups.block]]] = False
+    keep[in_block_order(groups, order)[groups.index < removed[groups.block]]] = False
     return keep
 
 
 def _under_epsilon(architecture: Architecture, removed_params: np.ndarray, budget: int, limits: Limits) -> list[int]:
     """Further layers to remove whole, lowest kept fraction first, then lower index, while the budget lasts.
 
-    removed_params: int64 (2L,), what the walk took from each block; nothing from frozen layers and from those gone
+    removed_params: int64 (B,), what the walk took from each block; nothing from frozen layers and from those gone
     already, which are no candidates therefore, nor are guarded ones. One layer always stays: a budget within reach
     cannot pay for all.
     """
-    removed = removed_params.reshape(-1, 2).sum(axis=1) * ~guarded_layers(architecture, limits)
+    removed = architecture.groups.layer_sums(removed_params) * ~guarded_layers(architecture, limits)
     candidates = sorted(
         (1 - Fraction(int(removed[layer]), shape.prunable_params), layer)
         for layer, shape in enumerate(architecture.layers)
@@ -161,15 +162,10 @@ def _params_of(architecture: Architecture, gone: np.ndarray) -> int:
     return sum(architecture.layers[layer].total_params for layer in np.flatnonzero(gone))
 
 
-def _gap_reason(steps: BlockSteps, removed: np.ndarray, gone: np.ndarray) -> str:
+def _gap_reason(groups: GroupTable, steps: BlockSteps, removed: np.ndarray, gone: np.ndarray) -> str:
     """What stopped the walk: the budget was within reach, so a step is left, dearer than the gap."""
-    size = np.where(np.repeat(gone, 2), 0, steps.next_step(removed))
+    size = np.where(gone[groups.block_layer], 0, steps.next_step(removed))
     params = np.where(size > 0, size * steps.cost, np.iinfo(np.int64).max)
     block = int(np.argmin(params))
-    return f"smaller than the smallest step left ({wording(int(size[block]), block % 2)} of {params[block]} parameters)"
-
-
-def wording(count: int, kind: int) -> str:
-    """How messages name groups: "a channel", "64 channels"."""
-    noun = ("KV group", "channel")[kind]
-    return f"a {noun}" if count == 1 else f"{count} {noun}s"
+    step = groups.kind_of(block).counted(int(size[block]))
+    return f"smaller than the smallest step left ({step} of {params[block]} parameters)"

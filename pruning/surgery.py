@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from core.families import Family, Member, member_rows
+from core.decoder import Decoder
+from core.families import Family, Member
 from core.plan import PruningPlan
 
 
@@ -22,11 +23,9 @@ def slice_member(
 
 def slice_tensor(member: Member, tensor: torch.Tensor, plan: PruningPlan, layer: int) -> torch.Tensor:
     """The same for one of the two. A bias (out,) has no input axis: a member cut along it keeps its bias."""
-    kept = plan.kept(layer, member.kind)
-    shape = plan.architecture.layers[layer]
-    if len(kept) == shape.widths[member.kind] or member.axis >= tensor.ndim:
+    if plan.keeps_whole(layer, member.kind) or member.axis >= tensor.ndim:
         return tensor
-    rows = torch.from_numpy(member_rows(member, shape, kept)).to(tensor.device)
+    rows = torch.from_numpy(plan.columns(layer, member)).to(tensor.device)
     return tensor.index_select(member.axis, rows)
 
 
@@ -38,8 +37,7 @@ def operate(model: Any, narrow: Any, family: Family, plan: PruningPlan) -> Any:
     one model and one tensor. ``model`` is left without weights and must not be used again.
     """
     members = {member.path: member for member in family.members}
-    old_layers = model.get_submodule(family.layers)
-    new_layers = narrow.get_submodule(family.layers)
+    old_layers, new_layers = Decoder(model, family).layers, Decoder(narrow, family).layers
     for new_index, old_index in enumerate(tqdm(plan.remaining_layers, desc="surgery", unit="layer", leave=False)):
         old, new = old_layers[old_index], new_layers[new_index]
         for path, module in new.named_modules():

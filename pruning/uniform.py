@@ -9,18 +9,21 @@ least score,
 
 because a score stands for importance per parameter; without transforms the sum is the importance removed. Scores
 below 0 (``zscore``) are first shifted by −min over the groups that may go, so that removing more never loses less.
-A tie goes to the pair that removes more parameters, then to the one that keeps more KV groups.
+A tie goes to the pair that removes more parameters, then to the one that keeps more KV groups. Kinds of block besides
+these two are treated alike: one more width, equal in all layers that have such a block.
 """
 
+import math
 from dataclasses import replace
 
 import numpy as np
 
-from core.groups import ATTENTION, KINDS, MLP, Architecture
+from core.groups import Architecture, GroupTable
+from core.kinds import TABLE
 from core.plan import PruningPlan
 from pruning.budget import budget_params
 from pruning.limits import Limits, frozen_groups, protected_last, uniform_widths
-from pruning.planning import by_block, check_order, keep_mask, wording
+from pruning.planning import check_order, in_block_order, keep_mask
 
 OUT_OF_REACH = np.iinfo(np.int64).max
 
@@ -43,61 +46,67 @@ def plan_uniform(
     check_order(groups, order)
     order = protected_last(architecture, order, limits)
     budget = budget_params(architecture, ratio, ratio_of, limits)
-    paths = [uniform_widths(architecture, limits, kind) for kind in (ATTENTION, MLP)]
+    paths = [uniform_widths(architecture, limits, kind) for kind in architecture.kinds]
     may_go = ~frozen_groups(architecture, limits)
     worth = (scores - min(0.0, scores[may_go].min(initial=0.0))) * groups.cost
-    ranked = by_block(groups, order)
-    lost = [_lost(architecture, worth[ranked], kind, paths[kind][0]) for kind in (ATTENTION, MLP)]
-    kv, channels = best_pair(paths[ATTENTION][1], paths[MLP][1], lost[ATTENTION], lost[MLP], budget)
-    kept = [paths[ATTENTION][0][kv], paths[MLP][0][channels]]
-    spent = int(paths[ATTENTION][1][kv] + paths[MLP][1][channels])
-    widths = np.array([shape.widths for shape in architecture.layers], dtype=np.int64).ravel()
+    ranked = worth[in_block_order(groups, order)]
+    lost = [_lost(groups, ranked, kind, path[0]) for kind, path in zip(architecture.kinds, paths, strict=True)]
+    chosen = best_widths([params for _, params in paths], lost, budget)
+    kept = {kind: path[0][at] for kind, path, at in zip(architecture.kinds, paths, chosen, strict=True)}
+    spent = sum(int(params[at]) for (_, params), at in zip(paths, chosen, strict=True))
+    removed = groups.widths - np.array([kept[kind] for kind in groups.block_kind], dtype=np.int64)
     return PruningPlan(
         architecture=architecture,
-        keep=keep_mask(groups, order, widths - np.tile(kept, architecture.num_layers)),
+        keep=keep_mask(groups, order, removed),
         removed_layers=(),
         requested_ratio=float(ratio),
         ratio_of=ratio_of,
         budget_params=budget,
         removed_params=spent,
-        gap_reason=_gap_reason(paths, (kv, channels)) if spent < budget else "",
+        gap_reason=_gap_reason(architecture.kinds, paths, chosen) if spent < budget else "",
     )
 
 
-def best_pair(
-    kv_params: np.ndarray, mlp_params: np.ndarray, kv_lost: np.ndarray, mlp_lost: np.ndarray, budget: int
-) -> tuple[int, int]:
-    """Positions of the winning widths. Of each kind, widest first: parameters removed, int64 (n,), score lost, (n,).
+def best_widths(params: list[np.ndarray], lost: list[np.ndarray], budget: int) -> tuple[int, ...]:
+    """Positions of the winning widths. Of each kind, widest first: parameters removed, int64 (n,), score lost, (n,)."""
+    places, gap = _spending(params, budget)
+    losses = sum((values[i] for values, i in zip(lost, places, strict=True)), np.zeros(len(gap)))
+    winner = np.lexsort((*places[::-1], gap, losses))[0]
+    return tuple(places[:, winner].tolist())
 
-    For each k the pair with the most channels out is the only one that can spend the budget, and does unless one
-    step fewer KV groups still fits beside it. The narrowest k that fits at all always does, so there is a winner.
+
+def _spending(params: list[np.ndarray], budget: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions, int64 (kinds, n), of all choices of widths that spend the budget, and what they leave of it, (n,).
+
+    For each choice of widths of all kinds but the last, the one with the most groups of the last kind out is the only
+    one that can spend the budget, and does unless one more step of another kind still fits beside it. A step that fits
+    removes more, so the choice that removes most leaves none, and there is at least one.
     """
-    channels = np.searchsorted(mlp_params, budget - kv_params, side="right") - 1
-    fits = channels >= 0
-    channels = np.where(fits, channels, 0)
-    left = budget - mlp_params[channels]
-    spends = fits & (np.append(kv_params[1:], OUT_OF_REACH) > left)
-    kv = np.flatnonzero(spends)
-    lost, gap = kv_lost[kv] + mlp_lost[channels[kv]], left[kv] - kv_params[kv]
-    winner = kv[np.lexsort((kv, gap, lost))[0]]
-    return int(winner), int(channels[winner])
+    *others, last = params
+    sizes = [len(path) for path in others]
+    at = np.indices(sizes).reshape(len(others), math.prod(sizes))
+    removed = sum((path[i] for path, i in zip(others, at, strict=True)), np.zeros(at.shape[1], dtype=np.int64))
+    most = np.searchsorted(last, budget - removed, side="right") - 1
+    gap, spends = budget - removed - last[np.maximum(most, 0)], most >= 0
+    for path, i in zip(others, at, strict=True):
+        spends &= np.append(np.diff(path), OUT_OF_REACH)[i] > gap
+    return np.vstack([at, most])[:, spends], gap[spends]
 
 
-def _lost(architecture: Architecture, worth: np.ndarray, kind: int, widths: np.ndarray) -> np.ndarray:
+def _lost(groups: GroupTable, worth: np.ndarray, kind: int, widths: np.ndarray) -> np.ndarray:
     """float64 (n,): worth removed in all layers at each width. worth: (G,), block by block, lowest-ranked first."""
     total = np.zeros(len(widths))
-    for layer, shape in enumerate(architecture.layers):
-        removed = np.concatenate([[0.0], np.cumsum(worth[architecture.groups.rows(layer, kind)])])
-        total += removed[shape.widths[kind] - widths]
+    for block in groups.blocks_of_kind(kind):
+        removed = np.concatenate([[0.0], np.cumsum(worth[groups.rows_of(block)])])
+        total += removed[groups.widths[block] - widths]
     return total
 
 
-def _gap_reason(paths: list[tuple[np.ndarray, np.ndarray]], chosen: tuple[int, int]) -> str:
-    """What stopped at this pair: a step in all layers is left, dearer than the gap."""
+def _gap_reason(kinds: tuple[int, ...], paths: list[tuple[np.ndarray, np.ndarray]], chosen: tuple[int, ...]) -> str:
+    """What stopped at these widths: a step in all layers is left, dearer than the gap."""
     steps = []
-    for kind in range(len(KINDS)):
-        (widths, params), at = paths[kind], chosen[kind]
+    for kind, (widths, params), at in zip(kinds, paths, chosen, strict=True):
         if at + 1 < len(widths):
-            steps.append((int(params[at + 1] - params[at]), wording(int(widths[at] - widths[at + 1]), kind)))
+            steps.append((int(params[at + 1] - params[at]), TABLE[kind].counted(int(widths[at] - widths[at + 1]))))
     params_needed, noun = min(steps)
     return f"smaller than the smallest step left ({noun} in every layer, {params_needed} parameters)"

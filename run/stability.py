@@ -6,7 +6,6 @@ import numpy as np
 
 from core.criteria import CRITERIA
 from core.errors import PruningError
-from core.groups import KINDS
 from core.measures import Importance, Stability
 from core.plan import PruningPlan
 from diagnostics.comparison.overlap import shared_removals
@@ -51,9 +50,6 @@ def _why_without_halves(importance: Importance, gradient_reduction: str) -> str:
 
 def _blocks(plan: PruningPlan) -> list[list[Block]]:
     return [
-        [
-            Block(shape.widths[kind], shape.group_params[kind], np.asarray(plan.keep[plan.groups.rows(layer, kind)]))
-            for kind in range(len(KINDS))
-        ]
+        [Block(b.width, b.cost, np.asarray(plan.keep[plan.groups.rows(layer, b.kind)]), b.kind) for b in shape.blocks]
         for layer, shape in enumerate(plan.architecture.layers)
     ]

@@ -20,6 +20,11 @@ def architecture(
     return Architecture("llama", 8, rest + sum(shape.total_params for shape in shapes), shapes)
 
 
+def reshaped(shape: LayerShape, **facts: int) -> LayerShape:
+    """The same dense layer with other values of its constructor's arguments."""
+    return LayerShape(**shape.facts() | facts)
+
+
 def cheap_groups(*layers: tuple[int, int]) -> GroupTable:
     """A KV group costs 2 parameters, a channel 1."""
     return architecture(*layers, kv=2, channel=1).groups

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from diagnostics_cases import plan_of
 from run_folders import record, write_run
+from tables import reshaped
 from workspace import Workspace
 
 from core.files import write_json
@@ -73,7 +74,7 @@ def test_overlap_by_hand(tmp_path: Path) -> None:
 
 def test_overlap_counts_parameters_not_groups(tmp_path: Path) -> None:
     """A KV group that costs 10 weighs ten channels: rows 0 (KV), 2 against rows 0, 3 share 10 of 12 parameters."""
-    shape = replace(plan_of([0]).architecture.layers[0], kv_group_params=10)
+    shape = reshaped(plan_of([0]).architecture.layers[0], kv_group_params=10)
     base = plan_of([0], shape=shape)
     folders = [write_run(tmp_path / name, removing(base, 0, row)) for name, row in (("a", 2), ("b", 3))]
     (pair,) = overlaps(read_runs(folders))

@@ -14,6 +14,7 @@ from diagnostics_cases import (
     plan_of,
     scores_of,
 )
+from tables import reshaped
 
 from diagnostics.diagnosis import diagnose
 from diagnostics.finding import SEVERITIES
@@ -312,7 +313,7 @@ def test_budget_gap_of_one_percent() -> None:
 
 
 def test_single_kv_head_is_said_once() -> None:
-    mqa = replace(SHAPE, num_kv_heads=1)
+    mqa = reshaped(SHAPE, num_kv_heads=1)
     diagnosis = judge([20] * 4, shape=mqa)
     assert [finding.issue for finding in diagnosis.findings].count("single_kv_head") == 1
     assert "every layer" in found(diagnosis, "single_kv_head").description
@@ -337,7 +338,7 @@ def test_score_ratio_is_over_medians_of_layers_that_are_not_frozen() -> None:
 
 def test_median_is_weighted_by_cost() -> None:
     # One KV group of 60 parameters and 40 channels of 1: the group is the median, whatever the channels are.
-    shape = replace(SHAPE, num_heads=1, num_kv_heads=1, kv_group_params=60, intermediate_size=40)
+    shape = reshaped(SHAPE, num_heads=1, num_kv_heads=1, kv_group_params=60, intermediate_size=40)
     plan = plan_of([5], shape=shape)
     s = np.array([3.0, *np.linspace(10, 11, 40)])
     scores = replace(scores_of(plan), per_parameter=s, score=s)

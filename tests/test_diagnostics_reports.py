@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from diagnostics_cases import SHAPE, importance_of, judge, plan_of, scores_of
+from tables import reshaped
 
 from core.measures import Prior
 from core.plan import PruningPlan
@@ -249,7 +250,7 @@ def test_equal_runs_write_equal_bytes(tmp_path: Path) -> None:
 
 
 def test_biases_that_no_group_owns_stay_with_the_layer() -> None:
-    shape = replace(SHAPE, attention_fixed_params=3, mlp_fixed_params=4)
+    shape = reshaped(SHAPE, attention_fixed_params=3, mlp_fixed_params=4)
     row = comparison(plan_of([98 - 10], shape=shape))["layers"][0]
     assert row["mlp"]["pruned"] == 10 + 4
     assert row["attention"]["pruned"] == 2 + 3

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tables import architecture
+from tables import architecture, reshaped
 
 from core.errors import PlanError
 from core.groups import Architecture
@@ -92,15 +92,15 @@ def test_the_layout(path: Path) -> None:
         (replace(MODEL, total_params=163), "total_params is 162 in the plan, 163 in this model"),
         (replace(MODEL, layers=MODEL.layers[:2]), "number of layers is 3 in the plan, 2 in this model"),
         (
-            replace(MODEL, layers=(*MODEL.layers[:2], replace(MODEL.layers[2], intermediate_size=5))),
+            replace(MODEL, layers=(*MODEL.layers[:2], reshaped(MODEL.layers[2], intermediate_size=5))),
             "layer 2 intermediate_size is 4 in the plan, 5 in this model",
         ),
         (
-            replace(MODEL, layers=(MODEL.layers[0], replace(MODEL.layers[1], kv_group_params=11), MODEL.layers[2])),
+            replace(MODEL, layers=(MODEL.layers[0], reshaped(MODEL.layers[1], kv_group_params=11), MODEL.layers[2])),
             "layer 1 kv_group_params is 10 in the plan, 11 in this model",
         ),
         (
-            replace(MODEL, layers=(replace(MODEL.layers[0], head_dim=8), *MODEL.layers[1:])),
+            replace(MODEL, layers=(reshaped(MODEL.layers[0], head_dim=8), *MODEL.layers[1:])),
             "layer 0 head_dim is 4 in the plan, 8 in this model",
         ),
     ],

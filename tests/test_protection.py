@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import build, random_plan, token_ids, windows_of
 from diagnostics_cases import found, importance_of, issues, plan_of, scores_of
+from tables import cheap_groups
 from workspace import Workspace, call, observe
 
 from core.errors import NumericalError
@@ -118,7 +119,8 @@ def test_whole_blocks_cost_nothing_to_measure(llama: Any) -> None:
 
 def check(promise: list[float], measured: list[float], planned: list[int] | None = None) -> PlanCheck:
     gone = [4] * len(promise) if planned is None else planned
-    return PlanCheck(np.array(gone), np.array(promise), np.array(measured))
+    blocks = cheap_groups(*[(1, 1)] * len(promise))
+    return PlanCheck(np.array(gone), np.array(promise), np.array(measured), blocks)
 
 
 def test_a_block_far_above_its_promise_is_flagged() -> None:

@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from core.kinds import TABLE
 from diagnostics.run_folder import Run
 from diagnostics.wording import percent
-
-KIND_NAMES = ("attention", "MLP")
-UNIT_NAMES = ("KV heads", "channels")
 
 
 @dataclass(frozen=True)
@@ -37,13 +35,11 @@ class HeatMap:
 
 
 def layers_by_kind(run: Run) -> HeatMap | None:
-    """What one run took: attention, MLP and the whole layer, by layer. None where the folder does not tell."""
+    """What one run took: each kind of block and the whole layer, by layer. None where the folder does not tell."""
     if not run.block_rates and not run.rates:
         return None
     num_layers = max(len(run.block_rates), len(run.rates))
-    rows = [
-        (name, tuple(_block(run, layer, kind) for layer in range(num_layers))) for kind, name in enumerate(KIND_NAMES)
-    ]
+    rows = [(TABLE[kind].title, tuple(_block(run, layer, kind) for layer in range(num_layers))) for kind in run.kinds]
     rows.append(("layer", tuple(_layer(run, layer) for layer in range(num_layers))))
     columns = tuple(str(layer) for layer in range(num_layers))
     return HeatMap(
@@ -62,14 +58,14 @@ def runs_by_layer(runs: Sequence[tuple[str, Run]]) -> HeatMap | None:
 
 
 def _block(run: Run, layer: int, kind: int) -> Cell:
-    value = run.block_rates[layer][kind] if layer < len(run.block_rates) else None
-    where = f"layer {layer}, {KIND_NAMES[kind]}"
+    value = run.block_rates[layer].get(kind) if layer < len(run.block_rates) else None
+    where = f"layer {layer}, {TABLE[kind].title}"
     if value is None:
         return Cell(None, f"{where}: not known")
     counts = ""
     if run.blocks is not None:
-        block = run.blocks[layer][kind]
-        counts = f", {int((~block.keep).sum()):,} of {block.width:,} {UNIT_NAMES[kind]}"
+        block = next(block for block in run.blocks[layer] if block.kind == kind)
+        counts = f", {int((~block.keep).sum()):,} of {block.width:,} {TABLE[kind].unit}"
     return Cell(value, f"{where}: {percent(value, 2)} removed{counts}", _frozen(run, layer))
 
 

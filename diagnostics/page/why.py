@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from core.kinds import TABLE
 from diagnostics.page.charts import Chart, Values, layer_bars, layer_lines
 from diagnostics.run_folder import Run, at, items, number
 from diagnostics.wording import percent, times
@@ -89,12 +90,8 @@ def _gradients(run: Run) -> list[Chart]:
 
 def _priors(run: Run) -> list[Chart]:
     several = [
-        Values(name, css, _column(run, f"prior_{key}"))
-        for name, css, key in (
-            ("attention", "attention", "attention"),
-            ("MLP", "mlp", "mlp"),
-            ("layer", "layer", "layer"),
-        )
+        Values(title, name, _column(run, f"prior_{name}"))
+        for title, name in (*((TABLE[kind].title, TABLE[kind].name) for kind in run.kinds), ("layer", "layer"))
     ]
     method = at(run.diagnosis, "prior", "method")
     unit = "1 − cosine" if method == "similarity" else "nats per token"

@@ -14,7 +14,6 @@ import numpy as np
 from core.errors import BudgetError
 from core.plan_check import FLAG_FACTOR, FLAG_SHARE, PlanCheck, check_of
 from core.say import say
-from diagnostics.wording import name_blocks
 from importance.block_losses import measure_block_losses
 from run.decision import Ranked
 from run.judging import difference_text, loss_difference, not_worse, removes_as_much
@@ -82,9 +81,10 @@ def _capped(session: Session, first: Step) -> Iterator[tuple[Step | None, str]]:
     for repeat in range(1, REPEATS + 1):
         assert at_hand.check is not None
         flagged = at_hand.check.flagged
+        named = at_hand.check.names(flagged)
         if not len(flagged):
             return
-        caps = halved_caps(at_hand.check, _widths(first.decision), caps)
+        caps = halved_caps(at_hand.check, first.decision.architecture.block_table.widths, caps)
         try:
             capped = at_hand.decision.replanned(limits=replace(limits, caps=caps))
         except BudgetError as error:
@@ -96,16 +96,16 @@ def _capped(session: Session, first: Step) -> Iterator[tuple[Step | None, str]]:
             return
         capped = replace(capped, limits=limits)  # a cap is no limit of the user's: findings go by those
         loss, before = judge.loss(capped.plan, "plan"), judge.loss(at_hand.decision.plan, "plan")
-        say(f"plan check: {name_blocks(flagged)} capped: {difference_text(loss, before)}")
+        say(f"plan check: {named} capped: {difference_text(loss, before)}")
         if not not_worse(loss, before):
             dropped = Step(capped, at_hand.decision, None)
-            yield dropped, f"Capping {name_blocks(flagged)} loses more, so the plan before it stays."
+            yield dropped, f"Capping {named} loses more, so the plan before it stays."
             return
         at_hand = _checked(session, capped, at_hand.decision, repeat + 1)
         assert at_hand.check is not None
         reason = "All blocks lose about what was promised now."
         if len(at_hand.check.flagged):
-            still = name_blocks(at_hand.check.flagged)
+            still = at_hand.check.names(at_hand.check.flagged)
             reason = f"{still} still lose more than promised after {repeat} rounds of caps."
         yield at_hand, reason
 
@@ -129,8 +129,3 @@ def halved_caps(check: PlanCheck, widths: np.ndarray, caps: tuple[int, ...]) -> 
     most = np.array(caps, dtype=np.int64) if caps else widths.astype(np.int64)
     most[check.flagged] = np.minimum(most, check.planned // 2)[check.flagged]
     return tuple(most.tolist())
-
-
-def _widths(decision: Ranked) -> np.ndarray:
-    """int64 (blocks,): groups of each block."""
-    return np.array([shape.widths for shape in decision.architecture.layers], dtype=np.int64).ravel()

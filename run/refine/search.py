@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from core.groups import KINDS
 from importance.block_losses import TimeUpError, measure_block_losses
 from pruning.allocation import LEVELS, by_marginal_loss, groups_at
 from pruning.limits import protected_last
@@ -88,21 +87,22 @@ def _curves(session: Session, decision: Ranked) -> tuple[np.ndarray, np.ndarray]
         except TimeUpError:
             break
         removed.append(gone)
-        losses.append(measured.ravel())
-    blocks = 2 * architecture.num_layers
+        losses.append(architecture.groups.gathered(measured))
+    blocks = architecture.block_table.num_blocks
     return np.array(removed, dtype=np.int64).reshape(-1, blocks), np.array(losses).reshape(-1, blocks)
 
 
 def _points(decision: Ranked, removed: np.ndarray, losses: np.ndarray) -> list[dict[str, Any]]:
     """A row for each block that may lose something: groups removed and loss, ascending."""
+    blocks = decision.architecture.block_table
     return [
         {
-            "layer": block // 2,
-            "kind": KINDS[block % 2],
+            "layer": int(blocks.block_layer[block]),
+            "kind": blocks.kind_of(block).name,
             "groups_removed": removed[ascending, block].tolist(),
             "nats_per_token": losses[ascending, block].tolist(),
         }
-        for block in range(2 * decision.architecture.num_layers)
+        for block in range(blocks.num_blocks)
         for ascending in [np.argsort(removed[:, block], kind="stable")]
         if removed[:, block].any()
     ]
