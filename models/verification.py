@@ -282,8 +282,8 @@ def _first_difference(actual: Blocks, expected: Blocks, tolerance: float) -> str
     for (layer, kind), output in sorted(expected.items()):
         error = relative_error(actual[layer, kind], output)
         if not error <= tolerance:
-            return f"layer {layer} {TABLE[kind].name} is the first block that differs, by {error:.2g} "
- f"(allowed {tolerance:.0e})"
+            name = TABLE[kind].name
+            return f"layer {layer} {name} is the first block that differs, by {error:.2g} (allowed {tolerance:.0e})"
     return "no block differs, so look at the final norm and the head"
 
 
