@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from core.measures import Importance, Prior
     from core.plan import PruningPlan
     from core.transforms import Transforms
-    from diagnostics.finding import Finding
+    from diagnostics.findings.finding import Finding
     from run.result import Result
     from run.session import Session as RunSession
 

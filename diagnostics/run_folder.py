@@ -16,7 +16,7 @@ import numpy as np
 
 from core.errors import UsageError
 from core.kinds import TABLE, Kind
-from diagnostics.measured import TOLERANCE, extreme_threshold
+from diagnostics.findings.quantities import TOLERANCE, extreme_threshold
 
 SCHEMA_VERSION = 1  # of run.json, as this program writes it
 FILES = {

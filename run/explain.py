@@ -8,11 +8,11 @@ from core.errors import PruningError
 from core.files import write_json
 from core.measures import Importance
 from core.transforms import Remedy
-from diagnostics.diagnosis import Diagnosis, diagnose
-from diagnostics.measured import Extras
-from diagnostics.pictures import draw_pictures
-from diagnostics.remedies import ActiveRemedies
-from diagnostics.reports import write_reports
+from diagnostics.findings.diagnosis import Diagnosis, diagnose
+from diagnostics.findings.quantities import Extras
+from diagnostics.findings.remedies import ActiveRemedies
+from diagnostics.reports.files import write_reports
+from diagnostics.reports.pictures import draw_pictures
 from importance.scoring import Scores
 from pruning.budget import budget_params
 from pruning.limits import Limits, frozen_groups, smallest_removal_params

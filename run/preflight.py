@@ -78,7 +78,7 @@ def room_for_the_cache(asked: Intent) -> str | None:
 def pictures(asked: Intent) -> str | None:
     """Drawn once, into memory: matplotlib missing or broken is known now, and costs the pictures alone."""
     try:
-        from diagnostics.canvas import drawing, new_figure
+        from diagnostics.reports.canvas import drawing, new_figure
 
         with drawing():
             new_figure(1, 1, "", "")[0].savefig(BytesIO(), format="png", dpi=10)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from core.plan import PruningPlan
-from diagnostics.diagnosis import Diagnosis
-from diagnostics.finding import Finding
+from diagnostics.findings.diagnosis import Diagnosis
+from diagnostics.findings.finding import Finding
 from pruning.reconstruction import Reconstruction
 from run.decision import Decision
 from run.settings import Settings

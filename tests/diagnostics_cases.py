@@ -9,9 +9,9 @@ import numpy as np
 from core.groups import MLP, Architecture, LayerShape
 from core.measures import GradientStatistics, Importance
 from core.plan import PruningPlan
-from diagnostics.diagnosis import Diagnosis, diagnose
-from diagnostics.finding import Finding
-from diagnostics.remedies import ActiveRemedies
+from diagnostics.findings.diagnosis import Diagnosis, diagnose
+from diagnostics.findings.finding import Finding
+from diagnostics.findings.remedies import ActiveRemedies
 
 SHAPE = LayerShape(
     num_heads=4,

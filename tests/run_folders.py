@@ -9,9 +9,9 @@ from diagnostics_cases import importance_of, plan_of, scores_of
 
 from core.files import write_json
 from core.plan import PruningPlan
-from diagnostics.diagnosis import diagnose
-from diagnostics.remedies import ActiveRemedies
-from diagnostics.reports import write_reports
+from diagnostics.findings.diagnosis import diagnose
+from diagnostics.findings.remedies import ActiveRemedies
+from diagnostics.reports.files import write_reports
 from pruning.plan_file import write_plan
 
 OPTIONS = {

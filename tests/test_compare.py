@@ -26,7 +26,7 @@ from diagnostics.comparison.overlap import overlaps
 from diagnostics.comparison.page import next_steps
 from diagnostics.comparison.ranking import rankings
 from diagnostics.comparison.runs import read_runs, shortest_names
-from diagnostics.reports import comparison
+from diagnostics.reports.files import comparison
 from diagnostics.run_folder import FILES, SCHEMA_VERSION, Run, read_run
 from run.record import SCHEMA_VERSION as WRITTEN_SCHEMA
 

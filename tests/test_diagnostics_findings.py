@@ -16,10 +16,10 @@ from diagnostics_cases import (
 )
 from tables import reshaped
 
-from diagnostics.diagnosis import diagnose
-from diagnostics.finding import SEVERITIES
-from diagnostics.remedies import ActiveRemedies
-from diagnostics.rules_of_the_run import ratio_for
+from diagnostics.findings.diagnosis import diagnose
+from diagnostics.findings.finding import SEVERITIES
+from diagnostics.findings.remedies import ActiveRemedies
+from diagnostics.findings.rules_of_the_run import ratio_for
 
 LOG = "--enable_grad_norm --norm_method log"
 BY_PRIOR = "--temperature 1.0 --tau 0.0"

@@ -12,11 +12,11 @@ from diagnostics_cases import importance_of, judge, plan_of, scores_of
 
 from core.measures import Importance
 from core.plan import PruningPlan
-from diagnostics.canvas import VERMILLION
-from diagnostics.diagnosis import diagnose
-from diagnostics.measured import Scores
-from diagnostics.pictures import draw_pictures, gradients_title, rates_title, scores_title
-from diagnostics.remedies import ActiveRemedies
+from diagnostics.findings.diagnosis import diagnose
+from diagnostics.findings.quantities import Scores
+from diagnostics.findings.remedies import ActiveRemedies
+from diagnostics.reports.canvas import VERMILLION
+from diagnostics.reports.pictures import draw_pictures, gradients_title, rates_title, scores_title
 
 
 def draw(folder: Path, plan: PruningPlan, importance: Importance | None, scores: Scores | None) -> dict[str, Path]:
@@ -122,11 +122,11 @@ def test_score_titles() -> None:
 def test_drawing_leaves_pyplot_and_the_backend_alone() -> None:
     program = (
         "import sys, pathlib, tempfile\n"
-        "from diagnostics.diagnosis import diagnose\n"
-        "from diagnostics.pictures import draw_pictures\n"
+        "from diagnostics.findings.diagnosis import diagnose\n"
+        "from diagnostics.reports.pictures import draw_pictures\n"
         "assert 'matplotlib' not in sys.modules and 'torch' not in sys.modules, 'imported too early'\n"
         "import numpy as np\n"
-        "from diagnostics.remedies import ActiveRemedies\n"
+        "from diagnostics.findings.remedies import ActiveRemedies\n"
         "from diagnostics_cases import plan_of\n"
         "plan = plan_of([20, 30])\n"
         "frozen = np.zeros(200, dtype=bool)\n"

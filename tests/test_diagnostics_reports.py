@@ -13,9 +13,9 @@ from tables import reshaped
 
 from core.measures import Prior
 from core.plan import PruningPlan
-from diagnostics.diagnosis import Diagnosis, diagnose
-from diagnostics.remedies import ActiveRemedies
-from diagnostics.reports import comparison, summary_by_layer, write_groups, write_reports
+from diagnostics.findings.diagnosis import Diagnosis, diagnose
+from diagnostics.findings.remedies import ActiveRemedies
+from diagnostics.reports.files import comparison, summary_by_layer, write_groups, write_reports
 
 
 def strict_json(path: Path) -> Any:

@@ -12,10 +12,10 @@ from workspace import Workspace, call
 
 import core.cache
 import core.files
-import diagnostics.canvas
 import diagnostics.page.run_page
 from core.errors import NumericalError, UsageError
 from core.failures import convenience, exit_code, in_one_line, of_the_machine
+from diagnostics.reports import canvas
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +111,18 @@ FULL = system_error(errno.ENOSPC, "/full")
 CONVENIENCES = {
     "cache": (core.cache, "write_atomically", FULL, "the cache at"),
     "safetensors": (core.cache, "write_atomically", SafetensorError("I/O error (os error 28)"), "the cache at"),
-    "pictures": (diagnostics.canvas, "write_atomically", FULL, "the picture of rates is missing: /full: No space"),
-    "matplotlib": (diagnostics.canvas, "drawing", ModuleNotFoundError("", name="matplotlib"), "there will be no pic"),
+    "pictures": (
+        canvas,
+        "write_atomically",
+        FULL,
+        "the picture of rates is missing: /full: No space",
+    ),
+    "matplotlib": (
+        canvas,
+        "drawing",
+        ModuleNotFoundError("", name="matplotlib"),
+        "there will be no pic",
+    ),
     "page": (diagnostics.page.run_page, "render", RuntimeError("template"), "report.html is missing: template"),
 }
 

@@ -25,12 +25,12 @@ from core.plan import PruningPlan
 from core.plan_check import check_of
 from core.transforms import Transforms
 from diagnostics.comparison.overlap import shared_removals
-from diagnostics.diagnosis import Diagnosis, diagnose
+from diagnostics.findings.diagnosis import Diagnosis, diagnose
+from diagnostics.findings.remedies import ActiveRemedies
 from diagnostics.page.heat import layers_by_kind
 from diagnostics.page.why import reasons
-from diagnostics.pictures import draw_pictures
-from diagnostics.remedies import ActiveRemedies
-from diagnostics.reports import comparison, summary_by_layer, write_reports
+from diagnostics.reports.files import comparison, summary_by_layer, write_reports
+from diagnostics.reports.pictures import draw_pictures
 from diagnostics.run_folder import read_run
 from importance.scoring import Scores, score_groups
 from pruning.allocation import by_marginal_loss, groups_at

@@ -74,7 +74,7 @@ def test_pictures_are_drawn_whatever_the_user_has_set_for_matplotlib(setting: di
     """A notebook's backend, no home, and settings that want LaTeX."""
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfigure.facecolor: black\n")
     code = (
-        "import os, pathlib\nfrom diagnostics.canvas import drawing, new_figure, save\n"
+        "import os, pathlib\nfrom diagnostics.reports.canvas import drawing, new_figure, save\n"
         "before = dict(os.environ)\n"
         "with drawing():\n    save(new_figure(3, 1, 'a $ of $x', '')[0], pathlib.Path('x.png'))\n"
         "os.environ.pop('MPLCONFIGDIR', None), before.pop('MPLCONFIGDIR', None)\n"  # matplotlib puts its own there

@@ -16,9 +16,9 @@ from core.errors import NumericalError
 from core.groups import ATTENTION, KINDS, MLP
 from core.measures import Outliers
 from core.plan_check import PlanCheck, check_of
-from diagnostics.diagnosis import diagnose
-from diagnostics.measured import Extras
-from diagnostics.remedies import ActiveRemedies
+from diagnostics.findings.diagnosis import diagnose
+from diagnostics.findings.quantities import Extras
+from diagnostics.findings.remedies import ActiveRemedies
 from importance.block_losses import measure_block_losses
 from importance.measuring import summed_nll
 from importance.outliers import find_outliers, outliers_among

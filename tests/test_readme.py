@@ -177,7 +177,7 @@ def test_the_tested_versions_are_those_of_the_constraints() -> None:
 def test_every_finding_is_explained() -> None:
     """docs/judging.md names each issue that a rule can report."""
     issues = set()
-    for path in (ROOT / "diagnostics").glob("rules_*.py"):
+    for path in (ROOT / "diagnostics").rglob("rules_*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             name = getattr(node.func, "id", "") if isinstance(node, ast.Call) else ""
             if isinstance(node, ast.Call) and name in ("Finding", "advised") and isinstance(node.args[0], ast.Constant):

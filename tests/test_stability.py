@@ -11,10 +11,10 @@ from diagnostics_cases import found, importance_of, issues, plan_of, scores_of
 from workspace import Workspace
 
 from core.measures import Stability
-from diagnostics.diagnosis import diagnose
-from diagnostics.measured import Extras
-from diagnostics.remedies import ActiveRemedies
-from diagnostics.rules_of_the_run import LOW_OVERLAP
+from diagnostics.findings.diagnosis import diagnose
+from diagnostics.findings.quantities import Extras
+from diagnostics.findings.remedies import ActiveRemedies
+from diagnostics.findings.rules_of_the_run import LOW_OVERLAP
 from importance.measure import measure_importance
 from importance.measuring import halves_of
 from models.architecture import architecture_of

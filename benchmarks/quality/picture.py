@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from benchmarks.quality.cells import Cell
 from benchmarks.quality.methods import METHODS, OURS, is_variant
 from benchmarks.quality.table import extra, rows_and_columns, unique
-from diagnostics.canvas import BLUE, GREEN, INK, ORANGE, QUIET, VERMILLION, log_axis, save
+from diagnostics.reports.canvas import BLUE, GREEN, INK, ORANGE, QUIET, VERMILLION, log_axis, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

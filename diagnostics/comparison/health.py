@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from diagnostics.measured import TOLERANCE
-from diagnostics.rules_of_rates import EXTREME_LAYERS, HEALTHY_LAYERS, HEALTHY_SPREAD
+from diagnostics.findings.quantities import TOLERANCE
+from diagnostics.findings.rules_of_rates import EXTREME_LAYERS, HEALTHY_LAYERS, HEALTHY_SPREAD
 from diagnostics.run_folder import Run
 
 CRITERIA = {

@@ -11,11 +11,11 @@ from diagnostics.comparison.pictures import losses_by_dataset
 from diagnostics.comparison.ranking import Ranking
 from diagnostics.comparison.runs import Named
 from diagnostics.comparison.tables import Table, best_lines, missing_lines
-from diagnostics.next_command import beside
 from diagnostics.page.charts import Chart, scatter
 from diagnostics.page.headline import brief
 from diagnostics.page.heat import Cell, HeatMap, runs_by_layer
 from diagnostics.page.render import render
+from diagnostics.reports.next_command import beside
 from diagnostics.wording import percent
 
 

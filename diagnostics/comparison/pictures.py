@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from core.failures import convenience
-from diagnostics.canvas import BLUE, GREEN, INK, ORANGE, QUIET, VERMILLION, drawing, layer_axis, quieten, save
 from diagnostics.comparison.runs import Named
+from diagnostics.reports.canvas import BLUE, GREEN, INK, ORANGE, QUIET, VERMILLION, drawing, layer_axis, quieten, save
 from diagnostics.run_folder import number
 from diagnostics.wording import percent
 

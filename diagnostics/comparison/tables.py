@@ -7,8 +7,8 @@ from diagnostics.comparison.health import CRITERIA
 from diagnostics.comparison.overlap import Overlap
 from diagnostics.comparison.ranking import Ranking
 from diagnostics.comparison.runs import Named, missing
-from diagnostics.console import MISSING
-from diagnostics.console import table as aligned
+from diagnostics.reports.console import MISSING
+from diagnostics.reports.console import table as aligned
 from diagnostics.run_folder import number
 from diagnostics.wording import decimal, percent, spans, times
 

@@ -12,8 +12,8 @@ import numpy as np
 from core.errors import PruningError
 from core.measures import Prior
 from core.transforms import Remedy, Transforms
-from diagnostics.console import table
-from diagnostics.rules_of_rates import healthy
+from diagnostics.findings.rules_of_rates import healthy
+from diagnostics.reports.console import table
 from pruning.limits import Limits
 from pruning.trials import Choice, Trial, choose, paired
 from run.decision import Ranked, rank

@@ -3,9 +3,9 @@
 import numpy as np
 
 from core.transforms import Remedy
-from diagnostics.finding import Finding
-from diagnostics.measured import Measured
-from diagnostics.remedies import ADVICE_ONLY, ActiveRemedies
+from diagnostics.findings.finding import Finding
+from diagnostics.findings.quantities import Measured
+from diagnostics.findings.remedies import ADVICE_ONLY, ActiveRemedies
 from diagnostics.wording import name_layers, percent
 
 SHOWN = 8

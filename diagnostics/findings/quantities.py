@@ -11,7 +11,7 @@ from core.kinds import TABLE
 from core.measures import NO_GRADIENTS, GradientStatistics, Importance, Outliers, Prior, Stability
 from core.plan import PruningPlan
 from core.plan_check import PlanCheck
-from diagnostics.weighted import layer_means, layer_quantiles
+from diagnostics.findings.weighted import layer_means, layer_quantiles
 
 TOLERANCE = 1e-9  # bounds are compared with this slack: 0.7 - 0.4 must not differ from 0.3
 

@@ -2,10 +2,16 @@
 
 from dataclasses import replace
 
-from diagnostics import rules_of_gradients, rules_of_protection, rules_of_rates, rules_of_the_run, rules_of_transforms
-from diagnostics.finding import SEVERITIES, Finding, Rule
-from diagnostics.measured import Measured
-from diagnostics.remedies import ActiveRemedies
+from diagnostics.findings import (
+    rules_of_gradients,
+    rules_of_protection,
+    rules_of_rates,
+    rules_of_the_run,
+    rules_of_transforms,
+)
+from diagnostics.findings.finding import SEVERITIES, Finding, Rule
+from diagnostics.findings.quantities import Measured
+from diagnostics.findings.remedies import ActiveRemedies
 
 RULES: tuple[Rule, ...] = (
     rules_of_transforms.correction_near_zero,

@@ -11,8 +11,8 @@ from core.groups import Block, LayerShape
 from core.kinds import TABLE
 from core.measures import Importance
 from core.plan import PruningPlan
-from diagnostics.diagnosis import Diagnosis
-from diagnostics.measured import Scores
+from diagnostics.findings.diagnosis import Diagnosis
+from diagnostics.findings.quantities import Scores
 from diagnostics.wording import percent
 
 

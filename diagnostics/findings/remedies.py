@@ -13,7 +13,7 @@ import numpy as np
 
 from core.criteria import CRITERIA
 from core.transforms import Remedy
-from diagnostics.measured import TOLERANCE, Measured
+from diagnostics.findings.quantities import TOLERANCE, Measured
 
 BY_LOSS = (
     "obs ranks all blocks by what they cost once the rest is refitted, and the rates follow from that. Nothing to do; "

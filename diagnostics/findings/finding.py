@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from core.transforms import Remedy
-from diagnostics.measured import Measured
-from diagnostics.remedies import ActiveRemedies, Advice
+from diagnostics.findings.quantities import Measured
+from diagnostics.findings.remedies import ActiveRemedies, Advice
 
 SEVERITIES = ("high", "medium", "low", "info")
 

@@ -4,9 +4,9 @@ With r = removed / prunable parameters of the model, and a layer's rate = remove
 parameters of that layer, a layer is extreme above max(0.5, min(0.9, 1.5 r)).
 """
 
-from diagnostics.finding import Finding, advised
-from diagnostics.measured import TOLERANCE, Measured
-from diagnostics.remedies import BY_LOSS, ActiveRemedies, advise, block_cap, clipping, log, temperature
+from diagnostics.findings.finding import Finding, advised
+from diagnostics.findings.quantities import TOLERANCE, Measured
+from diagnostics.findings.remedies import BY_LOSS, ActiveRemedies, advise, block_cap, clipping, log, temperature
 from diagnostics.wording import name_layers, percent, percent_range
 
 EXTREME_LAYERS, MANY_EXTREME_LAYERS = 3, 6  # 3 to 5 are extreme, 6 and more are many

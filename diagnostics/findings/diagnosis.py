@@ -8,10 +8,10 @@ import numpy as np
 from core.groups import Architecture
 from core.measures import Importance, Prior
 from core.plan import PruningPlan
-from diagnostics.finding import Finding
-from diagnostics.findings import find
-from diagnostics.measured import Extras, Measured, Range, Scores
-from diagnostics.remedies import ActiveRemedies
+from diagnostics.findings.finding import Finding
+from diagnostics.findings.quantities import Extras, Measured, Range, Scores
+from diagnostics.findings.remedies import ActiveRemedies
+from diagnostics.findings.rules import find
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from typing import Any, TypeGuard
 
 from core.plan import PruningPlan
 from core.program import program_name
-from diagnostics.diagnosis import Diagnosis
-from diagnostics.finding import Finding
-from diagnostics.next_command import next_command, only_remedies
-from diagnostics.reports import requested
+from diagnostics.findings.diagnosis import Diagnosis
+from diagnostics.findings.finding import Finding
+from diagnostics.reports.files import requested
+from diagnostics.reports.next_command import next_command, only_remedies
 from diagnostics.wording import bytes_text, decimal, percent
 
 WIDTH = 100

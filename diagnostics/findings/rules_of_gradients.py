@@ -4,9 +4,9 @@ a remedy; the score ratio and the rates do."""
 import numpy as np
 
 from core.transforms import Remedy
-from diagnostics.finding import Finding, advised
-from diagnostics.measured import TOLERANCE, Measured
-from diagnostics.remedies import ADVICE_ONLY, ActiveRemedies, Advice, Step, advise, log, sqrt
+from diagnostics.findings.finding import Finding, advised
+from diagnostics.findings.quantities import TOLERANCE, Measured
+from diagnostics.findings.remedies import ADVICE_ONLY, ActiveRemedies, Advice, Step, advise, log, sqrt
 from diagnostics.wording import name_layers, times
 
 HIGH_RATIO = 1000.0

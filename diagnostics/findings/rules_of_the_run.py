@@ -7,9 +7,9 @@ import numpy as np
 
 from core.kinds import ATTENTION
 from core.transforms import Remedy
-from diagnostics.finding import Finding
-from diagnostics.measured import Measured
-from diagnostics.remedies import ActiveRemedies
+from diagnostics.findings.finding import Finding
+from diagnostics.findings.quantities import Measured
+from diagnostics.findings.remedies import ActiveRemedies
 from diagnostics.wording import name_layers, percent
 
 BUDGET_GAP = 0.01  # of the budget

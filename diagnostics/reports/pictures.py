@@ -12,7 +12,10 @@ from core.failures import convenience
 from core.kinds import TABLE
 from core.measures import GRADIENTS_OF_OUTPUTS, GRADIENTS_OF_WEIGHTS, GradientStatistics, Importance
 from core.plan import PruningPlan
-from diagnostics.canvas import (
+from diagnostics.findings.diagnosis import Diagnosis
+from diagnostics.findings.quantities import Measured, Scores
+from diagnostics.findings.weighted import block_quantiles
+from diagnostics.reports.canvas import (
     BARE,
     EXTREME,
     FROZEN,
@@ -30,9 +33,6 @@ from diagnostics.canvas import (
     save,
     shade,
 )
-from diagnostics.diagnosis import Diagnosis
-from diagnostics.measured import Measured, Scores
-from diagnostics.weighted import block_quantiles
 from diagnostics.wording import name_layers, percent, percent_range, times
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""What a plan looks like, judged: numbers by layer, rules, findings with the remedies they name."""
