@@ -18,7 +18,7 @@ from models.reference import reference, verification_windows
 from models.saving import save_checkpoint
 from models.stock import save_stock_checkpoint, stock_model
 from models.verification import insist, verify, verify_files, write_verification
-from pruning.reconstruction import Reconstruction
+from pruning.repair_report import RepairReport
 from pruning.surgery import operate
 
 
@@ -85,7 +85,7 @@ def write_card(
     calibration: TokenWindows | None,
     dense: dict[str, Any] | None,
     pruned: dict[str, Any] | None,
-    repaired: Reconstruction | None = None,
+    repaired: RepairReport | None = None,
 ) -> Path:
     """``<output>/model/README.md``: what was removed, how, with what result, and how to load it."""
     transforms: dict[str, Any] = {}

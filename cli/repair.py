@@ -11,8 +11,9 @@ from core.plan import PruningPlan
 from core.windows import TokenWindows
 from models.architecture import decoder_layers
 from models.reference import without_removed_groups
-from pruning.reconstruction import Reconstruction, reconstruct, write_reconstruction
-from pruning.walk import Repair
+from pruning.repair import RepairSettings
+from pruning.repair import repair as repair_model
+from pruning.repair_report import RepairReport, write_repair_report
 
 
 def judge_before_repair(
@@ -38,8 +39,8 @@ def judge_before_repair(
     return {"perplexity": found}
 
 
-def asked_repair(job: Job, options: argparse.Namespace) -> Repair:
-    return Repair(
+def asked_repair(job: Job, options: argparse.Namespace) -> RepairSettings:
+    return RepairSettings(
         target=options.reconstruct_target,
         text=options.reconstruct_text,
         modules=options.reconstruct_modules,
@@ -55,12 +56,12 @@ def repair(
     plan: PruningPlan,
     calibration: TokenWindows | None,
     stages: Stages,
-) -> tuple[Reconstruction | None, list[Path]]:
+) -> tuple[RepairReport | None, list[Path]]:
     """Refit ``model`` in place and write the report; (None, []) where nothing was asked for. Surgery comes next."""
     if not options.reconstructs:
         return None, []
     assert calibration is not None  # Job.needs_text
     with stages("repair"):
-        done = reconstruct(model, job.source.family, plan, calibration, asked_repair(job, options))
+        done = repair_model(model, job.source.family, plan, calibration, asked_repair(job, options))
     print(done.line(), file=sys.stderr)
-    return done, [write_reconstruction(options.output / "analysis" / "reconstruction.json", done)]
+    return done, [write_repair_report(options.output / "analysis" / "reconstruction.json", done)]

@@ -24,7 +24,7 @@ from diagnostics.reports import write_reports
 from importance.scoring import Scores, score_groups
 from pruning.plan_file import write_plan
 from pruning.planning import plan_removal
-from pruning.reconstruction import Reconstruction
+from pruning.repair_report import RepairReport
 from pruning.uniform import plan_uniform
 
 
@@ -190,9 +190,7 @@ def _say_what_is_not_finite(result: dict[str, Any], label: str) -> None:
         print(f"finding: {sentence}", file=sys.stderr)
 
 
-def facts(
-    decision: Decision, kept: KeptMeasurements, streamed: bool, repaired: Reconstruction | None
-) -> dict[str, Any]:
+def facts(decision: Decision, kept: KeptMeasurements, streamed: bool, repaired: RepairReport | None) -> dict[str, Any]:
     """What run.json keeps of measurement, trials and repair beside timings."""
     importance = decision.importance
     return {

@@ -21,7 +21,7 @@ from diagnostics.trials import paired
 from evaluation.perplexity import window_nll
 from models.architecture import decoder_layers
 from models.reference import without_removed_groups
-from pruning.reconstruction import repaired_for_now
+from pruning.repair import repaired_for_now
 
 TRIAL_WINDOWS = 16
 

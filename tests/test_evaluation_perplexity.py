@@ -72,7 +72,7 @@ def test_first_batches_are_what_logits_and_on_a_cpu_caches_have_room_for(
 ) -> None:
     """2^28 bytes are 2 · 2^26 values of bfloat16: 4 · 2048 positions of 2^14 words; on a CPU 2048 tokens."""
     model = SimpleNamespace(config=SimpleNamespace(vocab_size=2**14), dtype=torch.bfloat16, device=torch.device(device))
-    assert module.first_batch_size(model, seq_len) == windows  # type: ignore[arg-type]
+    assert module.first_batch_size(model, seq_len) == windows
 
 
 def test_chunk_of_positions_does_not_show(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
