@@ -7,7 +7,7 @@ or begun there by an attention that adds nothing; so nothing here knows a family
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -151,35 +151,22 @@ class LayerRunner:
         handle = writer.register_forward_hook(lambda _module, args, output: seen.extend((args[0], output)))
         try:
             with self._alone(block):
-                stream = self._behind(block, before)
+                if block.kind == ATTENTION:
+                    stream = self._input_of(block.layer, self.family.pre_mlp_norm, before)
+                else:
+                    stream = self._call(block.layer, before)
         finally:
             handle.remove()
         return BlockPass(seen[0], seen[1], stream)
 
     def behind(self, block: Block, before: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """The stream behind the block, where ``output`` is what its writing module gives; both (B, T, C)."""
-        with self._alone(block, output):
-            return self._behind(block, before)
+        return before + (output if block.norm is None else block.norm(output))
 
-    def _behind(self, block: Block, before: torch.Tensor) -> torch.Tensor:
-        if block.kind == ATTENTION:
-            return self._input_of(block.layer, self.family.pre_mlp_norm, before)
-        return self._call(block.layer, before)
-
-    @contextmanager
-    def _alone(self, block: Block, output: torch.Tensor | None = None) -> Iterator[None]:
-        """Inside, the MLP block receives the layer's input as it is; given ``output``, the block's modules give it."""
-        layer = self.layers[block.layer]
-        attention, mlp = layer.get_submodule(self.family.attention), layer.get_submodule(self.family.mlp)
-        with ExitStack() as stack:
-            if block.kind == ATTENTION:
-                if output is not None:
-                    stack.enter_context(_replaced(attention, lambda *_args, **_kwargs: (output, None)))
-            else:
-                stack.enter_context(_replaced(attention, _nothing))
-                if output is not None:
-                    stack.enter_context(_replaced(mlp, lambda *_args, **_kwargs: output))
-            yield
+    def _alone(self, block: Block) -> AbstractContextManager[None]:
+        """Inside, the MLP block receives the layer's input as it is."""
+        attention = self.layers[block.layer].get_submodule(self.family.attention)
+        return nullcontext() if block.kind == ATTENTION else _replaced(attention, _nothing)
 
     def _input_of(self, index: int, path: str, hidden: torch.Tensor) -> torch.Tensor:
         """What a module of layer ``index`` receives; it and what follows do not run."""
