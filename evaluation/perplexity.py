@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
-from core.batching import with_batch_that_fits
+from core.batching import TOKENS_A_BATCH, with_batch_that_fits
 from core.errors import DataError
 from core.windows import TokenWindows
 from evaluation.measuring import as_found
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BATCH_LOGITS_BYTES = 2**28  # the first batch tried is the largest whose logits take at most this much
-CHUNK_LOGITS_BYTES = 2**26  # float32 logits that exist at once on top of the batch's own
+CHUNK_LOGITS_BYTES = 2**26  # float32 log-probabilities that exist at once on top of the batch's own logits
+CACHED_BYTES = 2**22  # the same on a CPU: what its caches hold
+NOT_PREDICTED = -100
 LARGEST_NLL = math.log(np.finfo(np.float64).max)  # beyond it exp overflows
 
 
@@ -75,7 +78,7 @@ def _measures(nll: np.ndarray, tokens: int, text_bytes: int | None) -> dict[str,
 
 def window_nll(model: "PreTrainedModel", ids: np.ndarray, *, batch_size: int | None, description: str) -> np.ndarray:
     """float64 (N,): NLL of each window of ``ids`` int64 (N, T), in nats; NaN or Inf where the model yields it."""
-    nll = np.empty(len(ids))
+    nll: list[torch.Tensor] = []
     size = batch_size or first_batch_size(model, ids.shape[1])
     done = 0
     bar = tqdm(total=len(ids), desc=description, unit="window", mininterval=1.0, leave=False)
@@ -83,34 +86,42 @@ def window_nll(model: "PreTrainedModel", ids: np.ndarray, *, batch_size: int | N
         while done < len(ids):
             attempt = partial(_next_windows, model, ids[done:])
             values, size = with_batch_that_fits(attempt, size, fixed=batch_size is not None)
-            nll[done : done + len(values)] = values
+            nll.append(values)
             done += len(values)
             bar.update(len(values))
-    return nll
+    return np.concatenate([np.empty(0), *(values.cpu().numpy() for values in nll)])
 
 
 def first_batch_size(model: "PreTrainedModel", seq_len: int) -> int:
-    """The largest power of two whose logits, in the model's dtype, take at most BATCH_LOGITS_BYTES; at least 1."""
-    window_bytes = seq_len * model.config.vocab_size * model.dtype.itemsize
-    return 2 ** int(math.log2(max(1, BATCH_LOGITS_BYTES // window_bytes)))
+    """The largest power of two whose logits, in the model's dtype, take at most BATCH_LOGITS_BYTES; at least 1.
 
-
-def _next_windows(model: "PreTrainedModel", ids: np.ndarray, size: int) -> np.ndarray:
-    """float64 (B,): NLL of the first ``size`` windows of ``ids``; B is smaller where fewer are left."""
-    batch = torch.from_numpy(ids[:size]).to(model.device)
-    logits = model(input_ids=batch, use_cache=False).logits
-    return np.array([_sequence_nll(*pair) for pair in zip(logits, batch, strict=True)])
-
-
-def _sequence_nll(logits: torch.Tensor, ids: torch.Tensor) -> float:
-    """NLL of one sequence: logits (T, V) of any float dtype, ids int64 (T,).
-
-    -ln p(x) = logsumexp(z) - z_x, in float32 over a few positions at a time: 2048 positions of a vocabulary of
-    256,000 would be 2 GB more than the model's own logits.
+    On a CPU no more than TOKENS_A_BATCH tokens: its caches no longer hold what more of them pass from layer to layer.
     """
-    chunk = max(1, CHUNK_LOGITS_BYTES // (4 * logits.shape[-1]))
-    total = torch.zeros((), dtype=torch.float64, device=logits.device)
-    for z, x in zip(logits[:-1].split(chunk), ids[1:].split(chunk), strict=True):
-        z = z.float()
-        total += (z.logsumexp(-1) - z.gather(-1, x[:, None])[:, 0]).double().sum()
-    return float(total)
+    window_bytes = seq_len * model.config.vocab_size * model.dtype.itemsize
+    windows = BATCH_LOGITS_BYTES // window_bytes
+    if model.device.type == "cpu":
+        windows = min(windows, TOKENS_A_BATCH // seq_len)
+    return 2 ** int(math.log2(max(1, windows)))
+
+
+def _next_windows(model: "PreTrainedModel", ids: np.ndarray, size: int) -> torch.Tensor:
+    """float64 (B,) on the model's device: NLL of the first ``size`` windows of ``ids``, B fewer where fewer are left.
+
+    Nothing here waits for the device.
+    """
+    batch = torch.from_numpy(ids[:size]).to(model.device, non_blocking=True)
+    targets = F.pad(batch[:, 1:], (0, 1), value=NOT_PREDICTED)  # the last position predicts nothing
+    logits = model(input_ids=batch, use_cache=False).logits
+    return _token_nll(logits.flatten(0, 1), targets.flatten()).view(batch.shape).sum(1)
+
+
+def _token_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """float64 (P,): -ln p of each target, 0 where it is NOT_PREDICTED. logits (P, V) of any float dtype, int64 (P,).
+
+    In float32 over a few positions at a time: 2048 positions of a vocabulary of 256,000 would be 2 GB more than the
+    model's own logits.
+    """
+    chunk = max(1, (CACHED_BYTES if logits.device.type == "cpu" else CHUNK_LOGITS_BYTES) // (4 * logits.shape[-1]))
+    pairs = zip(logits.split(chunk), targets.split(chunk), strict=True)
+    losses = [F.nll_loss(F.log_softmax(z, -1, dtype=torch.float32), x, reduction="none") for z, x in pairs]
+    return torch.cat(losses).double()

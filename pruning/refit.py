@@ -17,75 +17,9 @@ from dataclasses import dataclass
 
 import torch
 
+from pruning.moments import Moments
+
 KEPT_GAIN = 0.99
-
-
-class Moments:
-    """Sums over tokens, float64: all that a refit and its error need, whatever the number of tokens.
-
-    gram: (n, n) Σ k k^T. cross: (C, n) Σ r k^T. inputs: (n,) Σ k. lack: (C,) Σ r. lack_energy: Σ ‖r‖².
-    target_energy: Σ ‖y‖². tokens: their number. With weights all of these are weighted sums, the number included.
-    """
-
-    def __init__(self, outputs: int, inputs: int, device: torch.device) -> None:
-        zeros = {"dtype": torch.float64, "device": device}
-        self.gram = torch.zeros(inputs, inputs, **zeros)  # type: ignore[call-overload]
-        self.cross = torch.zeros(outputs, inputs, **zeros)  # type: ignore[call-overload]
-        self.inputs = torch.zeros(inputs, **zeros)  # type: ignore[call-overload]
-        self.lack = torch.zeros(outputs, **zeros)  # type: ignore[call-overload]
-        self.lack_energy = self.target_energy = self.tokens = 0.0
-
-    def add(self, k: torch.Tensor, r: torch.Tensor, y: torch.Tensor, weight: torch.Tensor | None = None) -> None:
-        """k (tokens, n), r and y (tokens, C), weight (tokens, 1), float32: products in float32, sums in float64.
-
-        Nothing is added before everything is computed, so a batch that runs out of memory leaves no trace.
-        """
-        w = torch.ones_like(k[:, :1]) if weight is None else weight
-        weighted = w * k
-        gram, cross = k.T @ weighted, r.T @ weighted
-        inputs, lack = weighted.double().sum(0), (w * r).double().sum(0)
-        energies = float((w * r.square()).double().sum()), float((w * y.square()).double().sum())
-        for total, part in ((self.gram, gram), (self.cross, cross), (self.inputs, inputs), (self.lack, lack)):
-            total += part
-        self.lack_energy += energies[0]
-        self.target_energy += energies[1]
-        self.tokens += float(w.double().sum())
-
-    def error(self, change: torch.Tensor, shift: torch.Tensor | None = None) -> float:
-        """Σ ‖r - change k - shift‖² / Σ ‖y‖²; change float64 (C, n), shift float64 (C,). 0 for a silent target."""
-        total = self.lack_energy - 2 * float((change * self.cross).sum()) + float(((change @ self.gram) * change).sum())
-        if shift is not None:
-            total += float(shift @ (2 * (change @ self.inputs) - 2 * self.lack + self.tokens * shift))
-        return max(total, 0.0) / self.target_energy if self.target_energy else 0.0
-
-
-class InputMoments:
-    """Sums over tokens of what modules read, x in the dense stream and k in the pruned one; float64 (n, n).
-
-    gram: Σ k k^T. cross: Σ (x - k) k^T. lack: Σ (x - k)(x - k)^T. Enough for any weights that read them.
-    """
-
-    def __init__(self, inputs: int, device: torch.device) -> None:
-        self.gram, self.cross, self.lack = torch.zeros(3, inputs, inputs, dtype=torch.float64, device=device)
-        self.tokens = 0
-
-    def add(self, x: torch.Tensor, k: torch.Tensor) -> None:
-        """x, k (tokens, n) float32: products in float32, sums in float64; all or nothing, like ``Moments.add``."""
-        r = x - k
-        gram, cross, lack = k.T @ k, r.T @ k, r.T @ r
-        for total, part in ((self.gram, gram), (self.cross, cross), (self.lack, lack)):
-            total += part
-        self.tokens += len(k)
-
-    def behind(self, weight: torch.Tensor) -> Moments:
-        """The sums for weight (C, n) with the target weight · x: what its outputs lack is weight · (x - k)."""
-        w = weight.double()
-        found = Moments(0, 0, w.device)
-        found.gram, found.cross, found.tokens = self.gram, w @ self.cross, float(self.tokens)
-        square = w.T @ w  # Σ ‖w v‖² over tokens is the sum over entries of square * Σ v v^T
-        found.lack_energy = float((square * self.lack).sum())
-        found.target_energy = float((square * (self.gram + self.cross + self.cross.T + self.lack)).sum())
-        return found
 
 
 def refit(moments: Moments, ridge: float, *, intercept: bool) -> tuple[torch.Tensor, torch.Tensor | None] | None:
@@ -93,7 +27,7 @@ def refit(moments: Moments, ridge: float, *, intercept: bool) -> tuple[torch.Ten
 
     ridge: λ over the mean diagonal of K K^T. Cholesky in float64; None too where rounding left it no definite matrix.
     """
-    gram, cross = moments.gram.clone(), moments.cross
+    gram, cross = moments.gram, moments.cross
     if intercept:
         gram -= torch.outer(moments.inputs, moments.inputs) / moments.tokens
         cross = cross - torch.outer(moments.lack, moments.inputs) / moments.tokens
@@ -140,7 +74,7 @@ def choose(
     weight (C, n): W_k, bias (C,): b, which ``fit`` and ``held_out`` were taken with. The errors are those of weights
     rounded to stored_dtype, the one they will be saved in (None: their own).
     """
-    before = held_out.error(torch.zeros_like(held_out.cross))
+    before = held_out.error()
     gains: list[tuple[float, Choice]] = []
     for ridge in ridges:
         solved = refit(fit, ridge, intercept=bias is not None)

@@ -20,7 +20,8 @@ from models.saving import save_checkpoint
 from models.stock import save_stock_checkpoint, stock_model
 from models.travel import travelling_files
 from models.verification import Verification, insist, not_verified, verify, verify_files, write_verification
-from pruning.reconstruction import Reconstruction, reconstruct, write_reconstruction
+from pruning.repair import repair as repair_dense
+from pruning.repair_report import RepairReport, write_repair_report
 from pruning.surgery import operate
 from run.decision import Ranked
 from run.result import Outcome
@@ -45,19 +46,19 @@ class Cut:
         return None if hasattr(self.model, "prune_and_save") else self.model
 
 
-def repair(session: Session, plan: PruningPlan) -> Reconstruction | None:
+def repair(session: Session, plan: PruningPlan) -> RepairReport | None:
     """Refit the dense model in place and write the report; None where the settings ask for none."""
     if not session.settings.repairs:
         return None
     done = repair_model(session, session.own_dense(), plan)
-    write_reconstruction(session.folder / "analysis" / "reconstruction.json", done)
+    write_repair_report(session.folder / "analysis" / "reconstruction.json", done)
     return done
 
 
-def repair_model(session: Session, model: Any, plan: PruningPlan) -> Reconstruction:
+def repair_model(session: Session, model: Any, plan: PruningPlan) -> RepairReport:
     """Refit ``model`` in place on the calibration windows, as the settings ask."""
     with session.stages("repair"):
-        done = reconstruct(model, session.family, plan, session.calibrated, session.repair)
+        done = repair_dense(model, session.family, plan, session.calibrated, session.repair)
     say(done.line())
     return done
 

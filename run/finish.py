@@ -10,7 +10,7 @@ from core.files import write_json
 from diagnostics.page.run_page import write_run_page
 from diagnostics.reports.console import closing_report
 from evaluation.evaluate import results
-from pruning.reconstruction import Reconstruction
+from pruning.repair_report import RepairReport
 from run.decision import Decision, Ranked
 from run.record import run_record
 from run.result import Outcome, Result
@@ -58,7 +58,7 @@ def _windows(session: Session) -> dict[str, Any]:
     return windows if session.calibration is None else windows | {"calibration": session.calibration}
 
 
-def _facts(session: Session, decision: Decision, repaired: Reconstruction | None) -> dict[str, Any]:
+def _facts(session: Session, decision: Decision, repaired: RepairReport | None) -> dict[str, Any]:
     """What run.json keeps of measurement, trials and repair beside timings."""
     ranked = decision if isinstance(decision, Ranked) else None
     return {

@@ -13,7 +13,7 @@ from core.windows import TokenWindows
 from evaluation.perplexity import window_nll
 from models.architecture import decoder_layers
 from models.reference import without_removed_groups
-from pruning.reconstruction import repaired_for_now
+from pruning.repair import repaired_for_now
 from pruning.trials import paired
 
 if TYPE_CHECKING:

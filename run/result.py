@@ -8,7 +8,7 @@ from typing import Any
 from core.plan import PruningPlan
 from diagnostics.findings.diagnosis import Diagnosis
 from diagnostics.findings.finding import Finding
-from pruning.reconstruction import Reconstruction
+from pruning.repair_report import RepairReport
 from run.decision import Decision
 from run.settings import Settings
 
@@ -22,7 +22,7 @@ class Outcome:
     diagnosis: Diagnosis
     dense: dict[str, Any] | None
     unrepaired: dict[str, Any] | None = None
-    repaired: Reconstruction | None = None
+    repaired: RepairReport | None = None
     pruned: dict[str, Any] | None = None
     model: Any = None
 

@@ -26,7 +26,7 @@ from pruning.budget import budget_params, requested_params
 from pruning.limits import Limits
 from pruning.plan_file import read_plan
 from pruning.targets import check_plan, default_round_to, explain, limits_for
-from pruning.walk import Repair
+from pruning.repair import RepairSettings
 from run.cache_keys import common_key
 from run.folder import RunFolder
 from run.judging import JUDGING_WINDOWS, Judge
@@ -238,10 +238,10 @@ class Session:
         )
 
     @property
-    def repair(self) -> Repair:
+    def repair(self) -> RepairSettings:
         """How the settings want what is left repaired."""
         asked = self.settings.repair
-        return Repair(
+        return RepairSettings(
             target=asked.reconstruct_target,
             text=asked.reconstruct_text,
             modules=asked.reconstruct_modules,

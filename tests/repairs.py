@@ -9,8 +9,8 @@ from conftest import random_plan, token_ids, windows_of
 from core.plan import PruningPlan
 from models.architecture import architecture_of, decoder_layers
 from models.families import family_of
-from pruning.reconstruction import Reconstruction, reconstruct
-from pruning.walk import Repair
+from pruning.repair import RepairSettings, repair
+from pruning.repair_report import RepairReport
 
 IDS = token_ids(rows=24, length=14)
 WINDOWS = windows_of(IDS)
@@ -24,9 +24,9 @@ def plan_for(model: Any, removed_layers: tuple[int, ...] = ()) -> PruningPlan:
     return random_plan(architecture_of(model, family(model)), seed=3, removed_layers=removed_layers)
 
 
-def repaired(model: Any, plan: PruningPlan, **options: Any) -> tuple[Any, Reconstruction]:
+def repaired(model: Any, plan: PruningPlan, **options: Any) -> tuple[Any, RepairReport]:
     copied = copy.deepcopy(model)
-    return copied, reconstruct(copied, family(model), plan, WINDOWS, Repair(**options))
+    return copied, repair(copied, family(model), plan, WINDOWS, RepairSettings(**options))
 
 
 @torch.no_grad()

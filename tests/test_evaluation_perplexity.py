@@ -64,11 +64,22 @@ def test_batch_size_does_not_show(model: Any, batch_size: int) -> None:
     assert measure(model, windows, batch_size)["nll_nats_per_token"] == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("device", "seq_len", "windows"), [("cuda", 2048, 4), ("cuda", 512, 16), ("cpu", 512, 4), ("cpu", 4096, 1)]
+)
+def test_first_batches_are_what_logits_and_on_a_cpu_caches_have_room_for(
+    device: str, seq_len: int, windows: int
+) -> None:
+    """2^28 bytes are 2 · 2^26 values of bfloat16: 4 · 2048 positions of 2^14 words; on a CPU 2048 tokens."""
+    model = SimpleNamespace(config=SimpleNamespace(vocab_size=2**14), dtype=torch.bfloat16, device=torch.device(device))
+    assert module.first_batch_size(model, seq_len) == windows
+
+
 def test_chunk_of_positions_does_not_show(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     windows = windows_of(3, 12)
     expected = window_nll(model, windows.ids, batch_size=2, description="test")
-    for positions in (1, 4, 11):  # one chunk a position; a last chunk of three; one chunk in all
-        monkeypatch.setattr(module, "CHUNK_LOGITS_BYTES", positions * 97 * 4)
+    for positions in (1, 5, 24):  # one chunk a position; a last chunk of four; one chunk a batch of two windows
+        monkeypatch.setattr(module, "CACHED_BYTES", positions * 97 * 4)
         chunked = window_nll(model, windows.ids, batch_size=2, description="test")
         np.testing.assert_allclose(chunked, expected, rtol=1e-12)
 

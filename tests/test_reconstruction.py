@@ -16,9 +16,10 @@ from core.families import IN, OUT, member_rows
 from models.architecture import architecture_of, decoder_layers
 from models.narrow import empty_narrow_model
 from models.reference import reference
-from pruning.reconstruction import reconstruct, repaired_for_now, write_reconstruction
+from pruning.repair import RepairSettings, repair, repaired_for_now
+from pruning.repair_report import OUTPUT, write_repair_report
+from pruning.repair_windows import held_out_windows, shuffled_tokens
 from pruning.surgery import operate
-from pruning.walk import OUTPUT, Repair, held_out_windows, shuffled_tokens
 
 
 @pytest.mark.parametrize("target", ["stream", "dense", "pruned"])
@@ -123,12 +124,12 @@ def test_running_out_of_memory_halves_the_batch_and_counts_nothing_twice(llama: 
             raise torch.OutOfMemoryError("pretended")
 
     victim.model.layers[1].mlp.down_proj.register_forward_pre_hook(full)
-    done = reconstruct(victim, family(llama), plan, WINDOWS)
+    done = repair(victim, family(llama), plan, WINDOWS)
     assert [block.error_after for block in done.blocks] == pytest.approx(
         [block.error_after for block in wanted.blocks], rel=1e-3
     )
     with pytest.raises(UsageError, match="--batch_size 8"):
-        reconstruct(copy.deepcopy(victim), family(llama), plan, WINDOWS, Repair(batch_size=8))
+        repair(copy.deepcopy(victim), family(llama), plan, WINDOWS, RepairSettings(batch_size=8))
 
 
 @torch.no_grad()
@@ -154,7 +155,7 @@ def test_the_same_again_gives_the_same_bytes(llama: Any, tmp_path: Path) -> None
     runs = [repaired(llama, plan_for(llama)) for _ in range(2)]
     for a, b in zip(*(model.parameters() for model, _ in runs), strict=True):
         assert torch.equal(a, b)
-    files = [write_reconstruction(tmp_path / f"{i}.json", done) for i, (_, done) in enumerate(runs)]
+    files = [write_repair_report(tmp_path / f"{i}.json", done) for i, (_, done) in enumerate(runs)]
     assert files[0].read_bytes() == files[1].read_bytes()
     found = json.loads(files[0].read_text())
     assert found["num_repaired"] == sum(b["repaired"] for b in found["blocks"] if b["side"] == OUTPUT) > 0
@@ -180,13 +181,13 @@ def test_a_bfloat16_model_is_repaired_in_float32_sums(llama: Any) -> None:
 
 def test_two_windows_are_needed_and_finite_streams(llama: Any) -> None:
     with pytest.raises(UsageError, match="--num_samples 1"):
-        reconstruct(llama, family(llama), plan_for(llama), windows_of(IDS[:1]))
+        repair(llama, family(llama), plan_for(llama), windows_of(IDS[:1]))
     assert held_out_windows(2).tolist() == [False, True]
     assert held_out_windows(8).tolist() == [False, False, False, True] * 2
     with torch.no_grad():
         llama.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
     with pytest.raises(NumericalError, match="layer 1"):
-        reconstruct(llama, family(llama), plan_for(llama), WINDOWS)
+        repair(llama, family(llama), plan_for(llama), WINDOWS)
     for module in llama.modules():
         assert not module._forward_hooks
         assert not module._forward_pre_hooks

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pruning.refit import InputMoments, Moments, choose, refit
+from pruning.moments import InputMoments, Moments
+from pruning.refit import choose, refit
 
 
 def moments(k: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Moments:
@@ -147,7 +148,7 @@ def test_sums_of_inputs_serve_any_weights_that_read_them() -> None:
     sums = InputMoments(4, k.device)
     sums.add(x[:20], k[:20])
     sums.add(x[20:], k[20:])
-    found, wanted = sums.behind(weight), moments(k, x @ weight.T, weight)
+    found, wanted = sums.seen_by(weight), moments(k, x @ weight.T, weight)
     for name in ("gram", "cross"):
         torch.testing.assert_close(getattr(found, name), getattr(wanted, name), rtol=1e-4, atol=1e-4)
     assert (found.lack_energy, found.target_energy) == pytest.approx((wanted.lack_energy, wanted.target_energy))

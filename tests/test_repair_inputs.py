@@ -12,8 +12,9 @@ from repairs import IDS, family, plan_for, repaired
 from core.families import OUT, member_rows
 from core.groups import ATTENTION, KINDS
 from models.architecture import decoder_layers
-from pruning.reconstruction import reconstruct
-from pruning.walk import INPUT, OUTPUT, Repair, held_out_windows
+from pruning.repair import RepairSettings, repair
+from pruning.repair_report import INPUT, OUTPUT
+from pruning.repair_windows import held_out_windows
 
 
 @pytest.mark.parametrize("name", ["llama", "phi3", "gemma3_text", "qwen2"])
@@ -77,7 +78,7 @@ def test_refitting_inputs_too_brings_logits_nearer(llama: Any) -> None:
     gaps = {}
     for modules in ("outputs", "all"):
         model = copy.deepcopy(llama)
-        reconstruct(model, family(llama), plan, windows_of(fitted), Repair(modules=modules))
+        repair(model, family(llama), plan, windows_of(fitted), RepairSettings(modules=modules))
         with torch.no_grad():
             gaps[modules] = float((model(input_ids=others).logits - llama(input_ids=others).logits).square().mean())
     assert gaps["all"] < 0.98 * gaps["outputs"]

@@ -10,8 +10,9 @@ from conftest import build, plan_keeping, token_ids, windows_of
 from repairs import IDS, family, hidden_states, plan_for, repaired
 
 from models.architecture import architecture_of
-from pruning.reconstruction import reconstruct
-from pruning.walk import Repair, _before_norm, held_out_windows
+from pruning.repair import RepairSettings, repair
+from pruning.repair_targets import before_norm
+from pruning.repair_windows import held_out_windows
 
 
 def test_targets_agree_until_the_streams_part(llama: Any) -> None:
@@ -33,7 +34,7 @@ def test_stream_target_brings_the_residual_stream_nearer_than_the_others(llama: 
     gaps = {}
     for target in ("stream", "dense", "pruned"):
         model = copy.deepcopy(llama)
-        reconstruct(model, family(llama), plan, windows_of(fitted), Repair(target=target))
+        repair(model, family(llama), plan, windows_of(fitted), RepairSettings(target=target))
         gap = hidden_states(model, others)[-1] - dense
         gaps[target] = float((gap.norm(dim=-1) / dense.norm(dim=-1)).square().mean())
     assert gaps["stream"] < 0.97 * gaps["dense"] < gaps["pruned"]
@@ -78,7 +79,7 @@ def test_behind_a_norm_too_the_stream_target_brings_the_residual_stream_nearer(n
     for target in ("stream", "dense", "pruned"):
         model = copy.deepcopy(dense_model)
         fitted = windows_of(token_ids(rows=600, length=14, seed=1))
-        reconstruct(model, family(model), plan_for(model), fitted, Repair(target=target))
+        repair(model, family(model), plan_for(model), fitted, RepairSettings(target=target))
         gap = hidden_states(model, others)[-1] - dense
         gaps[target] = float((gap.norm(dim=-1) / dense.norm(dim=-1)).square().mean())
     assert gaps["stream"] < 0.97 * min(gaps["dense"], gaps["pruned"])
@@ -90,7 +91,7 @@ def test_a_change_behind_a_norm_is_taken_back_before_it() -> None:
     norm = build("gemma3_text").model.layers[0].post_feedforward_layernorm
     norm.weight.uniform_(0.0, 1.0)
     y, change = torch.randn(2, 5, 64) * 7, 1e-3 * torch.randn(2, 5, 64)
-    moved = norm(y + _before_norm(norm, y, change)) - norm(y)
+    moved = norm(y + before_norm(norm, y, change)) - norm(y)
     along = norm(y) / norm(y).norm(dim=-1, keepdim=True)
     across = change - (change * along).sum(-1, keepdim=True) * along
     assert float((moved - change).norm() / change.norm()) < 0.2

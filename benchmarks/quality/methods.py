@@ -36,8 +36,7 @@ from importance.moments import MomentMeter
 from importance.priors import measure_prior
 from importance.scoring import score_groups
 from pruning.planning import Limits, frozen_groups
-from pruning.reconstruction import DEFAULT, reconstruct
-from pruning.walk import Repair
+from pruning.repair import DEFAULT, RepairSettings, repair
 
 T = TypeVar("T")
 
@@ -204,14 +203,14 @@ def _output(case: Case, layer: int, kind: int) -> Any:
 # Ours
 
 
-def repaired(selection: Keep, how: Repair = DEFAULT) -> Keep:
+def repaired(selection: Keep, settings: RepairSettings = DEFAULT) -> Keep:
     """A selection, then ``--reconstruct least_squares``."""
 
     def keep(case: Case, ratio: float) -> np.ndarray:
         chosen, groups = selection(case, ratio), case.architecture.groups
         removed = int(groups.cost[~chosen].sum())
         plan = PruningPlan(case.architecture, chosen, (), ratio, "prunable", removed, removed, "")
-        reconstruct(case.model, case.family, plan, case.windows, how)
+        repair(case.model, case.family, plan, case.windows, settings)
         return chosen
 
     return keep
@@ -279,12 +278,16 @@ METHODS: dict[str, Method] = {
     "ours-by-taylor": Method(repaired(ranked("taylor")), "taylor in place of obs"),
     "ours-unweighted": Method(repaired(unweighted), "obs without the loss's gradients"),
     "ours-uniform": Method(repaired(uniform("obs")), "every layer alike in place of the global ranking"),
-    "ours-outputs": Method(repaired(ranked("obs"), Repair(modules="outputs")), "o_proj and down_proj alone repaired"),
-    "ours-unmixed": Method(repaired(ranked("obs"), Repair(text="calibration")), "repaired on the windows alone"),
+    "ours-outputs": Method(
+        repaired(ranked("obs"), RepairSettings(modules="outputs")), "o_proj and down_proj alone repaired"
+    ),
+    "ours-unmixed": Method(
+        repaired(ranked("obs"), RepairSettings(text="calibration")), "repaired on the windows alone"
+    ),
     "ours-on-pruned": Method(
-        repaired(ranked("obs"), Repair(target="pruned")), "repaired towards whole blocks on the pruned stream"
+        repaired(ranked("obs"), RepairSettings(target="pruned")), "repaired towards whole blocks on the pruned stream"
     ),
     "ours-to-dense": Method(
-        repaired(ranked("obs"), Repair(target="dense")), "repaired towards the dense blocks' outputs"
+        repaired(ranked("obs"), RepairSettings(target="dense")), "repaired towards the dense blocks' outputs"
     ),
 }

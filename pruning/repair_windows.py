@@ -1,0 +1,57 @@
+"""The text of a repair: windows that are fitted, the same tokens shuffled, and windows that no refit sees.
+
+The dense model is the teacher, so any tokens make an example. Text ``mixed`` adds to the windows that are fitted twice
+as many with the same tokens in random order: inputs that the calibration text alone never shows, which other text may.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+HELD_OUT_EVERY = 4
+SHUFFLES = 2
+
+
+@dataclass(frozen=True)
+class RepairWindows:
+    """ids: int64 (N, T), fitted windows first, then ``num_shuffled`` shuffled ones, then those held out."""
+
+    ids: np.ndarray
+    num_fitted: int
+    num_shuffled: int
+
+    @staticmethod
+    def of(ids: np.ndarray, text: str) -> "RepairWindows":
+        """ids: int64 (N, T), the calibration windows. text: ``mixed``, or ``calibration`` for nothing shuffled."""
+        held_out = held_out_windows(len(ids))
+        fitted = ids[~held_out]
+        shuffled = shuffled_tokens(fitted) if text == "mixed" else fitted[:0]
+        return RepairWindows(np.concatenate([fitted, shuffled, ids[held_out]]), len(fitted), len(shuffled))
+
+    @property
+    def fit(self) -> range:
+        """Windows that refits see."""
+        return range(self.num_fitted + self.num_shuffled)
+
+    @property
+    def judge(self) -> range:
+        """Windows that decide how strongly, and whether at all."""
+        return range(self.num_fitted + self.num_shuffled, len(self.ids))
+
+
+def held_out_windows(num_windows: int) -> np.ndarray:
+    """bool (N,): every fourth window, or the last one where there are fewer."""
+    held_out = np.arange(num_windows) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+    held_out[-1] |= not held_out.any()
+    return held_out
+
+
+def shuffled_tokens(ids: np.ndarray, times: int = SHUFFLES) -> np.ndarray:
+    """int64 (times · N, T): the same tokens in random orders over all windows, but the first of each (BOS, mostly).
+
+    The orders are those of a fixed seed, so a repair depends on its windows alone.
+    """
+    mixed, generator = np.tile(ids, (times, 1)), np.random.default_rng(0)
+    for rows in np.split(mixed, times):
+        rows[:, 1:] = generator.permutation(ids[:, 1:].reshape(-1)).reshape(ids[:, 1:].shape)
+    return mixed
