@@ -7,9 +7,10 @@ from core.groups import Architecture
 from core.measures import Importance
 from core.windows import TokenWindows
 from importance.fisher import fisher_importance
+from importance.magnitude import magnitude_importance
 from importance.obs import obs_importance
 from importance.taylor import taylor_importance
-from importance.weights import magnitude_importance, wanda_importance
+from importance.wanda import wanda_importance
 
 CRITERIA = ("taylor", "taylor_2nd", "fisher", "obs", "wanda", "magnitude")
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from core.errors import NumericalError
 from core.families import IN, Family
 from core.groups import Architecture
-from importance import measuring
+from importance import measuring, passes
 from importance.measure import CRITERIA, measure_importance
 from models.architecture import architecture_of, decoder_layers
 from models.families import family_of
@@ -188,17 +188,17 @@ def test_recomputing_layers_changes_nothing(
     model = build(name)
     plain = measured(model, criterion)
     recomputed: list[int] = []
-    original = measuring.checkpoint
+    original = passes.checkpoint
 
     def counting(*args: Any, **kwargs: Any) -> Any:
         recomputed.append(1)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(measuring, "checkpoint", counting)
-    monkeypatch.setattr(f"importance.{criterion}.layers_to_recompute", lambda *_args: count)
+    monkeypatch.setattr(passes, "checkpoint", counting)
+    monkeypatch.setattr(passes, "layers_to_recompute", lambda *_args: count)
     checkpointed = measured(model, criterion)
-    passes = len(IDS) if criterion == "taylor" else 1
-    assert len(recomputed) == count * passes
+    walks = len(IDS) if criterion == "taylor" else 1
+    assert len(recomputed) == count * walks
     np.testing.assert_allclose(checkpointed.values, plain.values, rtol=1e-4)
     np.testing.assert_allclose(checkpointed.gradients.norm, plain.gradients.norm, rtol=1e-4)
 
@@ -319,10 +319,10 @@ def test_the_loss_is_the_sum_over_predicted_tokens(llama: Any) -> None:
 def test_what_is_kept_for_backward_is_bounded(llama: Any) -> None:
     """C = 64, F = 24, float32: (448 + 96) * 4 = 2,176 bytes a token and layer; 256 MiB hold 123,361 of them."""
     architecture = architecture_of(llama, family_of("llama"))
-    assert measuring.layers_to_recompute(llama, architecture, tokens=1000) == 0
-    assert measuring.layers_to_recompute(llama, architecture, tokens=60_000) == 1
-    assert measuring.layers_to_recompute(llama, architecture, tokens=123_000) == 2
-    assert measuring.layers_to_recompute(llama, architecture, tokens=124_000) == 3
+    assert passes.layers_to_recompute(llama, architecture, tokens=1000) == 0
+    assert passes.layers_to_recompute(llama, architecture, tokens=60_000) == 1
+    assert passes.layers_to_recompute(llama, architecture, tokens=123_000) == 2
+    assert passes.layers_to_recompute(llama, architecture, tokens=124_000) == 3
 
 
 def test_no_graph_outlives_its_window(llama: Any) -> None:

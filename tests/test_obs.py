@@ -9,7 +9,7 @@ from conftest import build, token_ids, windows_of
 from test_importance import IDS, hook_count, measured, nll
 
 from core.errors import NumericalError, UsageError
-from importance import measuring, moments
+from importance import passes
 from importance.elimination import eliminate, in_order
 from importance.moments import MomentMeter, layer_bytes
 from importance.obs import obs_importance, outputs_weighted
@@ -209,14 +209,14 @@ def test_recomputing_layers_changes_nothing(name: str, count: int, monkeypatch: 
     model = build(name)
     plain = measured(model, "obs")
     recomputed: list[int] = []
-    original = measuring.checkpoint
+    original = passes.checkpoint
 
     def counting(*args: Any, **kwargs: Any) -> Any:
         recomputed.append(1)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(measuring, "checkpoint", counting)
-    monkeypatch.setattr(moments, "layers_to_recompute", lambda *_args: count)
+    monkeypatch.setattr(passes, "checkpoint", counting)
+    monkeypatch.setattr(passes, "layers_to_recompute", lambda *_args: count)
     checkpointed = measured(model, "obs")
     assert len(recomputed) == count
     np.testing.assert_allclose(checkpointed.values, plain.values, rtol=1e-4)
