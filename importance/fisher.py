@@ -31,7 +31,7 @@ def fisher_importance(
 ) -> Importance:
     """Measure in one pass with all weights frozen. The result does not depend on batch_size, beyond rounding.
 
-    Raises NumericalError when more than 5 % of the windows yield NaN or Inf (a batch is skipped as a whole).
+    Raises NumericalError when more than 5 % of the windows yield NaN or Inf.
     """
     squares = _Squares(model, family, architecture)
     run = Backward(model, family, architecture)
@@ -53,7 +53,7 @@ class _Squares(Measurement):
     total, even: float64 (K or F,) by block, summed over all windows and over the even ones.
     """
 
-    sees = "gradients"
+    sees, scales = "gradients", True
 
     def __init__(self, model: Any, family: Family, architecture: Architecture) -> None:
         self.outputs = list(output_projections(model, family))
@@ -103,5 +103,5 @@ class _Squares(Measurement):
 
     def keep(self, batch: Batch) -> None:
         for key, squared in self.squared.items():
-            self.total[key] += squared.sum(0)
-            self.even[key] += squared[batch.half(0)].sum(0)
+            self.total[key].add_(squared.sum(0), alpha=batch.scale**-2)
+            self.even[key].add_(squared[batch.half(0)].sum(0), alpha=batch.scale**-2)

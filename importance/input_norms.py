@@ -17,6 +17,8 @@ class InputSquares(Measurement):
     Squares are summed in float32 inside a batch and in float64 across batches.
     """
 
+    scales = True
+
     def __init__(self, model: Any, family: Family, kinds: tuple[int, ...] = (0, 1)) -> None:
         self.outputs = [found for found in output_projections(model, family) if found[1].kind in kinds]
         self.sees = "inputs of " + " and ".join(dict.fromkeys(member.path for _, member, _ in self.outputs))
@@ -26,7 +28,7 @@ class InputSquares(Measurement):
         }
         self.even = {key: torch.zeros_like(total) for key, total in self.total.items()}
         self.squares: dict[Key, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.even_windows = slice(None)
+        self.batch: Batch | None = None
 
     def attach(self, handles: list[Any]) -> None:
         for layer, member, module in self.outputs:
@@ -34,17 +36,19 @@ class InputSquares(Measurement):
             handles.append(module.register_forward_pre_hook(lambda _module, args, key=key: self._watch(key, args[0])))
 
     def _watch(self, key: Key, inputs: torch.Tensor) -> None:
-        squares = inputs.float().square()
-        self.squares[key] = squares.sum((0, 1)), squares[self.even_windows].sum((0, 1))
+        assert self.batch is not None
+        inputs = inputs.float() if self.batch.scale == 1 else inputs.float() * self.batch.scale
+        squares = inputs.square()
+        self.squares[key] = squares.sum((0, 1)), squares[self.batch.half(0)].sum((0, 1))
 
     def start(self, batch: Batch) -> None:
         self.squares.clear()
-        self.even_windows = batch.half(0)
+        self.batch = batch
 
     def seen(self) -> Iterable[tuple[int, torch.Tensor]]:
         return ((layer, total) for (layer, _), (total, _) in self.squares.items())
 
     def keep(self, batch: Batch) -> None:
         for key, (total, even) in self.squares.items():
-            self.total[key] += total
-            self.even[key] += even
+            self.total[key].add_(total.double(), alpha=batch.scale**-2)
+            self.even[key].add_(even.double(), alpha=batch.scale**-2)

@@ -100,7 +100,7 @@ class MomentMeter:
     def __iter__(self) -> Iterator[LayerMoments]:
         """The moments of each layer in turn. Between two of them the model is as found.
 
-        Raises NumericalError when more than 5 % of the windows yield NaN or Inf (a batch is skipped as a whole),
+        Raises NumericalError when more than 5 % of the windows yield NaN or Inf,
         UsageError when memory does not suffice.
         """
         passes = self.passes()
@@ -149,7 +149,7 @@ class _Sums(Measurement):
     With two sets, window i of all adds to set i % 2; the first dimension of the sums is the set.
     """
 
-    sees = "gradients"
+    sees, scales = "gradients", True
 
     def __init__(self, model: Any, family: Family, architecture: Architecture, layers: range, sets: int) -> None:
         self.sets = sets
@@ -200,7 +200,8 @@ class _Sums(Measurement):
                     of_set = batch.half(number) if self.sets > 1 else slice(None)
                     rows = inputs[of_set].flatten(0, 1).float()
                     self.inputs[key][number].addmm_(rows.T, rows)  # in place: no second matrix of that size
-                    self.outputs[key][number] += gradient[of_set].float().square().sum((0, 1), dtype=torch.float64)
+                    squares = gradient[of_set].float().square().sum((0, 1), dtype=torch.float64)
+                    self.outputs[key][number].add_(squares, alpha=batch.scale**-2)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise

@@ -8,7 +8,7 @@ A layer's sums lie on the device that the layer is on. The host waits once a bat
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +23,10 @@ from importance.measuring import left_as_found
 from importance.passes import Batch
 
 RARE = 0.05  # share of windows that may yield NaN or Inf before a run stops
+# What the loss is multiplied by, tried in turn until all that was seen is finite. Squares of gradients overflow float32
+# from 2e19 on; float16 gradients do from 65,504 on, and vanish below 6e-8.
+SCALES = (1.0, 2.0**-32, 2.0**-64)
+SCALES_OF_FLOAT16 = (2.0**12, 2.0**4, 2.0**-4, 2.0**-12)
 Key = tuple[int, int]  # layer and kind: a block
 
 
@@ -41,6 +45,7 @@ class Measurement:
 
     sees = "activations"  # what is NaN or Inf, in the message
     norms: "GradientNorms | None" = None
+    scales = False  # whether what is seen may be multiplied by Batch.scale (as gradients are), and keep divides by it
     repeatable = True  # False: hooks have added to the sums by themselves, so no batch can come again or be left out
 
     def attach(self, handles: list[Any]) -> None:
@@ -87,10 +92,11 @@ def over_windows(
 ) -> Tally:
     """Let all windows pass, in order. The model is left as found, also after an exception.
 
-    Raises NumericalError when more than RARE of the windows yield NaN or Inf (a batch is skipped as a whole), or one
-    does and the measurement cannot leave it out; UsageError when memory does not suffice.
+    A batch with NaN or Inf comes again on other scales, then window by window, so that only its bad windows are left
+    out. Raises NumericalError when more than RARE of the windows are, or one is and the measurement cannot leave it
+    out; UsageError when memory does not suffice.
     """
-    way = _Way(len(windows), run, measurement)
+    way = _Way(len(windows), run, measurement, next(model.parameters()).dtype)
     with left_as_found(model) as handles:
         measurement.attach(handles)
         for_each_batch(windows.ids, way.step, batch_size, description)
@@ -100,23 +106,46 @@ def over_windows(
 class _Way:
     """Where the walk is: the windows that passed and those that count."""
 
-    def __init__(self, num_windows: int, run: Run, measurement: Measurement) -> None:
+    def __init__(self, num_windows: int, run: Run, measurement: Measurement, dtype: torch.dtype) -> None:
         self.run, self.measurement = run, measurement
-        self.guard = NonFiniteGuard(num_windows, measurement.sees)
+        self.guard = NonFiniteGuard(num_windows, measurement, dtype)
+        self.scales = (SCALES_OF_FLOAT16 if dtype == torch.float16 else SCALES) if measurement.scales else (1.0,)
         self.passed, self.windows = 0, [0, 0]
         norms = measurement.norms
         self.gradients = LayerGradients(norms.num_layers) if norms is not None else None
 
     def step(self, ids: np.ndarray) -> None:
-        batch = Batch(ids, self.passed)
-        loss = self._pass(batch)
-        found = _Found.of(loss, self.measurement)
-        if self.guard.admit(found.bad_layers, found.loss_is_finite, windows=len(batch)):
+        self._admit(Batch(ids, self.passed))
+        self.passed += len(ids)
+
+    def _admit(self, batch: Batch) -> None:
+        batch, found = self._in_range(batch)
+        if found.is_finite:
             self._keep(batch, found)
-        elif not self.measurement.repeatable:
-            raise NumericalError("NaN or Inf cannot be taken out of a sum of gradients; try --dtype float32")
-        self.passed += len(batch)
+        elif len(batch) > 1 and self.measurement.repeatable:
+            self._one_by_one(batch)
+        else:
+            self.guard.skip(found.bad_layers, found.loss_is_finite)
         self.measurement.start(batch)  # nothing of it is held any longer
+
+    def _in_range(self, batch: Batch) -> "tuple[Batch, _Found]":
+        """The batch on the first scale on which all is finite, or on the last one; another scale mends no loss."""
+        for scale in self.scales if self.measurement.repeatable else self.scales[:1]:
+            batch = replace(batch, scale=scale)
+            found = _Found.of(self._pass(batch), self.measurement)
+            if found.is_finite or not found.loss_is_finite:
+                break
+        return batch, found
+
+    def _one_by_one(self, batch: Batch) -> None:
+        try:
+            for window in batch.windows():
+                self._admit(window)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            # Some windows count already: the batch cannot come again in smaller pieces.
+            raise UsageError("one window does not fit in memory: name a shorter --seq_len") from None
 
     def _pass(self, batch: Batch) -> torch.Tensor | None:
         """A single window that does not fit is tried again, with all that the pass can do without given up."""
@@ -139,7 +168,8 @@ class _Way:
         for number in range(batch.first, batch.first + len(batch)):
             self.windows[number % 2] += 1
         if self.gradients is not None and found.norms is not None:
-            self.gradients.add(*found.norms)
+            mean, norm = found.norms
+            self.gradients.add(mean / batch.scale, norm / batch.scale)
 
     def statistics(self) -> GradientStatistics | None:
         gradients, norms = self.gradients, self.measurement.norms
@@ -189,6 +219,10 @@ class _Found:
     loss_is_finite: bool
     bad_layers: list[int]
     norms: tuple[np.ndarray, np.ndarray] | None
+
+    @property
+    def is_finite(self) -> bool:
+        return self.loss_is_finite and not self.bad_layers
 
     @staticmethod
     def of(loss: torch.Tensor | None, measurement: Measurement) -> "_Found":
@@ -254,21 +288,28 @@ class LayerGradients:
 class NonFiniteGuard:
     """Counts windows that yielded NaN or Inf; raises NumericalError once they are no longer rare."""
 
-    def __init__(self, num_windows: int, sees: str) -> None:
-        """sees: what is watched in the layers, for the message."""
-        self.allowed, self.sees = int(RARE * num_windows), sees
+    def __init__(self, num_windows: int, measurement: Measurement, dtype: torch.dtype) -> None:
+        self.allowed, self.measurement, self.dtype = int(RARE * num_windows), measurement, dtype
         self.skipped = 0
 
-    def admit(self, bad_layers: list[int], loss_is_finite: bool, windows: int) -> bool:
-        """True when the batch may count. bad_layers: those in which something was NaN or Inf."""
-        if loss_is_finite and not bad_layers:
-            return True
-        self.skipped += windows
-        if self.skipped > self.allowed:
-            layers = f"layer{'s' * (len(bad_layers) > 1)} {', '.join(map(str, bad_layers[:8]))}"
-            where = f"the {self.sees} of {layers}" if bad_layers else "the loss"
-            raise NumericalError(
-                f"NaN or Inf in {where} ({self.skipped} windows so far, {self.allowed} tolerated); "
-                "try --dtype float32, or check that the checkpoint is intact"
-            )
-        return False
+    def skip(self, bad_layers: list[int], loss_is_finite: bool) -> None:
+        """Leave one window out. bad_layers: those in which something was NaN or Inf."""
+        self.skipped += 1
+        if not self.measurement.repeatable:
+            count = "which cannot be taken out of a sum of gradients"
+        elif self.skipped > self.allowed:
+            count = f"in {self.skipped} windows so far, {self.allowed} tolerated"
+        else:
+            return
+        layers = f"layer{'s' * (len(bad_layers) > 1)} {', '.join(map(str, bad_layers[:8]))}"
+        where = f"the {self.measurement.sees} of {layers}" if bad_layers else "the loss"
+        raise NumericalError(f"NaN or Inf in {where} ({count}); {self._way_out(loss_is_finite)}")
+
+    def _way_out(self, loss_is_finite: bool) -> str:
+        if self.dtype != torch.float32:
+            return "try --dtype float32"
+        if not loss_is_finite or self.measurement.norms is None:
+            return "the model computes it in float32: check that the checkpoint is intact"
+        if not self.measurement.repeatable:
+            return "try --gradient_reduction sequence"
+        return "try --importance_method wanda, which needs no gradients"

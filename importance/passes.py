@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,10 +19,14 @@ LEAST_KEPT_BYTES, MOST_KEPT_BYTES = 256 << 20, 512 << 20  # of activations, betw
 
 @dataclass(frozen=True)
 class Batch:
-    """Consecutive windows. ids: int64 (B, T). first: the number of the first one among all windows."""
+    """Consecutive windows. ids: int64 (B, T). first: the number of the first one among all windows.
+
+    scale: a power of two that the pass multiplies the loss by, so that gradients stay inside their dtype's range.
+    """
 
     ids: np.ndarray
     first: int
+    scale: float = 1.0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -30,6 +34,10 @@ class Batch:
     def half(self, number: int) -> slice:
         """The batch's windows that are even (0) or odd (1) among all."""
         return slice((number - self.first) % 2, None, 2)
+
+    def windows(self) -> "list[Batch]":
+        """Each window alone."""
+        return [replace(self, ids=row[None], first=self.first + i) for i, row in enumerate(self.ids)]
 
 
 class Forward:
@@ -69,9 +77,10 @@ class Backward:
         recomputed = self.architecture.num_layers
         if self.keeps_activations:
             recomputed = layers_to_recompute(self.model, self.architecture, ids.numel())
-        with torch.enable_grad(), checkpointed_layers(self.model, self.family, recomputed):
+        layers = checkpointed_layers(self.model, self.family, recomputed)
+        with torch.enable_grad(), layers, no_gradient_at_zeros(self.model, self.family):
             loss = summed_nll(self.model, ids)
-            loss.backward()
+            loss.backward(torch.full_like(loss, batch.scale))
         return loss.detach()
 
     def saves_memory(self) -> bool:
@@ -125,3 +134,26 @@ def checkpointed_layers(model: Any, family: Family, count: int) -> Iterator[None
             handle.remove()
         for layer in layers:
             layer.__dict__.pop("forward", None)
+
+
+@contextmanager
+def no_gradient_at_zeros(model: Any, family: Family) -> Iterator[None]:
+    """Inside, a token whose residual stream is exactly zero behind a layer has no gradient there.
+
+    What writes to a stream that stays zero writes zero, whatever its weights, so such a token tells groups nothing. Yet
+    a norm multiplies its gradient by 1/sqrt(eps), 1000 each: where the embedding of the first token is a row of zeros
+    (bos == pad), a few layers take it out of float32's range, and mean squares of gradients measure nothing else.
+    """
+
+    def watch(_module: Any, _args: tuple[Any, ...], output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        if hidden.requires_grad:
+            silent = ~hidden.detach().any(-1, keepdim=True)  # (B, T, 1)
+            hidden.register_hook(lambda gradient: gradient.masked_fill(silent, 0.0))
+
+    handles = [layer.register_forward_hook(watch) for layer in model.get_submodule(family.layers)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

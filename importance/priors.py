@@ -32,7 +32,7 @@ def measure_prior(
 ) -> Prior:
     """Measure every block and layer on all given windows (calibration, never evaluation text).
 
-    Raises NumericalError when more than 5 % of the windows yield NaN or Inf (a batch is skipped as a whole), or the
+    Raises NumericalError when more than 5 % of the windows yield NaN or Inf, or the
     loss without a block does.
     """
     measure = _LossPrior(model, family) if method == "loss" else _SimilarityPrior(model, family)
@@ -41,7 +41,7 @@ def measure_prior(
     table, dense = measure.result(tally.used, windows.seq_len)
     bad = np.flatnonzero(~np.isfinite(table).all(1))
     if len(bad):
-        raise NumericalError(f"the prior of layer {bad[0]} is NaN or Inf; try --dtype float32")
+        raise NumericalError(f"the prior of layer {bad[0]} is NaN or Inf; try --dtype float32 or --prior similarity")
     return Prior(table[:, :2], table[:, 2], method, tally.used, dense)
 
 

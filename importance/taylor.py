@@ -53,7 +53,7 @@ class _Products(Measurement):
     both terms. sums: the gradients themselves, summed over windows, under ``keep_sum``.
     """
 
-    sees = "gradients"
+    sees, scales = "gradients", True
 
     def __init__(
         self, model: Any, family: Family, architecture: Architecture, second_order: bool, keep_sum: bool
@@ -72,6 +72,7 @@ class _Products(Measurement):
         self.second, self.even = ({key: torch.zeros_like(sums) for key, sums in self.first.items()} for _ in range(2))
         self.window: tuple[dict[Key, torch.Tensor], dict[Key, torch.Tensor]] = ({}, {})  # both terms
         self.sums: dict[nn.Parameter, torch.Tensor] = {}
+        self.scale = 1.0
 
     def attach(self, handles: list[Any]) -> None:
         for layer, member, parameter in self.members:
@@ -89,9 +90,9 @@ class _Products(Measurement):
         self.norms.add(layer, l1[None], l2[None], gradient.numel())
         if self.keep_sum:
             if parameter in self.sums:
-                self.sums[parameter] += gradient
+                self.sums[parameter].add_(gradient, alpha=1 / self.scale)
             else:
-                self.sums[parameter] = gradient.clone()
+                self.sums[parameter] = gradient / self.scale
         product = gradient.mul_(parameter.detach())  # in place: the gradient is ours and not needed again
         if self.second_order:
             self._add(1, layer, member, product.square())
@@ -108,6 +109,7 @@ class _Products(Measurement):
         return group_sums(member, self.architecture.layers[layer], along_axis)
 
     def start(self, batch: Batch) -> None:
+        self.scale = batch.scale
         for seen in self.window:
             seen.clear()
         self.norms.start()
@@ -119,13 +121,14 @@ class _Products(Measurement):
 
     def keep(self, batch: Batch) -> None:
         first, second = self.window
-        for key, sums in first.items():
-            self.first[key] += sums
-        for key, sums in second.items():
-            self.second[key] += sums
+        for key, values in first.items():
+            self.first[key].add_(values, alpha=1 / batch.scale)
+        for key, values in second.items():
+            self.second[key].add_(values, alpha=batch.scale**-2)
         if batch.first % 2 == 0 and not self.keep_sum:
-            for key, sums in first.items():
-                self.even[key] += sums + 0.5 * second[key] if key in second else sums
+            for key, values in first.items():
+                both = values / batch.scale
+                self.even[key] += both + 0.5 * batch.scale**-2 * second[key] if second else both
 
     def result(self, name: str, tally: Tally) -> Importance:
         if self.keep_sum:

@@ -31,7 +31,7 @@ def wanda_importance(
 ) -> Importance:
     """float64 (G,). Halves are norms over half the tokens, so both are smaller, all groups alike.
 
-    Raises NumericalError when more than 5 % of the windows yield NaN or Inf (a batch is skipped as a whole).
+    Raises NumericalError when more than 5 % of the windows yield NaN or Inf.
     """
     inputs = InputSquares(model, family)
     run, name = Forward(model), "importance (wanda)"
