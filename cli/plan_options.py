@@ -4,8 +4,8 @@ import argparse
 import math
 
 from cli.values import number, tau
+from core.criteria import CRITERIA
 
-CRITERIA = ("taylor", "taylor_2nd", "fisher", "obs", "wanda", "magnitude")
 NORM_METHODS = ("log", "minmax", "zscore", "sqrt")
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from core.criteria import CRITERIA
 from diagnostics.measured import TOLERANCE, Measured
 
 BY_LOSS = (
@@ -38,7 +39,7 @@ class ActiveRemedies:
     @property
     def ranks_by_loss(self) -> bool:
         """Whether importance is a loss once the rest is refitted, one unit for all blocks: the rates follow from it."""
-        return self.criterion == "obs"
+        return CRITERIA[self.criterion].priced_in_loss
 
 
 @dataclass(frozen=True)

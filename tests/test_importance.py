@@ -1,5 +1,7 @@
 """Criteria against independent autograd computations; the model is left as found; order and batches do not matter."""
 
+from importlib import import_module
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -8,11 +10,12 @@ import torch
 from conftest import build, token_ids, windows_of
 from torch.nn import functional as F
 
+from core.criteria import CRITERIA
 from core.errors import NumericalError
 from core.families import IN, Family
 from core.groups import Architecture
 from importance import measuring, passes
-from importance.measure import CRITERIA, measure_importance
+from importance.measure import measure_importance
 from models.architecture import architecture_of, decoder_layers
 from models.families import family_of
 
@@ -78,6 +81,25 @@ def groups_by_hand(model: Any, family: Family, architecture: Architecture, tenso
                 total += fused[channel].sum() + fused[f + channel].sum()
             values.append(total)
     return torch.stack(values).numpy()
+
+
+def test_every_criterion_says_what_it_takes() -> None:
+    """The registry's properties and the functions' signatures agree; halves and gradients come where they say so."""
+    for name, criterion in CRITERIA.items():
+        module, function = criterion.measured_by.split(":")
+        taken = signature(getattr(import_module(module), function)).parameters
+        assert criterion.reads_text == ("windows" in taken), name
+        assert criterion.batches == ("batch_size" in taken), name
+        assert criterion.uses_gradient_reduction == ("reduction" in taken), name
+        assert set(criterion.options) <= set(taken), name
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_results_have_what_the_registry_promises(llama: Any, name: str) -> None:
+    result = measured(llama, name)
+    assert result.criterion == name
+    assert CRITERIA[name].needs_gradients == (result.gradients is not None)
+    assert CRITERIA[name].reads_text == (result.halves is not None) == (result.windows_used == len(IDS))
 
 
 def test_taylor_equals_autograd_in_both_reductions_and_both_orders(family_model: Any) -> None:

@@ -32,6 +32,7 @@ BY_HAND = ("models.demo.train", "models.demo.recipe", "evaluation.tasks.build_py
 WITHOUT_TORCH = (
     "core",
     "core.cache",
+    "core.criteria",
     "core.families",
     "core.files",
     "core.groups",

@@ -271,7 +271,7 @@ def test_nan_stops_and_a_rare_bad_window_does_not_show() -> None:
     odd = measured(model, "obs", torch.cat([ids[1:7:2], ids[9::2]]))  # those behind window 7 stay in their half
     np.testing.assert_allclose(result.halves, [measured(model, "obs", ids[::2]).values, odd.values], rtol=1e-3)
     spoiled[:, 2] = 96
-    with pytest.raises(NumericalError, match="in 3 windows so far, 2 tolerated.*checkpoint is intact"):
+    with pytest.raises(NumericalError, match=r"in 3 windows so far, 2 tolerated.*checkpoint is intact"):
         measured(model, "obs", spoiled)
 
 
