@@ -12,8 +12,10 @@ from torch.utils.checkpoint import checkpoint
 
 from core.families import Family
 from core.groups import Architecture
+from core.memory import free_bytes
 from importance.measuring import summed_nll
 
+SHARE_OF_FREE = 0.7  # of a device's free memory, for activations
 LEAST_KEPT_BYTES, MOST_KEPT_BYTES = 256 << 20, 512 << 20  # of activations, between forward and backward
 
 
@@ -92,12 +94,10 @@ class Backward:
 def layers_to_recompute(model: Any, architecture: Architecture, tokens: int) -> int:
     """How many layers, from the first, must recompute their activations in backward so that the rest may keep theirs.
 
-    A layer keeps about 7 C + 4 F values a token. What is kept is bounded by a quarter of the weights, but by no less
-    than 256 MiB (a small model need not be slow) and no more than 512 MiB (a large one must fit).
+    A layer keeps about 7 C + 4 F values a token.
     """
     first = next(model.parameters())
-    weights = architecture.total_params * first.element_size()
-    budget = min(max(weights / 4, LEAST_KEPT_BYTES), MOST_KEPT_BYTES)
+    budget = activation_budget(model, architecture, tokens)
     kept = 0
     for layer in reversed(architecture.layers):
         budget -= tokens * first.element_size() * (7 * architecture.hidden_size + 4 * layer.intermediate_size)
@@ -105,6 +105,22 @@ def layers_to_recompute(model: Any, architecture: Architecture, tokens: int) -> 
             break
         kept += 1
     return architecture.num_layers - kept
+
+
+def activation_budget(model: Any, architecture: Architecture, tokens: int) -> float:
+    """Bytes of activations that may live between forward and backward.
+
+    Where the device says what is free: that, less the logits and one gradient of their size, less a margin for what
+    layers need while they run. Elsewhere a quarter of the weights, but no less than 256 MiB (a small model need not be
+    slow) and no more than 512 MiB (a large one must fit).
+    """
+    first = next(model.parameters())
+    free = free_bytes(first.device)
+    if free is None:
+        weights = architecture.total_params * first.element_size()
+        return min(max(weights / 4, LEAST_KEPT_BYTES), MOST_KEPT_BYTES)
+    logits = 2 * tokens * model.get_output_embeddings().weight.shape[0] * first.element_size()
+    return SHARE_OF_FREE * max(0, free - logits)
 
 
 @contextmanager

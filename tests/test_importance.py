@@ -9,11 +9,13 @@ import pytest
 import torch
 from conftest import build, token_ids, windows_of
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from core.criteria import CRITERIA
 from core.errors import NumericalError
 from core.families import IN, Family
 from core.groups import Architecture
+from core.memory import free_bytes
 from importance import measuring, passes
 from importance.measure import measure_importance
 from models.architecture import architecture_of, decoder_layers
@@ -345,6 +347,48 @@ def test_what_is_kept_for_backward_is_bounded(llama: Any) -> None:
     assert passes.layers_to_recompute(llama, architecture, tokens=60_000) == 1
     assert passes.layers_to_recompute(llama, architecture, tokens=123_000) == 2
     assert passes.layers_to_recompute(llama, architecture, tokens=124_000) == 3
+
+
+def test_a_device_that_says_what_is_free_bounds_by_that(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2,176 bytes a token and layer, 2 * 97 * 4 = 776 for logits and their gradient: at 1,000 tokens and 10 MB free,
+    0.7 * (10 - 0.776) MB = 6.46 MB hold two layers of 2.176 MB, and 10.2 MB free hold all three (6.6 > 6.53)."""
+    architecture = architecture_of(llama, family_of("llama"))
+    for free, recomputed in ((10_000_000, 1), (10_200_000, 0), (0, 3)):
+        monkeypatch.setattr(passes, "free_bytes", lambda _device, free=free: free)
+        assert passes.layers_to_recompute(llama, architecture, tokens=1000) == recomputed
+
+
+def test_free_bytes_counts_what_the_allocator_holds_and_keeps_to_a_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card of 100 with 20 free, of which 30 are held here and 10 of those used: 40 may be taken. Under a cap of a
+    quarter, 25 less the 10 used."""
+    card = {"mem_get_info": (20, 100), "memory_allocated": 10, "memory_reserved": 30}
+    for name, value in card.items():
+        monkeypatch.setattr(torch.cuda, name, lambda _device, value=value: value)
+    for share, free in ((1.0, 40), (0.25, 15), (0.05, 0)):
+        monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _device, share=share: share)
+        assert free_bytes(torch.device("cuda", 0)) == free
+    assert free_bytes(torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize("criterion", [name for name in CRITERIA if CRITERIA[name].reads_text])
+def test_the_host_waits_once_a_window(llama: Any, criterion: str) -> None:
+    """No value is handed to Python between a pass and the one copy that says whether it was finite."""
+
+    class Counter(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.count += function is torch.ops.aten._local_scalar_dense.default
+            return function(*args, **(kwargs or {}))
+
+    def counted(run: Any) -> int:
+        with Counter() as counter:
+            run()
+        return counter.count
+
+    of_the_model = counted(lambda: llama(input_ids=IDS[:1], use_cache=False))
+    two, five = (counted(lambda ids=ids: measured(llama, criterion, ids, batch_size=1)) for ids in (IDS[:2], IDS))
+    assert five - two == 3 * of_the_model
 
 
 def test_no_graph_outlives_its_window(llama: Any) -> None:
