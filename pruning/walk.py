@@ -263,8 +263,9 @@ def _output_norms(layer: Any, family: Family) -> tuple[Any, Any]:
 
 
 def _one_over_mean_square(values: torch.Tensor) -> torch.Tensor:
-    """float32 (..., 1) for values (..., C)."""
-    return values.float().square().mean(-1, keepdim=True).clamp_min(1e-20).reciprocal()
+    """float32 (..., 1) for values (..., C); 0 where they are all but zero: nothing there can be refitted."""
+    square = values.float().square().mean(-1, keepdim=True)
+    return torch.where(square > 1e-20, square.reciprocal(), 0.0)
 
 
 def _before_norm(norm: Any, y: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
