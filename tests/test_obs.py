@@ -171,19 +171,6 @@ def test_halves_cost_the_importance_nothing_but_rounding(family_model: Any) -> N
     np.testing.assert_allclose(both.values, without.values, rtol=1e-4)
 
 
-def test_halves_are_eliminated_in_chunks_of_one_percent(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    chunks: list[int | None] = []
-
-    def watched(*arguments: Any, chunk: int | None = None) -> Any:
-        chunks.append(chunk)
-        return eliminate(*arguments, chunk=chunk)
-
-    monkeypatch.setattr("importance.elimination.CHUNKS", 8)
-    monkeypatch.setattr("importance.obs.eliminate", watched)
-    measured(llama, "obs")
-    assert chunks == [None, 1, 1, None, 3, 3] * 3  # 2 KV groups, then 24 channels
-
-
 def test_passes_hold_half_the_weights_but_a_gib_at_least(llama: Any) -> None:
     assert meter(llama).most_bytes == 1 << 30
     large = meter(llama)
