@@ -202,7 +202,7 @@ class Session:
         method: ``--importance_method``. normalise: ``log``, ``minmax``, ``zscore``, ``sqrt`` or None. clip: percentiles
         of the whole model, or True for 5 and 95. Measurements are cached; other transforms cost nothing.
         """
-        from core.names import CRITERIA
+        from core.criteria import CRITERIA
         from run.measurements import importance_of, prior_of
         from run.settings import ScoreSettings
 

@@ -4,7 +4,8 @@ import argparse
 import math
 
 from cli.values import number, tau
-from core.names import CRITERIA, GRADIENT_REDUCTIONS, NORM_METHODS, PRIORS, RATIO_OF, TARGETS
+from core.criteria import CRITERIA
+from core.names import GRADIENT_REDUCTIONS, NORM_METHODS, PRIORS, RATIO_OF, TARGETS
 
 
 def pruning_options(group: argparse._ArgumentGroup) -> None:

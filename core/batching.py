@@ -41,7 +41,7 @@ def with_batch_that_fits(attempt: Callable[[int], T], size: int, *, fixed: bool)
     """``attempt(size)``, with ``size`` halved for as long as memory does not suffice; the value and the size used.
 
     fixed: the user asked for exactly this size, so it is not changed behind their back.
-    Raises UsageError where ``size`` is fixed, or a single sequence does not fit.
+    Raises UsageError where a single sequence does not fit, or ``size`` is fixed.
     """
     import torch
 
@@ -54,10 +54,10 @@ def with_batch_that_fits(attempt: Callable[[int], T], size: int, *, fixed: bool)
         # Outside the handler: there the traceback would still hold the tensors that filled the memory.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if fixed:
-            raise UsageError(f"--batch_size {size} does not fit in memory: name a smaller one, or leave it out")
         if size == 1:
             raise UsageError("one window does not fit in memory: name a shorter --seq_len or --eval_seq_len")
+        if fixed:
+            raise UsageError(f"--batch_size {size} does not fit in memory: name a smaller one, or leave it out")
         size //= 2
 
 

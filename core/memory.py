@@ -1,13 +1,49 @@
-"""How much memory this process may still take."""
+"""Memory that may still be taken, as measured where it is asked; what rests there leaves a margin to whoever computes.
+
+torch is imported where it is used.
+"""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-MEMINFO = Path("/proc/meminfo")
-CGROUP = Path("/sys/fs/cgroup")
+if TYPE_CHECKING:
+    import torch
+
+RESTING_SHARE = 0.5  # of free memory, for what only rests in it; the other half is left to the batches that compute
+MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
-def free_bytes() -> int | None:
-    """Memory this process may still take (Linux, a container's limit included); None where it cannot be told."""
+def has_room(needed_bytes: int, device: "torch.device") -> bool:
+    """Whether this much may rest on ``device``; no where its free memory cannot be told."""
+    free = free_bytes(device)
+    return free is not None and needed_bytes <= RESTING_SHARE * free
+
+
+def free_bytes(device: "torch.device | None" = None) -> int | None:
+    """Bytes that this process may still take on ``device`` (None: in main memory); None where nothing can tell."""
+    if device is None or device.type == "cpu":
+        return _free_ram_bytes()
+    return free_gpu_bytes(device)
+
+
+def free_gpu_bytes(device: "torch.device") -> int | None:
+    """Bytes that tensors on a GPU may still take; None for any other device.
+
+    What the allocator holds without using it counts as free, and a share of the card set by
+    ``torch.cuda.set_per_process_memory_fraction`` is a cap.
+    """
+    if device.type != "cuda":
+        return None
+    import torch
+
+    free, total = torch.cuda.mem_get_info(device)
+    used, held = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
+    capped = total * torch.cuda.get_per_process_memory_fraction(device) - used
+    return max(0, int(min(free + held - used, capped)))
+
+
+def _free_ram_bytes() -> int | None:
+    """Linux, the limit of a container included."""
     try:
         free = _fields(MEMINFO)["MemAvailable:"] * 1024
     except (OSError, LookupError, ValueError):

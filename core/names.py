@@ -1,6 +1,5 @@
 """Names that a user may choose among, each list once; whatever implements one is looked up by these."""
 
-CRITERIA = ("taylor", "taylor_2nd", "fisher", "obs", "wanda", "magnitude")
 GRADIENT_REDUCTIONS = ("sequence", "sum")
 NORM_METHODS = ("log", "minmax", "zscore", "sqrt")
 PRIORS = ("loss", "similarity")

@@ -10,23 +10,19 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 
-from core.batching import for_each_batch
 from core.errors import NumericalError
 from core.families import Family
 from core.groups import Architecture
-from core.silence import silenced
 from core.windows import TokenWindows
-from importance.measuring import left_as_found
-from importance.prefixes import PrefixedLoss
+from importance.over_windows import over_windows
+from importance.passes import Forward
 
 
 class TimeUpError(Exception):
     """The measurement was told that it takes too long; nothing of it is left."""
 
 
-@torch.no_grad()
 def measure_block_losses(
     model: Any,
     family: Family,
@@ -45,28 +41,62 @@ def measure_block_losses(
     comparable. The model is left as found. Raises NumericalError where a loss is NaN or Inf.
     """
     groups = architecture.groups
-    wanted = np.flatnonzero(groups.by_block(~keep) > 0).tolist()
-    device = next(model.parameters()).device
-    total = np.zeros(groups.num_blocks)
-    with left_as_found(model):
-        loss = PrefixedLoss(model, family)
-
-        def step(batch: np.ndarray) -> None:
-            ids = torch.from_numpy(batch).to(device)
-            dense, found = loss.dense_pass(ids), np.zeros_like(total)
-            for block in wanted:
-                if is_late is not None and is_late():
-                    raise TimeUpError
-                layer, kind = int(groups.block_layer[block]), int(groups.block_kind[block])
-                part, shape = keep[groups.rows_of(block)], architecture.layers[layer]
-                with loss.starting_at(layer), silenced(loss.layers[layer], family, shape, kind, part):
-                    found[block] = loss.nll(ids) - dense
-            np.add(total, found, out=total)  # at the end: a batch that fails half way comes again
-
-        if wanted:
-            for_each_batch(windows.ids, step, batch_size, description)
+    parts = {
+        (int(layer), int(kind)): keep[groups.rows(int(layer), int(kind))]
+        for layer, kind in zip(groups.block_layer, groups.block_kind, strict=True)
+    }
+    narrowed = _NarrowedBlocks(
+        model, family, architecture, {key: part for key, part in parts.items() if not part.all()}, is_late
+    )
+    if not narrowed.parts:
+        return groups.spread(np.zeros(groups.num_blocks))
+    run = Forward(model, narrowed.compare)
+    tally = over_windows(model, windows, run, narrowed, batch_size=batch_size, description=description)
+    total = narrowed.losses()
     bad = np.flatnonzero(~np.isfinite(total))
     if len(bad):
         name = groups.block_name(bad[0])
         raise NumericalError(f"the loss without part of {name} is NaN or Inf; try --dtype float32")
-    return groups.spread(total / (len(windows) * (windows.seq_len - 1)))
+    return groups.spread(total / (tally.used * (windows.seq_len - 1)))
+
+
+class _NarrowedBlocks(Measurement):
+    """parts: bool (K or F,) by block, what stays of it. total: summed NLL lost by block, nats, float64 ()."""
+
+    def __init__(
+        self,
+        model: Any,
+        family: Family,
+        architecture: Architecture,
+        parts: dict[Key, np.ndarray],
+        is_late: Callable[[], bool] | None,
+    ) -> None:
+        self.loss, self.family, self.architecture = PrefixedLoss(model, family), family, architecture
+        self.parts, self.is_late = parts, is_late
+        self.found: dict[Key, torch.Tensor] = {}
+        self.total: dict[Key, torch.Tensor] = {}
+
+    def start(self, batch: Batch) -> None:
+        self.found.clear()
+
+    def compare(self, ids: torch.Tensor) -> torch.Tensor:
+        dense = self.loss.dense_pass(ids)
+        for (layer, kind), part in self.parts.items():
+            if self.is_late is not None and self.is_late():
+                raise TimeUpError
+            shape, module = self.architecture.layers[layer], self.loss.layers[layer]
+            with self.loss.starting_at(layer), silenced(module, self.family, shape, kind, part):
+                self.found[layer, kind] = self.loss.nll(ids) - dense
+        return dense
+
+    def keep(self, batch: Batch) -> None:
+        for key, loss in self.found.items():
+            self.total[key] = self.total[key] + loss if key in self.total else loss
+
+    def losses(self) -> np.ndarray:
+        """float64 (B,), one entry a block; 0 where nothing of it goes."""
+        groups = self.architecture.groups
+        lost = np.zeros(groups.num_blocks)
+        for key, (loss,) in zip(self.total, on_host([loss[None] for loss in self.total.values()]), strict=True):
+            lost[groups.block_of(*key)] = loss
+        return lost

@@ -14,13 +14,15 @@ and the search begins again, until nothing is left. The errors add up: after any
 error of the best map on the inputs left, so an input that others can stand in for costs next to nothing, until
 those others go.
 
-More than EXACT groups go in chunks of m = 1/100 of them. Only among the 2 m cheapest is every removal
-followed by an update; the rest is updated once a chunk. With n inputs and C outputs that takes, in all,
+Single inputs need no outputs: the error of c is G_cc / (H^-1)_cc with G = V^T V, and with s = (H^-1)_c,: / (H^-1)_cc,
+g = G_c,: and h = g - g_c s / 2 a removal makes
 
-    2 n^3 (inverse) + 2/3 n^3 + C n^2 (updates) + 8 m n (2 m + C) (inside chunks)       floating point operations
+    H^-1  <-  H^-1 - (H^-1)_cc s^T s        G  <-  G - s^T h - h^T s
 
-whatever m is, but as products of matrices instead of n passes over the memory H^-1 takes. Everything is float64, up
-to three matrices (n, n) at once.
+Only diagonals are kept up to date at each step. The rows of c come from the matrices as they were when a block of
+BLOCK removals began, less the vectors of the removals since; after the block these vectors update both matrices at
+once, as products. That is exact, takes about 4 n^3 operations with the inverse, and on a GPU no step waits for the
+host. Everything is float64, up to four matrices (n, n) at once.
 """
 
 from dataclasses import dataclass
@@ -29,8 +31,7 @@ import numpy as np
 import torch
 
 RIDGE = 0.01  # of the mean diagonal of H
-EXACT = 1024  # up to so many groups go one at a time
-CHUNKS = 100
+BLOCK = 128  # removals between two updates of the matrices
 
 
 @dataclass(frozen=True)
@@ -42,103 +43,125 @@ class Elimination:
 
 
 @torch.no_grad()
-def eliminate(
-    moment: torch.Tensor,
-    weight: torch.Tensor,
-    run: int,
-    *,
-    ridge: float = RIDGE,
-    chunk: int | None = None,
-) -> Elimination:
+def eliminate(moment: torch.Tensor, weight: torch.Tensor, run: int, *, ridge: float = RIDGE) -> Elimination:
     """Remove all groups, the cheapest first; of equal ones that with the lowest index.
 
-    moment: (n, n), E[x x^T], any float dtype. weight: (C, n), V. run: inputs a group, n = G * run. chunk: groups
-    removed between two updates of everything; None: 1 up to EXACT groups, else G / CHUNKS. A moment that
+    moment: (n, n), E[x x^T], any float dtype. weight: (C, n), V. run: inputs a group, n = G * run. A moment that
     is all zeros takes a ridge of 1 in its place.
     """
-    groups = weight.shape[1] // run
-    size = chunk or (1 if groups <= EXACT else one_percent(groups))
-    state = _State.of(moment, weight, run, ridge)
+    inverse = _damped_inverse(moment, ridge)
+    order, cost = _single_inputs(inverse, weight.double()) if run == 1 else _groups(inverse, weight.double(), run)
+    return Elimination(order.cpu().numpy(), cost.cpu().numpy())
+
+
+def _damped_inverse(moment: torch.Tensor, ridge: float) -> torch.Tensor:
+    """H^-1, float64 (n, n)."""
+    hessian = moment.double()  # a copy, unless it is float64 already
+    hessian = hessian.clone() if hessian is moment else hessian
+    mean = hessian.diagonal().mean()
+    hessian.diagonal().add_(torch.where(mean > 0, ridge * mean, torch.ones_like(mean)))
+    inverse: torch.Tensor = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+    return inverse
+
+
+def _single_inputs(inverse: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Order and costs, both (n,), on the device."""
+    gram = weight.T @ weight
+    left = torch.arange(len(gram), device=gram.device)
     order, cost = [], []
-    while len(state.left):
-        gone, errors = _cheapest(state, min(size, len(state.left)))
-        order.append(state.left[gone].cpu().numpy())
-        cost.append(errors)
-        state = state.without(gone)
-    return Elimination(np.concatenate(order), np.concatenate(cost))
+    while len(left):
+        block = _Block(inverse, gram, min(BLOCK, len(left)))
+        for step in range(block.size):
+            block.remove_cheapest(step)
+        order.append(left[block.gone])
+        cost.append(block.cost)
+        stays = block.stays()
+        left, (inverse, gram) = left[stays], block.updated(stays)
+    return torch.cat(order), torch.cat(cost)
 
 
-def one_percent(groups: int) -> int:
-    """The size of a chunk, of which it takes CHUNKS to remove all groups; 1 up to so many groups."""
-    return -(-groups // CHUNKS)
+class _Block:
+    """Consecutive removals from the inputs left, R of them, without touching the matrices.
+
+    inverse, gram: (R, R), H^-1 and G as the block begins; a, g: (R,), their diagonals as they are now. both: (2, size,
+    R), s and h of each removal; scaled: (size, R), s times the root of (H^-1)_cc. gone: int64 (size,), places among
+    those left. cost: (size,).
+    """
+
+    def __init__(self, inverse: torch.Tensor, gram: torch.Tensor, size: int) -> None:
+        self.inverse, self.gram, self.size = inverse, gram, size
+        self.a, self.g = inverse.diagonal().clone(), gram.diagonal().clone()
+        self.scaled = gram.new_empty(size, len(gram))
+        self.both = gram.new_empty(2, size, len(gram))  # s and h
+        self.gone = torch.empty(size, dtype=torch.int64, device=gram.device)
+        self.cost = gram.new_empty(size)
+
+    def remove_cheapest(self, step: int) -> None:
+        errors = (self.g / self.a).clamp_(min=0)
+        c = errors.argmin(keepdim=True)  # (1,) on the device, like all that follows
+        self.gone[step : step + 1] = c
+        self.cost[step : step + 1] = errors.index_select(0, c)
+        row, g = self._rows(c, step)
+        pivot = row.index_select(0, c)
+        s = torch.div(row, pivot, out=self.both[0, step])
+        h = torch.sub(g, 0.5 * g.index_select(0, c) * s, out=self.both[1, step])
+        torch.div(row, pivot.sqrt(), out=self.scaled[step])
+        self.a.addcmul_(s, row, value=-1).index_fill_(0, c, 1.0)
+        self.g.addcmul_(s, h, value=-2).index_fill_(0, c, torch.inf)  # never the cheapest again
+
+    def _rows(self, c: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows c of H^-1 and of G as they are now, each (R,)."""
+        row, g = self.inverse.index_select(0, c)[0], self.gram.index_select(0, c)[0]
+        if step:
+            scaled, (s, h) = self.scaled[:step], self.both[:, :step]
+            row = torch.addmv(row, scaled.T, scaled.index_select(1, c)[:, 0], alpha=-1)
+            g = torch.addmv(g, s.T, h.index_select(1, c)[:, 0], alpha=-1)
+            g = torch.addmv(g, h.T, s.index_select(1, c)[:, 0], alpha=-1)
+        return row, g
+
+    def stays(self) -> torch.Tensor:
+        """int64 (R - size,), places of those left, ascending; their number is known without asking the device."""
+        gone = torch.zeros(len(self.gram), dtype=torch.uint8, device=self.gram.device).index_fill_(0, self.gone, 1)
+        return gone.argsort(stable=True)[: len(gone) - self.size]
+
+    def updated(self, stays: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """H^-1 and G of those left, after all removals of the block."""
+        inverse, gram = (m.index_select(0, stays)[:, stays] for m in (self.inverse, self.gram))
+        scaled, (s, h) = self.scaled[:, stays], self.both[:, :, stays]
+        gram.addmm_(torch.cat([s, h]).T, torch.cat([h, s]), alpha=-1)
+        return inverse.addmm_(scaled.T, scaled, alpha=-1), gram
 
 
-@dataclass(frozen=True)
-class _State:
-    """What is left: left int64 (R,) the groups, inverse float64 (R * run, R * run) H^-1, weight (C, R * run) U."""
-
-    left: torch.Tensor
-    inverse: torch.Tensor
-    weight: torch.Tensor
-    run: int
-
-    @staticmethod
-    def of(moment: torch.Tensor, weight: torch.Tensor, run: int, ridge: float) -> "_State":
-        hessian = moment.double()  # a copy, unless it is float64 already
-        hessian = hessian.clone() if hessian is moment else hessian
-        mean = hessian.diagonal().mean()
-        hessian.diagonal().add_(ridge * mean if mean > 0 else 1.0)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-        return _State(torch.arange(weight.shape[1] // run, device=weight.device), inverse, weight.double(), run)
-
-    def errors(self) -> torch.Tensor:
-        """float64 (R,): tr(U_c [(H^-1)_cc]^-1 U_c^T) of each group."""
-        if self.run == 1:
-            return self.weight.square().sum(0) / self.inverse.diagonal()
-        groups, run = len(self.left), self.run
-        blocks = self.inverse.view(groups, run, groups, run).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-        columns = self.weight.view(-1, groups, run).permute(1, 2, 0)  # (R, run, C)
-        return (columns * torch.linalg.solve(blocks, columns)).sum((1, 2))
-
-    def inputs(self, groups: torch.Tensor) -> torch.Tensor:
-        """Positions along n of groups, given by their place among those left."""
-        return (groups[:, None] * self.run + torch.arange(self.run, device=groups.device)).flatten()
-
-    def part(self, groups: torch.Tensor) -> "_State":
-        """The same problem, looking at some of the groups alone."""
-        columns = self.inputs(groups)
-        inverse = self.inverse.index_select(0, columns).index_select(1, columns)
-        return _State(self.left[groups], inverse, self.weight.index_select(1, columns), self.run)
-
-    def without(self, groups: torch.Tensor) -> "_State":
-        """After the removal of groups and the refit of the others."""
-        stays = torch.ones(len(self.left), dtype=torch.bool, device=groups.device)
-        stays[groups] = False
-        kept, c = self.part(stays.nonzero()[:, 0]), self.inputs(groups)
-        k = self.inputs(stays.nonzero()[:, 0])
-        rows = self.inverse.index_select(0, c)
-        across = rows.index_select(1, k)
-        solved = torch.linalg.solve(rows.index_select(1, c), across)  # [(H^-1)_cc]^-1 (H^-1)_ck
-        kept.inverse.addmm_(across.T, solved, alpha=-1)
-        kept.weight.addmm_(self.weight.index_select(1, c), solved, alpha=-1)
-        return kept
+def _groups(inverse: torch.Tensor, weight: torch.Tensor, run: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """As ``_single_inputs`` for groups of several inputs, of which a block has a few: everything anew at each step."""
+    left = torch.arange(weight.shape[1] // run, device=weight.device)
+    order, cost = [], []
+    while len(left):
+        errors = _group_errors(inverse, weight, run).clamp(min=0)
+        gone = errors.argmin(keepdim=True)
+        order.append(left[gone])
+        cost.append(errors[gone])
+        places = torch.arange(len(left) - 1, device=left.device)
+        stays = places + (places >= gone)
+        c, k = _inputs(gone, run), _inputs(stays, run)
+        left = left[stays]
+        across, weight_c = inverse[c][:, k], weight[:, c]
+        solved = torch.linalg.solve(inverse[c][:, c], across)  # [(H^-1)_cc]^-1 (H^-1)_ck
+        inverse, weight = inverse[k][:, k] - across.T @ solved, weight[:, k] - weight_c @ solved
+    return torch.cat(order), torch.cat(cost)
 
 
-def _cheapest(state: _State, count: int) -> tuple[torch.Tensor, np.ndarray]:
-    """Places of the next ``count`` groups to go among those left, in order, and their errors float64 (count,)."""
-    errors = state.errors()
-    if count == 1:
-        place = errors.argmin()
-        return place[None], errors[place].clamp(min=0)[None].cpu().numpy()
-    near = errors.argsort(stable=True)[: 2 * count].sort().values
-    part, places, added = state.part(near), [], []
-    for _ in range(count):
-        gone, error = _cheapest(part, 1)
-        places.append(near[gone])
-        near = near[torch.arange(len(near), device=near.device) != gone]
-        added.append(error)
-        part = part.without(gone)
-    return torch.cat(places), np.concatenate(added)
+def _inputs(groups: torch.Tensor, run: int) -> torch.Tensor:
+    """Positions along n of groups, given by their place among those left."""
+    return (groups[:, None] * run + torch.arange(run, device=groups.device)).flatten()
+
+
+def _group_errors(inverse: torch.Tensor, weight: torch.Tensor, run: int) -> torch.Tensor:
+    """float64 (R,): tr(U_c [(H^-1)_cc]^-1 U_c^T) of each group."""
+    groups = weight.shape[1] // run
+    blocks = inverse.view(groups, run, groups, run).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    columns = weight.view(-1, groups, run).permute(1, 2, 0)  # (R, run, C)
+    return (columns * torch.linalg.solve(blocks, columns)).sum((1, 2))
 
 
 def convex(cost: np.ndarray) -> np.ndarray:

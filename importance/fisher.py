@@ -7,26 +7,18 @@ H/K*D for a KV group), both sums inside the square. sum_t a_tj dL/da_tj = sum_d 
 when column j is scaled, so this is the Fisher information of the group's mask (Kwon et al. 2022, arXiv:2204.09656).
 """
 
+from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import torch
 
-from core.batching import for_each_batch
 from core.families import Family, Member
 from core.groups import Architecture
-from core.measures import GRADIENTS_OF_INPUTS, GradientStatistics, Importance
+from core.measures import GRADIENTS_OF_INPUTS, Importance
 from core.windows import TokenWindows
-from importance.measuring import (
-    LayerGradients,
-    NonFiniteGuard,
-    checkpointed_layers,
-    group_sums,
-    halves_of,
-    layers_to_recompute,
-    left_as_found,
-    summed_nll,
-)
+from importance.measuring import group_sums, output_projections
+from importance.over_windows import GradientNorms, Key, Measurement, by_group, over_windows
+from importance.passes import Backward, Batch
 
 
 def fisher_importance(
@@ -39,75 +31,50 @@ def fisher_importance(
 ) -> Importance:
     """Measure in one pass with all weights frozen. The result does not depend on batch_size, beyond rounding.
 
-    Raises NumericalError when more than 5 % of the windows yield NaN or Inf (a batch is skipped as a whole).
+    Raises NumericalError when more than 5 % of the windows yield NaN or Inf.
     """
-    device = next(model.parameters()).device
-    total = torch.zeros(len(architecture.groups), dtype=torch.float64, device=device)
-    even = torch.zeros_like(total)
-    seen, counts = 0, [0, 0]
-    gradients = LayerGradients(architecture.num_layers)
-    guard = NonFiniteGuard(len(windows))
-    with left_as_found(model) as handles:
-        collector = _InputGradients(family, architecture, device)
-        collector.attach(model, handles)
-
-        def step(batch: np.ndarray) -> None:
-            nonlocal seen
-            collector.start(len(batch), seen % 2)
-            ids = torch.from_numpy(batch).to(device)
-            recomputed = layers_to_recompute(model, architecture, ids.numel())
-            with torch.enable_grad(), checkpointed_layers(model, family, recomputed):
-                loss = summed_nll(model, ids)
-                loss.backward()
-            mean, norm = collector.layer_statistics()
-            if guard.admit(mean, bool(torch.isfinite(loss)), windows=len(batch)):
-                total.add_(collector.squared)
-                even.add_(collector.even)
-                gradients.add(mean, norm)
-                for number in range(seen, seen + len(batch)):
-                    counts[number % 2] += 1
-            seen += len(batch)
-
-        for_each_batch(windows.ids, step, batch_size, "importance (fisher)")
-    n = max(gradients.windows, 1)
+    squares = _Squares(model, family, architecture)
+    run = Backward(model, family, architecture)
+    tally = over_windows(model, windows, run, squares, batch_size=batch_size, description="importance (fisher)")
+    total, even = by_group(architecture, squares.total), by_group(architecture, squares.even)
     return Importance(
-        values=total.cpu().numpy() / n,
+        values=total / max(tally.used, 1),
         criterion="fisher",
-        gradients=GradientStatistics(
-            gradients.mean / n, gradients.norm / n, gradients.min, gradients.max, GRADIENTS_OF_INPUTS
-        ),
-        windows_used=gradients.windows,
-        windows_skipped=guard.skipped,
-        halves=halves_of(even.cpu().numpy(), total.cpu().numpy(), *counts),
+        gradients=tally.gradients,
+        windows_used=tally.used,
+        windows_skipped=tally.skipped,
+        halves=tally.halves(even, total),
     )
 
 
-class _InputGradients:
-    """Hooks on the inputs of o_proj and down_proj: when an input's gradient arrives, reduce it to group values."""
+class _Squares(Measurement):
+    """Hooks on the inputs of o_proj and down_proj: when an input's gradient arrives, reduce it to group values.
 
-    def __init__(self, family: Family, architecture: Architecture, device: torch.device) -> None:
-        outputs = (family.attention_output, family.mlp_output)
-        self.family, self.architecture, self.device = family, architecture, device
-        self.members = [member for member in family.members if member.path in outputs]
-        self.start(0)
+    total, even: float64 (K or F,) by block, summed over all windows and over the even ones.
+    """
 
-    def start(self, batch: int, first: int = 0) -> None:
-        """first: 1 where the batch begins with an odd window."""
-        layers = self.architecture.num_layers
-        self.squared = torch.zeros(len(self.architecture.groups), dtype=torch.float64, device=self.device)
-        self.even, self.first = torch.zeros_like(self.squared), first
-        self.l1 = torch.zeros(batch, layers, dtype=torch.float64, device=self.device)
-        self.l2 = torch.zeros_like(self.l1)
-        self.count = np.zeros(layers)
+    sees, scales = "gradients", True
 
-    def attach(self, model: Any, handles: list[Any]) -> None:
-        for index, layer in enumerate(model.get_submodule(self.family.layers)):
-            for member in self.members:
-                handles.append(
-                    layer.get_submodule(member.path).register_forward_pre_hook(
-                        lambda _module, args, index=index, member=member: self._watch(args, index, member)
-                    )
+    def __init__(self, model: Any, family: Family, architecture: Architecture) -> None:
+        self.outputs = list(output_projections(model, family))
+        self.architecture = architecture
+        self.norms: GradientNorms = GradientNorms(architecture.num_layers, GRADIENTS_OF_INPUTS)
+        self.total = {
+            (layer, member.kind): torch.zeros(
+                architecture.layers[layer].widths[member.kind], dtype=torch.float64, device=module.weight.device
+            )
+            for layer, member, module in self.outputs
+        }
+        self.even = {key: torch.zeros_like(total) for key, total in self.total.items()}
+        self.squared: dict[Key, torch.Tensor] = {}
+
+    def attach(self, handles: list[Any]) -> None:
+        for layer, member, module in self.outputs:
+            handles.append(
+                module.register_forward_pre_hook(
+                    lambda _module, args, layer=layer, member=member: self._watch(args, layer, member)
                 )
+            )
 
     def _watch(self, args: tuple[Any, ...], layer: int, member: Member) -> tuple[Any, ...] | None:
         if not torch.is_grad_enabled():  # first half of a checkpointed layer; the recomputation comes with gradients
@@ -123,13 +90,18 @@ class _InputGradients:
         gradient = gradient.float()
         per_input = (inputs.float() * gradient).sum(1)  # (B, rows): sum over tokens
         per_group = group_sums(member, self.architecture.layers[layer], per_input)  # (B, K or F)
-        rows, squared = self.architecture.groups.rows(layer, member.kind), per_group.double().square()
-        self.squared[rows] += squared.sum(0)
-        self.even[rows] += squared[self.first :: 2].sum(0)
-        self.l1[:, layer] += torch.linalg.vector_norm(gradient, 1, dim=(1, 2))
-        self.l2[:, layer] += torch.linalg.vector_norm(gradient, 2, dim=(1, 2)).double().square()
-        self.count[layer] += gradient[0].numel()
+        self.squared[layer, member.kind] = per_group.double().square()
+        l1, l2 = (torch.linalg.vector_norm(gradient, order, dim=(1, 2)) for order in (1, 2))
+        self.norms.add(layer, l1, l2, gradient[0].numel())
 
-    def layer_statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """mean |g| and L2 norm of the watched inputs' gradients, each float64 (B, L)."""
-        return self.l1.cpu().numpy() / np.maximum(self.count, 1), self.l2.sqrt().cpu().numpy()
+    def start(self, batch: Batch) -> None:
+        self.squared.clear()
+        self.norms.start()
+
+    def seen(self) -> Iterable[tuple[int, torch.Tensor]]:
+        return ((layer, squared) for (layer, _), squared in self.squared.items())
+
+    def keep(self, batch: Batch) -> None:
+        for key, squared in self.squared.items():
+            self.total[key].add_(squared.sum(0), alpha=batch.scale**-2)
+            self.even[key].add_(squared[batch.half(0)].sum(0), alpha=batch.scale**-2)

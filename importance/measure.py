@@ -1,17 +1,13 @@
-"""One call for every criterion."""
+"""One call for every criterion of the registry."""
 
+from importlib import import_module
 from typing import Any
 
+from core.criteria import CRITERIA, Criterion
 from core.families import Family
 from core.groups import Architecture
 from core.measures import Importance
 from core.windows import TokenWindows
-from importance.fisher import fisher_importance
-from importance.obs import obs_importance
-from importance.taylor import taylor_importance
-from importance.weights import magnitude_importance, wanda_importance
-
-CRITERIA = ("taylor", "taylor_2nd", "fisher", "obs", "wanda", "magnitude")
 
 
 def measure_importance(
@@ -24,24 +20,25 @@ def measure_importance(
     gradient_reduction: str = "sequence",
     batch_size: int | None = None,
 ) -> Importance:
-    """Importance of every group, float64 (G,), by one of CRITERIA; windows may be None for ``magnitude`` alone.
+    """Importance of every group, float64 (G,), by one of CRITERIA; windows may be None where it reads no text.
 
-    The model is left exactly as found, also after an exception. Raises NumericalError on NaN or Inf.
+    gradient_reduction and batch_size reach the criteria that know them. The model is left exactly as found, also after
+    an exception. Raises NumericalError on NaN or Inf.
     """
-    if criterion == "magnitude":
-        return magnitude_importance(model, family, architecture)
-    assert windows is not None, f"{criterion} needs calibration windows"
-    if criterion == "fisher":
-        return fisher_importance(model, family, architecture, windows, batch_size=batch_size)
-    if criterion == "obs":
-        return obs_importance(model, family, architecture, windows, batch_size=batch_size)
-    if criterion == "wanda":
-        return wanda_importance(model, family, architecture, windows, batch_size=batch_size)
-    return taylor_importance(
-        model,
-        family,
-        architecture,
-        windows,
-        second_order=criterion == "taylor_2nd",
-        reduction=gradient_reduction,
-    )
+    chosen = CRITERIA[criterion]
+    arguments: list[Any] = [model, family, architecture]
+    if chosen.reads_text:
+        assert windows is not None, f"{criterion} needs calibration windows"
+        arguments.append(windows)
+    options: dict[str, Any] = dict(chosen.options)
+    if chosen.uses_gradient_reduction:
+        options["reduction"] = gradient_reduction
+    if chosen.batches:
+        options["batch_size"] = batch_size
+    importance: Importance = _function(chosen)(*arguments, **options)
+    return importance
+
+
+def _function(criterion: Criterion) -> Any:
+    module, _, name = criterion.measured_by.partition(":")
+    return getattr(import_module(module), name)

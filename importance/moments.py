@@ -20,20 +20,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from core.batching import TOKENS_A_BATCH, for_each_batch, is_out_of_memory
+from core.batching import TOKENS_A_BATCH, is_out_of_memory
 from core.errors import UsageError
 from core.families import Family
 from core.groups import ATTENTION, MLP, Architecture, LayerShape
 from core.measures import GRADIENTS_OF_OUTPUTS, GradientStatistics
 from core.windows import TokenWindows
-from importance.measuring import (
-    LayerGradients,
-    NonFiniteGuard,
-    checkpointed_layers,
-    layers_to_recompute,
-    left_as_found,
-    summed_nll,
-)
+from importance.measuring import output_projections
+from importance.over_windows import GradientNorms, Key, Measurement, Tally, over_windows
+from importance.passes import Backward, Batch
 
 LEAST_BYTES = 1 << 30
 
@@ -105,7 +100,7 @@ class MomentMeter:
     def __iter__(self) -> Iterator[LayerMoments]:
         """The moments of each layer in turn. Between two of them the model is as found.
 
-        Raises NumericalError when more than 5 % of the windows yield NaN or Inf (a batch is skipped as a whole),
+        Raises NumericalError when more than 5 % of the windows yield NaN or Inf,
         UsageError when memory does not suffice.
         """
         passes = self.passes()
@@ -115,37 +110,22 @@ class MomentMeter:
 
     def _measure(self, layers: range, description: str) -> Iterator[LayerMoments]:
         with enough_memory(self.architecture, layers):
-            collector = _Collector(self.architecture, layers, self.parameter.device, self.sets)
-        gradients, guard = LayerGradients(self.architecture.num_layers), NonFiniteGuard(len(self.windows))
-        seen, self.counts = 0, [0, 0]
-
-        def step(batch: np.ndarray) -> None:
-            nonlocal seen
-            collector.pending.clear()  # of a batch that ran out of memory
-            ids = torch.from_numpy(batch).to(self.parameter.device)
-            recomputed = layers_to_recompute(self.model, self.architecture, ids.numel())
-            with torch.enable_grad(), checkpointed_layers(self.model, self.family, recomputed):
-                loss = summed_nll(self.model, ids)
-                loss.backward()
-            mean, norm = collector.layer_statistics(len(batch))
-            if guard.admit(mean, bool(torch.isfinite(loss)), windows=len(batch)):
-                collector.keep(seen % 2)
-                gradients.add(mean, norm)
-                for number in range(seen, seen + len(batch)):
-                    self.counts[number % 2] += 1
-            seen += len(batch)
-            collector.pending.clear()
-
-        with left_as_found(self.model) as handles:
-            collector.attach(self.model, self.family, handles)
-            for_each_batch(self.windows.ids, step, self.batch_size, description)
-        n = max(gradients.windows, 1)
-        found = np.stack([gradients.mean / n, gradients.norm / n, gradients.min, gradients.max])
-        self.statistics[:, layers.start : layers.stop] = found[:, layers.start : layers.stop]
-        self.windows_used = min(self.windows_used, gradients.windows)
-        self.windows_skipped = max(self.windows_skipped, guard.skipped)
+            sums = _Sums(self.model, self.family, self.architecture, layers, self.sets)
+        run = Backward(self.model, self.family, self.architecture)
+        tally = over_windows(self.model, self.windows, run, sums, batch_size=self.batch_size, description=description)
+        self._note(layers, tally)
+        tokens = [count * self.windows.seq_len for count in self.counts]
         for layer in tqdm(layers, desc=f"{description} solving", unit="layer", leave=False):
-            yield collector.take(layer, [count * self.windows.seq_len for count in self.counts])
+            yield sums.take(layer, tokens)
+
+    def _note(self, layers: range, tally: Tally) -> None:
+        gradients, here = tally.gradients, slice(layers.start, layers.stop)
+        assert gradients is not None
+        found = np.stack([gradients.mean, gradients.norm, gradients.min, gradients.max])
+        self.statistics[:, here] = found[:, here]
+        self.counts = list(tally.windows)
+        self.windows_used = min(self.windows_used, tally.used)
+        self.windows_skipped = max(self.windows_skipped, tally.skipped)
 
     def gradient_statistics(self) -> GradientStatistics:
         """Of the gradients at the outputs, complete once all layers have been measured."""
@@ -163,64 +143,65 @@ def layer_bytes(shape: LayerShape, hidden_size: int, tokens: int, element_size: 
     return sum(4 * sets * n * n + tokens * element_size * (n + hidden_size) for n in inputs_of(shape))
 
 
-class _Collector:
-    """Hooks that keep the inputs and output gradients of one batch, and the moments of those that were admitted.
+class _Sums(Measurement):
+    """Hooks that keep the inputs and output gradients of one batch, and the moments of those that were kept.
 
     With two sets, window i of all adds to set i % 2; the first dimension of the sums is the set.
     """
 
-    def __init__(self, architecture: Architecture, layers: range, device: torch.device, sets: int) -> None:
-        self.architecture, self.layers, self.sets = architecture, layers, sets
-        self.pending: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
-        self.inputs: dict[tuple[int, int], torch.Tensor] = {}
-        self.outputs: dict[tuple[int, int], torch.Tensor] = {}
-        for layer in layers:
-            for kind, n in enumerate(inputs_of(architecture.layers[layer])):
-                self.inputs[layer, kind] = torch.zeros(sets, n, n, device=device)
-                hidden = architecture.hidden_size
-                self.outputs[layer, kind] = torch.zeros(sets, hidden, dtype=torch.float64, device=device)
+    sees, scales = "gradients", True
 
-    def attach(self, model: Any, family: Family, handles: list[Any]) -> None:
-        decoder = model.get_submodule(family.layers)
-        for layer, kind in self.inputs:
-            module = decoder[layer].get_submodule((family.attention_output, family.mlp_output)[kind])
+    def __init__(self, model: Any, family: Family, architecture: Architecture, layers: range, sets: int) -> None:
+        self.sets = sets
+        self.modules = {
+            (layer, member.kind): module
+            for layer, member, module in output_projections(model, family)
+            if layer in layers
+        }
+        self.norms: GradientNorms = GradientNorms(architecture.num_layers, GRADIENTS_OF_OUTPUTS)
+        self.pending: dict[Key, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.inputs: dict[Key, torch.Tensor] = {}
+        self.outputs: dict[Key, torch.Tensor] = {}
+        for (layer, kind), module in self.modules.items():
+            n, device = inputs_of(architecture.layers[layer])[kind], module.weight.device
+            self.inputs[layer, kind] = torch.zeros(sets, n, n, device=device)
+            self.outputs[layer, kind] = torch.zeros(sets, architecture.hidden_size, dtype=torch.float64, device=device)
+
+    def attach(self, handles: list[Any]) -> None:
+        for key, module in self.modules.items():
             handles.append(
-                module.register_forward_hook(
-                    lambda _module, args, output, key=(layer, kind): self._watch(key, args[0], output)
-                )
+                module.register_forward_hook(lambda _module, args, output, key=key: self._watch(key, args[0], output))
             )
 
-    def _watch(self, key: tuple[int, int], inputs: torch.Tensor, output: torch.Tensor) -> torch.Tensor | None:
+    def _watch(self, key: Key, inputs: torch.Tensor, output: torch.Tensor) -> torch.Tensor | None:
         if not torch.is_grad_enabled():  # first half of a checkpointed layer; the recomputation comes with gradients
             return None
         # Weights are frozen, so gradients start at the first output that asks for one: nothing before it is computed.
         watched = output if output.requires_grad else output.detach().requires_grad_()
         values = inputs.detach()  # a hook that held ``inputs`` would keep the graph alive
-        watched.register_hook(lambda gradient: self.pending.__setitem__(key, (values, gradient)))
+        watched.register_hook(lambda gradient: self._hold(key, values, gradient))
         return watched
 
-    def layer_statistics(self, batch: int) -> tuple[np.ndarray, np.ndarray]:
-        """mean |d| and L2 norm of the watched outputs' gradients, each float64 (B, L); 0 in other layers."""
-        l1, l2, count = np.zeros((3, batch, self.architecture.num_layers))
-        for (layer, _), (_, gradient) in self.pending.items():
-            flat = gradient.flatten(1).float()
-            l1[:, layer] += torch.linalg.vector_norm(flat, 1, dim=1).double().cpu().numpy()
-            l2[:, layer] += torch.linalg.vector_norm(flat, 2, dim=1).double().square().cpu().numpy()
-            count[:, layer] += flat.shape[1]
-        return l1 / np.maximum(count, 1), np.sqrt(l2)
+    def _hold(self, key: Key, inputs: torch.Tensor, gradient: torch.Tensor) -> None:
+        self.pending[key] = inputs, gradient
+        flat = gradient.flatten(1).float()
+        l1, l2 = (torch.linalg.vector_norm(flat, order, dim=1) for order in (1, 2))
+        self.norms.add(key[0], l1, l2, flat.shape[1])
 
-    def keep(self, first: int) -> None:
-        """Add the batch: x x^T in float32, products and sums; squares of gradients in float32, sums in float64.
+    def start(self, batch: Batch) -> None:
+        self.pending.clear()
+        self.norms.start()
 
-        first: 1 where the batch begins with an odd window.
-        """
+    def keep(self, batch: Batch) -> None:
+        """Add the batch: x x^T in float32, products and sums; squares of gradients in float32, sums in float64."""
         try:
             for key, (inputs, gradient) in self.pending.items():
                 for number in range(self.sets):
-                    of_set = slice((number - first) % self.sets, None, self.sets)
+                    of_set = batch.half(number) if self.sets > 1 else slice(None)
                     rows = inputs[of_set].flatten(0, 1).float()
                     self.inputs[key][number].addmm_(rows.T, rows)  # in place: no second matrix of that size
-                    self.outputs[key][number] += gradient[of_set].float().square().sum((0, 1), dtype=torch.float64)
+                    squares = gradient[of_set].float().square().sum((0, 1), dtype=torch.float64)
+                    self.outputs[key][number].add_(squares, alpha=batch.scale**-2)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise

@@ -24,7 +24,7 @@ from core.families import Family
 from core.groups import Architecture
 from core.measures import Importance
 from core.windows import TokenWindows
-from importance.elimination import eliminate, in_order, one_percent
+from importance.elimination import eliminate, in_order
 from importance.moments import LayerMoments, MomentMeter, enough_memory
 
 
@@ -39,10 +39,10 @@ def obs_importance(
 ) -> Importance:
     """Measure the moments, remove every block's groups one after another, and price them. float64 (G,), all >= 0.
 
-    ``halves`` are priced the same, always in chunks of 1 %, where the meter holds both halves' moments. ``values``
-    depend neither on batch_size nor on most_bytes (memory for moments, ``MomentMeter``), beyond rounding.
-    One layer is solved at a time, in float64 on the model's device. Raises NumericalError when more than 5 % of the
-    windows yield NaN or Inf, UsageError when memory does not suffice.
+    ``halves`` are priced the same, where the meter holds both halves' moments. ``values`` depend neither on batch_size
+    nor on most_bytes (memory for moments, ``MomentMeter``), beyond rounding. One layer is solved at a time, in float64
+    on its own device. Raises NumericalError when more than 5 % of the windows yield NaN or Inf, UsageError when memory
+    does not suffice.
     """
     meter = MomentMeter(model, family, architecture, windows, batch_size=batch_size, most_bytes=most_bytes, halves=True)
     layers = model.get_submodule(family.layers)
@@ -56,7 +56,7 @@ def obs_importance(
                 groups = rows.stop - rows.start
                 values[rows] = _block(moments, kind, weight, groups)
                 for of_half, half in zip(moments.halves, halves, strict=False):
-                    half[rows] = _block(of_half, kind, weight, groups, chunk=one_percent(groups))
+                    half[rows] = _block(of_half, kind, weight, groups)
     return Importance(
         values=values,
         criterion="obs",
@@ -67,9 +67,9 @@ def obs_importance(
     )
 
 
-def _block(moments: LayerMoments, kind: int, weight: torch.Tensor, groups: int, chunk: int | None = None) -> np.ndarray:
+def _block(moments: LayerMoments, kind: int, weight: torch.Tensor, groups: int) -> np.ndarray:
     inputs, outputs = moments.inputs[kind], outputs_weighted(moments.outputs[kind], weight)
-    return in_order(eliminate(inputs, outputs, weight.shape[1] // groups, chunk=chunk))
+    return in_order(eliminate(inputs, outputs, weight.shape[1] // groups))
 
 
 @torch.no_grad()

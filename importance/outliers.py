@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from core.batching import for_each_batch
 from core.errors import NumericalError
 from core.families import Family
 from core.groups import MLP, Architecture
 from core.measures import Outliers
 from core.windows import TokenWindows
-from importance.measuring import left_as_found
+from importance.input_norms import InputSquares
+from importance.over_windows import over_windows
+from importance.passes import Forward
 
 OUTLIER_FACTOR = 30.0
 
@@ -30,38 +31,23 @@ OUTLIER_FACTOR = 30.0
 def find_outliers(
     model: Any, family: Family, architecture: Architecture, windows: TokenWindows, *, batch_size: int | None = None
 ) -> Outliers:
-    """One forward pass over the windows. Squares are summed in float32 a batch and in float64 across batches.
+    """One forward pass over the windows.
 
-    A block whose median is 0 has no outlier: nothing to compare with. Raises NumericalError on NaN or Inf.
+    A block whose median is 0 has no outlier: nothing to compare with. Raises NumericalError when more than 5 % of the
+    windows yield NaN or Inf.
     """
-    layers = list(model.get_submodule(family.layers))
-    modules = [layer.get_submodule(family.mlp_output) for layer in layers]
-    device = next(model.parameters()).device
-    squares = [torch.zeros(module.in_features, dtype=torch.float64, device=device) for module in modules]
-    pending: dict[int, torch.Tensor] = {}
-
-    def watch(index: int, args: tuple[Any, ...]) -> None:
-        pending[index] = args[0].float().square().sum((0, 1))
-
-    def step(batch: np.ndarray) -> None:
-        pending.clear()
-        model(input_ids=torch.from_numpy(batch).to(device), use_cache=False, logits_to_keep=1)
-        for index, added in pending.items():
-            squares[index] += added
-
-    with left_as_found(model) as handles:
-        for index, module in enumerate(modules):
-            handles.append(module.register_forward_pre_hook(lambda _module, args, index=index: watch(index, args)))
-        for_each_batch(windows.ids, step, batch_size, "outliers")
+    inputs = InputSquares(model, family, kinds=(MLP,))
+    tally = over_windows(model, windows, Forward(model), inputs, batch_size=batch_size, description="outliers")
     rows, factors = [], []
-    for index, module in enumerate(modules):
-        norms = (squares[index].sqrt() * torch.linalg.vector_norm(module.weight.float(), dim=0)).cpu().numpy()
+    for layer, _, module in inputs.outputs:
+        squares = inputs.total[layer, MLP]
+        norms = (squares.sqrt() * torch.linalg.vector_norm(module.weight.float(), dim=0)).cpu().numpy()
         if not np.isfinite(norms).all():
-            raise NumericalError(f"NaN or Inf in the inputs of layer {index} {family.mlp_output}; try --dtype float32")
+            raise NumericalError(f"NaN or Inf in the weight of layer {layer} {family.mlp_output}: is it intact?")
         found, factor = outliers_among(norms)
-        rows.append(found + architecture.groups.rows(index, MLP).start)
+        rows.append(found + architecture.groups.rows(layer, MLP).start)
         factors.append(factor)
-    return Outliers(np.concatenate(rows), np.concatenate(factors), OUTLIER_FACTOR, len(windows))
+    return Outliers(np.concatenate(rows), np.concatenate(factors), OUTLIER_FACTOR, tally.used)
 
 
 def outliers_among(norms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

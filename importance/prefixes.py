@@ -23,8 +23,8 @@ class PrefixedLoss:
         self.layers = list(model.get_submodule(family.layers))
         self._inputs: list[torch.Tensor] = []
 
-    def dense_pass(self, ids: torch.Tensor) -> float:
-        """Summed NLL of the model as it is, nats; ids int64 (B, T)."""
+    def dense_pass(self, ids: torch.Tensor) -> torch.Tensor:
+        """Summed NLL of the model as it is, nats, float64 (); ids int64 (B, T)."""
         self._inputs = []
         handles = [
             layer.register_forward_pre_hook(lambda _module, args: self._inputs.append(args[0])) for layer in self.layers
@@ -47,5 +47,6 @@ class PrefixedLoss:
         with bypassed(self.layers[: index + 1], restart=self._inputs[index]):
             yield
 
-    def nll(self, ids: torch.Tensor) -> float:
-        return float(token_nll(self.model(input_ids=ids, use_cache=False).logits, ids).double().sum())
+    def nll(self, ids: torch.Tensor) -> torch.Tensor:
+        """Summed NLL, nats, float64 () on the device: the host need not wait for it."""
+        return token_nll(self.model(input_ids=ids, use_cache=False).logits, ids).double().sum()

@@ -7,7 +7,7 @@ For ``loss`` a variant starts from the input that its layer had in the dense pas
 cost about half of 3 L passes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,94 +16,100 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from core.batching import for_each_batch
 from core.errors import NumericalError
 from core.families import Family
 from core.measures import Prior
 from core.windows import TokenWindows
-from importance.measuring import left_as_found
+from importance.over_windows import Measurement, on_host, over_windows
+from importance.passes import Batch, Forward
 from importance.prefixes import PrefixedLoss
 
+Columns = dict[tuple[int, int], torch.Tensor]  # layer and column (attention, mlp, the whole layer) -> float64 ()
 
-@torch.no_grad()
+
 def measure_prior(
     model: Any, family: Family, windows: TokenWindows, *, method: str = "loss", batch_size: int | None = None
 ) -> Prior:
     """Measure every block and layer on all given windows (calibration, never evaluation text).
 
-    Raises NumericalError when the loss (or a cosine) is NaN or Inf.
+    Raises NumericalError when more than 5 % of the windows yield NaN or Inf, or the
+    loss without a block does.
     """
-    device = next(model.parameters()).device
-    with left_as_found(model) as handles:
-        measure = _LossPrior(model, family) if method == "loss" else _SimilarityPrior(model, family, handles)
-        total = _Sums(len(measure.layers))
-
-        def step(batch: np.ndarray) -> None:
-            total.add(measure.batch(torch.from_numpy(batch).to(device)))
-
-        for_each_batch(windows.ids, step, batch_size, f"prior ({method})")
-    prior = measure.result(total, len(windows), windows.seq_len)
-    if not (np.isfinite(prior.block).all() and np.isfinite(prior.layer).all()):
-        layer = int(np.flatnonzero(~np.isfinite(prior.block).all(1) | ~np.isfinite(prior.layer))[0])
-        raise NumericalError(f"the prior of layer {layer} is NaN or Inf; try --dtype float32")
-    return prior
+    measure = _LossPrior(model, family) if method == "loss" else _SimilarityPrior(model, family)
+    name = f"prior ({method})"
+    tally = over_windows(model, windows, measure.run, measure, batch_size=batch_size, description=name)
+    table, dense = measure.result(tally.used, windows.seq_len)
+    bad = np.flatnonzero(~np.isfinite(table).all(1))
+    if len(bad):
+        raise NumericalError(f"the prior of layer {bad[0]} is NaN or Inf; try --dtype float32 or --prior similarity")
+    return Prior(table[:, :2], table[:, 2], method, tally.used, dense)
 
 
-class _Sums:
-    """Sums over tokens, of a batch or of all: block (L, 2), layer (L,), and dense for the loss."""
+class _Sums(Measurement):
+    """found: of a batch. total: of all that count, on the devices that they were computed on."""
 
-    def __init__(self, num_layers: int) -> None:
-        self.dense = 0.0
-        self.block = np.zeros((num_layers, 2))
-        self.layer = np.zeros(num_layers)
-
-    def add(self, other: "_Sums") -> None:
-        self.dense += other.dense
-        self.block += other.block
-        self.layer += other.layer
-
-
-class _LossPrior:
     def __init__(self, model: Any, family: Family) -> None:
-        self.loss, self.family = PrefixedLoss(model, family), family
-        self.layers = self.loss.layers
+        self.family, self.layers = family, list(model.get_submodule(family.layers))
+        self.found: Columns = {}
+        self.total: Columns = {}
 
-    def batch(self, ids: torch.Tensor) -> _Sums:
-        """Summed NLL of the dense model and of every variant; nothing is kept of a batch that fails half way."""
-        sums = _Sums(len(self.layers))
-        sums.dense = self.loss.dense_pass(ids)
+    def start(self, batch: Batch) -> None:
+        self.found.clear()
+
+    def keep(self, batch: Batch) -> None:
+        for key, value in self.found.items():
+            self.total[key] = self.total[key] + value if key in self.total else value
+
+    def table(self) -> np.ndarray:
+        """float64 (L, 3)."""
+        keys = sorted(self.total)
+        return np.array(on_host([self.total[key][None] for key in keys])).reshape(-1, 3)
+
+
+class _LossPrior(_Sums):
+    def __init__(self, model: Any, family: Family) -> None:
+        super().__init__(model, family)
+        self.loss, self.run = PrefixedLoss(model, family), Forward(model, self._compare)
+        self.dense = torch.zeros((), dtype=torch.float64)
+        self.dense_of_batch = self.dense
+
+    def _compare(self, ids: torch.Tensor) -> torch.Tensor:
+        """Summed NLL of the dense model, which is returned, and of every variant."""
+        dense = self.dense_of_batch = self.loss.dense_pass(ids)
         for index, layer in enumerate(self.layers):
             with self.loss.starting_at(index):
                 for kind, path in enumerate((self.family.attention, self.family.mlp)):
                     with _silenced(layer.get_submodule(path), is_attention=kind == 0):
-                        sums.block[index, kind] = self.loss.nll(ids)
+                        self.found[index, kind] = self.loss.nll(ids)
             with self.loss.without(index):
-                sums.layer[index] = self.loss.nll(ids)
-        return sums
+                self.found[index, 2] = self.loss.nll(ids)
+        return dense
 
-    def result(self, total: _Sums, num_windows: int, seq_len: int) -> Prior:
-        tokens = num_windows * (seq_len - 1)
-        return Prior(
-            block=(total.block - total.dense) / tokens,
-            layer=(total.layer - total.dense) / tokens,
-            method="loss",
-            num_windows=num_windows,
-            dense_nll=total.dense / tokens,
-        )
+    def keep(self, batch: Batch) -> None:
+        super().keep(batch)
+        self.dense = self.dense.to(self.dense_of_batch.device) + self.dense_of_batch
+
+    def result(self, num_windows: int, seq_len: int) -> tuple[np.ndarray, float | None]:
+        """Columns in nats per token, float64 (L, 3), and the dense model's loss."""
+        tokens, dense = num_windows * (seq_len - 1), float(self.dense)
+        return (self.table() - dense) / tokens, dense / tokens
 
 
-class _SimilarityPrior:
+class _SimilarityPrior(_Sums):
     """Hooks read the residual stream where a layer begins, between its blocks and where it ends."""
 
-    def __init__(self, model: Any, family: Family, handles: list[Any]) -> None:
-        self.model = model
-        self.layers = list(model.get_submodule(family.layers))
-        self.sums = _Sums(len(self.layers))
+    sees = "residual stream"
+
+    def __init__(self, model: Any, family: Family) -> None:
+        super().__init__(model, family)
+        self.run = Forward(model)
+
+    def attach(self, handles: list[Any]) -> None:
         for index, layer in enumerate(self.layers):
             stream: dict[str, torch.Tensor] = {}
             handles += [
                 layer.register_forward_pre_hook(lambda _module, args, s=stream: s.__setitem__("before", args[0])),
-                layer.get_submodule(family.pre_mlp_norm).register_forward_pre_hook(
+                layer.get_submodule(self.family.pre_mlp_norm).register_forward_pre_hook(
                     lambda _module, args, s=stream: s.__setitem__("between", args[0])
                 ),
                 layer.register_forward_hook(
@@ -113,24 +119,22 @@ class _SimilarityPrior:
 
     def _compare(self, index: int, stream: dict[str, torch.Tensor], output: Any) -> None:
         after = output[0] if isinstance(output, tuple) else output
-        self.sums.block[index, 0] += _distance(stream["before"], stream["between"])
-        self.sums.block[index, 1] += _distance(stream["between"], after)
-        self.sums.layer[index] += _distance(stream["before"], after)
+        self.found[index, 0] = _distance(stream["before"], stream["between"])
+        self.found[index, 1] = _distance(stream["between"], after)
+        self.found[index, 2] = _distance(stream["before"], after)
         stream.clear()
 
-    def batch(self, ids: torch.Tensor) -> _Sums:
-        self.sums = _Sums(len(self.layers))
-        self.model(input_ids=ids, use_cache=False, logits_to_keep=1)
-        return self.sums
+    def seen(self) -> Iterable[tuple[int, torch.Tensor]]:
+        return ((layer, value) for (layer, _), value in self.found.items())
 
-    def result(self, total: _Sums, num_windows: int, seq_len: int) -> Prior:
-        tokens = num_windows * seq_len
-        return Prior(total.block / tokens, total.layer / tokens, "similarity", num_windows)
+    def result(self, num_windows: int, seq_len: int) -> tuple[np.ndarray, float | None]:
+        """Columns as means over tokens, float64 (L, 3)."""
+        return self.table() / (num_windows * seq_len), None
 
 
-def _distance(before: torch.Tensor, after: torch.Tensor) -> float:
-    """Sum over tokens of 1 - cosine; float64, because the cosine of neighbouring layers is close to 1."""
-    return float((1.0 - F.cosine_similarity(before.double(), after.double(), dim=-1)).clamp_min(0.0).sum())
+def _distance(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """Sum over tokens of 1 - cosine, (); float64, because the cosine of neighbouring layers is close to 1."""
+    return (1.0 - F.cosine_similarity(before.double(), after.double(), dim=-1)).clamp_min(0.0).sum()
 
 
 @contextmanager

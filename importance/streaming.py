@@ -7,7 +7,7 @@ import torch
 from core.families import Family, Member
 from core.groups import Architecture
 from core.measures import Importance
-from importance.weights import summed_magnitudes
+from importance.magnitude import summed_magnitudes
 
 
 def streamed_magnitude(tensors: Mapping[str, torch.Tensor], family: Family, architecture: Architecture) -> Importance:

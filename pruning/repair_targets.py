@@ -45,7 +45,7 @@ class Target:
 
     def token_weight(self, seen: Seen) -> torch.Tensor | None:
         """float32 (B, T, 1); None where every token counts 1."""
-        return None if seen.norm is None else _one_over_mean_square(seen.output)
+        return None if seen.norm is None else one_over_mean_square(seen.output)
 
 
 class StreamTarget(Target):
@@ -56,7 +56,7 @@ class StreamTarget(Target):
         return seen.output.float() + (lack if seen.norm is None else before_norm(seen.norm, seen.output, lack))
 
     def token_weight(self, seen: Seen) -> torch.Tensor:
-        of_output, weight = super().token_weight(seen), _one_over_mean_square(seen.dense_behind)
+        of_output, weight = super().token_weight(seen), one_over_mean_square(seen.dense_behind)
         return weight if of_output is None else of_output * weight
 
 
@@ -77,7 +77,7 @@ def before_norm(norm: Any, y: torch.Tensor, change: torch.Tensor) -> torch.Tenso
     return change * inverse * y.float().square().mean(-1, keepdim=True).sqrt()
 
 
-def _one_over_mean_square(values: torch.Tensor) -> torch.Tensor:
-    """float32 (..., 1) for values (..., C)."""
-    norm = torch.linalg.vector_norm(values, dim=-1, keepdim=True, dtype=torch.float32)
-    return (norm.square() / values.shape[-1]).clamp_min(1e-20).reciprocal()
+def one_over_mean_square(values: torch.Tensor) -> torch.Tensor:
+    """float32 (..., 1) for values (..., C); 0 where they are all but zero: nothing there can be refitted."""
+    square = values.float().square().mean(-1, keepdim=True)
+    return torch.where(square > 1e-20, square.reciprocal(), 0.0)

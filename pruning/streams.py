@@ -16,9 +16,9 @@ import torch
 
 from core.batching import TOKENS_A_BATCH, with_batch_that_fits
 from core.families import IN, OUT, Family, Member
-from core.free_memory import has_room
 from core.groups import ATTENTION
 from core.layers import bypassed
+from core.memory import has_room
 
 BATCH_BYTES = 2**28  # on a GPU: float32 values of the widest module that a batch makes, at first
 

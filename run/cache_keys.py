@@ -39,7 +39,7 @@ def importance_key(scores: ScoreSettings, seed: int, windows: TokenWindows | Non
     read = windows if scores.criterion.reads_text else None
     return {
         "criterion": scores.importance_method,
-        "gradient_reduction": scores.gradient_reduction if scores.criterion.takes_reduction else None,
+        "gradient_reduction": scores.gradient_reduction if scores.criterion.uses_gradient_reduction else None,
         "seed": None if read is None else seed,
         "windows": windows_key(read),
     }

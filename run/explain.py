@@ -43,7 +43,7 @@ def with_stability(session: Session, decision: Decision) -> Decision:
     """The decision with what plans from its importance's halves share; a replayed one has none. numpy only."""
     if isinstance(decision, Replayed):
         return decision
-    return replace(decision, stability=stability_of(decision, session.settings.scores.gradient_reduction))
+    return replace(decision, stability=stability_of(decision))
 
 
 def diagnosis_of(session: Session, decision: Decision) -> Diagnosis:

@@ -57,7 +57,7 @@ Question = Callable[[Intent], str | None]
 
 
 def room_for_the_output(asked: Intent) -> str | None:
-    free = free_bytes(asked.output)
+    free = free_disk_bytes(asked.output)
     if free is None or free >= asked.written:
         return None
     less = " with --no_save_model or without --export" if asked.gguf else " with --no_save_model"
@@ -69,7 +69,7 @@ def room_for_the_output(asked: Intent) -> str | None:
 
 def room_for_the_cache(asked: Intent) -> str | None:
     """The cache saves time in later runs and is not worth refusing this one."""
-    free = None if asked.cache is None else free_bytes(asked.cache)
+    free = None if asked.cache is None else free_disk_bytes(asked.cache)
     if free is None or free >= asked.cached:
         return None
     return f"the cache at {asked.cache} may keep nothing of this run: its disk has {_gigabytes(free)} left"
@@ -96,7 +96,7 @@ def preflight(asked: Intent) -> dict[str, str]:
     return {question.__name__: said for question in QUESTIONS if (said := question(asked)) is not None}
 
 
-def free_bytes(folder: Path) -> int | None:
+def free_disk_bytes(folder: Path) -> int | None:
     """What this user may still write there; None where the system does not tell. The folder need not exist."""
     try:
         return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free

@@ -92,7 +92,7 @@ CONFLICTS = (
         "--protect measured caps single blocks, and --target stock gives all layers the same widths: leave one out",
     ),
     Conflict(
-        lambda s: _streamed_trial(s) and (s.criterion.reads_text or s.scores.temperature > 0),
+        lambda s: _streamed_trial(s) and (not s.criterion.streams or s.scores.temperature > 0),
         "--low_memory needs --importance_method magnitude with --temperature 0, or --plan FILE",
     ),
     Conflict(
@@ -176,7 +176,7 @@ def _corrects(s: Settings) -> bool:
 
 def _batches(s: Settings) -> bool:
     """Whether several windows are ever run at once."""
-    ranks = s.ranks_on_text and (s.criterion.takes_batches or s.tries_plans)
+    ranks = s.ranks_on_text and (s.criterion.batches or s.tries_plans)
     return bool(s.evaluation.run_evaluation) or _corrects(s) or ranks or s.repairs
 
 
@@ -197,7 +197,9 @@ IDLE = (
         "needs --enable_grad_clip",
     ),
     Idle(("tau", "prior", "prior_samples"), lambda s: not _corrects(s), "needs --temperature above 0"),
-    Idle(("gradient_reduction",), lambda s: not s.criterion.takes_reduction, "acts on taylor and taylor_2nd only"),
+    Idle(
+        ("gradient_reduction",), lambda s: not s.criterion.uses_gradient_reduction, "acts on taylor and taylor_2nd only"
+    ),
     Idle(
         _CALIBRATES,
         lambda s: not (s.reads_calibration or s.replays),

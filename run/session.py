@@ -25,8 +25,8 @@ from models.travel import dense_folder
 from pruning.budget import budget_params, requested_params
 from pruning.limits import Limits
 from pruning.plan_file import read_plan
-from pruning.targets import check_plan, default_round_to, explain, limits_for
 from pruning.repair import RepairSettings
+from pruning.targets import check_plan, default_round_to, explain, limits_for
 from run.cache_keys import common_key
 from run.folder import RunFolder
 from run.judging import JUDGING_WINDOWS, Judge

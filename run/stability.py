@@ -13,12 +13,12 @@ from diagnostics.run_folder import Block
 from run.decision import Ranked, rank
 
 
-def stability_of(decision: Ranked, gradient_reduction: str) -> Stability:
-    """What the two plans share of what they remove; numpy only. gradient_reduction: explains missing halves."""
+def stability_of(decision: Ranked) -> Stability:
+    """What the two plans share of what they remove; numpy only."""
     importance = decision.first_importance
     windows = importance.windows_used
     if importance.halves is None:
-        return Stability(None, None, windows, _why_without_halves(importance, gradient_reduction))
+        return Stability(None, None, windows, _why_without_halves(importance))
     try:
         halves = [_plan_from(decision, values) for values in importance.halves]
     except PruningError as error:
@@ -38,14 +38,10 @@ def _plan_from(decision: Ranked, values: np.ndarray) -> PruningPlan:
     ).plan
 
 
-def _why_without_halves(importance: Importance, gradient_reduction: str) -> str:
+def _why_without_halves(importance: Importance) -> str:
     if importance.windows_used == 1:
         return "the halves need a window each"
-    reason = CRITERIA[importance.criterion].without_halves
-    if reason is not None:
-        return reason
-    assert gradient_reduction == "sum"
-    return "a sum of gradients does not come as a sum over windows"
+    return CRITERIA[importance.criterion].why_no_halves
 
 
 def _blocks(plan: PruningPlan) -> list[list[Block]]:

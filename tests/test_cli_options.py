@@ -219,10 +219,10 @@ def test_batch_size_sets_the_windows_of_a_pass_and_not_the_result(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Results are defined without batches, so the difference to see is how many windows a pass takes."""
-    from importance import fisher
+    from importance import over_windows
 
     sizes: list[list[int]] = []
-    original = fisher.for_each_batch
+    original = over_windows.for_each_batch
 
     def watching(ids: np.ndarray, step: Any, batch_size: int | None, description: str) -> None:
         seen: list[int] = []
@@ -234,7 +234,7 @@ def test_batch_size_sets_the_windows_of_a_pass_and_not_the_result(
 
         original(ids, counted, batch_size, description)
 
-    monkeypatch.setattr(fisher, "for_each_batch", watching)
+    monkeypatch.setattr(over_windows, "for_each_batch", watching)
     plans = []
     for batch_size in ("auto", "4"):
         arguments = ["--importance_method", "fisher", "--batch_size", batch_size, "--dry_run"]

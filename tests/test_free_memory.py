@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from core import free_memory
-from core.free_memory import free_bytes, has_room
+from core import memory
+from core.memory import free_bytes, has_room
 
 
 def test_free_memory_is_told_for_a_cpu_and_leaves_half(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     cpu = torch.device("cpu")
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal:  9000 kB\nMemAvailable:  8000 kB\n")
-    monkeypatch.setattr(free_memory, "MEMINFO", meminfo)
-    monkeypatch.setattr(free_memory, "CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "MEMINFO", meminfo)
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
     assert free_bytes(cpu) == 8000 * 1024
     assert has_room(4000 * 1024, cpu)
     assert not has_room(4000 * 1024 + 1, cpu)

@@ -1,5 +1,7 @@
 """Criteria against independent autograd computations; the model is left as found; order and batches do not matter."""
 
+from importlib import import_module
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -7,12 +9,15 @@ import pytest
 import torch
 from conftest import build, token_ids, windows_of
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from core.criteria import CRITERIA
 from core.errors import NumericalError
 from core.families import IN, Family
 from core.groups import Architecture
-from importance import measuring
-from importance.measure import CRITERIA, measure_importance
+from core.memory import free_gpu_bytes
+from importance import measuring, passes
+from importance.measure import measure_importance
 from models.architecture import architecture_of, decoder_layers
 from models.families import family_of
 
@@ -78,6 +83,25 @@ def groups_by_hand(model: Any, family: Family, architecture: Architecture, tenso
                 total += fused[channel].sum() + fused[f + channel].sum()
             values.append(total)
     return torch.stack(values).numpy()
+
+
+def test_every_criterion_says_what_it_takes() -> None:
+    """The registry's properties and the functions' signatures agree; halves and gradients come where they say so."""
+    for name, criterion in CRITERIA.items():
+        module, function = criterion.measured_by.split(":")
+        taken = signature(getattr(import_module(module), function)).parameters
+        assert criterion.reads_text == ("windows" in taken), name
+        assert criterion.batches == ("batch_size" in taken), name
+        assert criterion.uses_gradient_reduction == ("reduction" in taken), name
+        assert set(criterion.options) <= set(taken), name
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_results_have_what_the_registry_promises(llama: Any, name: str) -> None:
+    result = measured(llama, name)
+    assert result.criterion == name
+    assert CRITERIA[name].needs_gradients == (result.gradients is not None)
+    assert CRITERIA[name].reads_text == (result.halves is not None) == (result.windows_used == len(IDS))
 
 
 def test_taylor_equals_autograd_in_both_reductions_and_both_orders(family_model: Any) -> None:
@@ -188,17 +212,17 @@ def test_recomputing_layers_changes_nothing(
     model = build(name)
     plain = measured(model, criterion)
     recomputed: list[int] = []
-    original = measuring.checkpoint
+    original = passes.checkpoint
 
     def counting(*args: Any, **kwargs: Any) -> Any:
         recomputed.append(1)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(measuring, "checkpoint", counting)
-    monkeypatch.setattr(f"importance.{criterion}.layers_to_recompute", lambda *_args: count)
+    monkeypatch.setattr(passes, "checkpoint", counting)
+    monkeypatch.setattr(passes, "layers_to_recompute", lambda *_args: count)
     checkpointed = measured(model, criterion)
-    passes = len(IDS) if criterion == "taylor" else 1
-    assert len(recomputed) == count * passes
+    walks = len(IDS) if criterion == "taylor" else 1
+    assert len(recomputed) == count * walks
     np.testing.assert_allclose(checkpointed.values, plain.values, rtol=1e-4)
     np.testing.assert_allclose(checkpointed.gradients.norm, plain.gradients.norm, rtol=1e-4)
 
@@ -319,10 +343,52 @@ def test_the_loss_is_the_sum_over_predicted_tokens(llama: Any) -> None:
 def test_what_is_kept_for_backward_is_bounded(llama: Any) -> None:
     """C = 64, F = 24, float32: (448 + 96) * 4 = 2,176 bytes a token and layer; 256 MiB hold 123,361 of them."""
     architecture = architecture_of(llama, family_of("llama"))
-    assert measuring.layers_to_recompute(llama, architecture, tokens=1000) == 0
-    assert measuring.layers_to_recompute(llama, architecture, tokens=60_000) == 1
-    assert measuring.layers_to_recompute(llama, architecture, tokens=123_000) == 2
-    assert measuring.layers_to_recompute(llama, architecture, tokens=124_000) == 3
+    assert passes.layers_to_recompute(llama, architecture, tokens=1000) == 0
+    assert passes.layers_to_recompute(llama, architecture, tokens=60_000) == 1
+    assert passes.layers_to_recompute(llama, architecture, tokens=123_000) == 2
+    assert passes.layers_to_recompute(llama, architecture, tokens=124_000) == 3
+
+
+def test_a_device_that_says_what_is_free_bounds_by_that(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2,176 bytes a token and layer, 2 * 97 * 4 = 776 for logits and their gradient: at 1,000 tokens and 10 MB free,
+    0.7 * (10 - 0.776) MB = 6.46 MB hold two layers of 2.176 MB, and 10.2 MB free hold all three (6.6 > 6.53)."""
+    architecture = architecture_of(llama, family_of("llama"))
+    for free, recomputed in ((10_000_000, 1), (10_200_000, 0), (0, 3)):
+        monkeypatch.setattr(passes, "free_gpu_bytes", lambda _device, free=free: free)
+        assert passes.layers_to_recompute(llama, architecture, tokens=1000) == recomputed
+
+
+def test_free_gpu_bytes_counts_what_the_allocator_holds_and_keeps_to_a_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card of 100 with 20 free, of which 30 are held here and 10 of those used: 40 may be taken. Under a cap of a
+    quarter, 25 less the 10 used."""
+    card = {"mem_get_info": (20, 100), "memory_allocated": 10, "memory_reserved": 30}
+    for name, value in card.items():
+        monkeypatch.setattr(torch.cuda, name, lambda _device, value=value: value)
+    for share, free in ((1.0, 40), (0.25, 15), (0.05, 0)):
+        monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _device, share=share: share)
+        assert free_gpu_bytes(torch.device("cuda", 0)) == free
+    assert free_gpu_bytes(torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize("criterion", [name for name in CRITERIA if CRITERIA[name].reads_text])
+def test_the_host_waits_once_a_window(llama: Any, criterion: str) -> None:
+    """No value is handed to Python between a pass and the one copy that says whether it was finite."""
+
+    class Counter(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.count += function is torch.ops.aten._local_scalar_dense.default
+            return function(*args, **(kwargs or {}))
+
+    def counted(run: Any) -> int:
+        with Counter() as counter:
+            run()
+        return counter.count
+
+    of_the_model = counted(lambda: llama(input_ids=IDS[:1], use_cache=False))
+    two, five = (counted(lambda ids=ids: measured(llama, criterion, ids, batch_size=1)) for ids in (IDS[:2], IDS))
+    assert five - two == 3 * of_the_model
 
 
 def test_no_graph_outlives_its_window(llama: Any) -> None:

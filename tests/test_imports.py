@@ -42,6 +42,7 @@ WITHOUT_TORCH = (
     "core",
     "core.arguments",
     "core.cache",
+    "core.criteria",
     "core.decoder",
     "core.families",
     "core.console",

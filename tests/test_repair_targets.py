@@ -11,7 +11,7 @@ from repairs import IDS, family, hidden_states, plan_for, repaired
 
 from models.architecture import architecture_of
 from pruning.repair import RepairSettings, repair
-from pruning.repair_targets import before_norm
+from pruning.repair_targets import before_norm, one_over_mean_square
 from pruning.repair_windows import held_out_windows
 
 
@@ -96,3 +96,9 @@ def test_a_change_behind_a_norm_is_taken_back_before_it() -> None:
     across = change - (change * along).sum(-1, keepdim=True) * along
     assert float((moved - change).norm() / change.norm()) < 0.2
     assert float((moved * across).sum() / across.square().sum()) == pytest.approx(1.0, abs=0.1)
+
+
+def test_a_token_whose_stream_is_zero_has_no_say() -> None:
+    """1 and 3 have a mean square of 5. A weight of 1/0, or of 1e20 twice, would be Inf and end the repair."""
+    weights = one_over_mean_square(torch.tensor([[1.0, 3.0], [0.0, 0.0]]))
+    torch.testing.assert_close(weights, torch.tensor([[0.2], [0.0]]))

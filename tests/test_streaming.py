@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from stored_checkpoints import CPU, SHARD, content, in_memory, stored, streamed
 
+from importance.magnitude import magnitude_importance
 from importance.streaming import streamed_magnitude
-from importance.weights import magnitude_importance
 from models.loading import check_model, load_model, open_weights
 from models.tensors import INDEX, SINGLE, TensorSpec, specs_of, write_tensors
 from pruning.streaming import fate_of
@@ -36,7 +36,7 @@ def test_magnitude_in_blocks_of_rows_is_the_sum_over_all(llama: Any, monkeypatch
     """Blocks of 3 rows of 64 instead of one: 24 channels and 32 query rows are no multiples of it."""
     family, architecture = check_family(llama)
     expected = magnitude_importance(llama, family, architecture).values
-    monkeypatch.setattr("importance.weights.BLOCK_VALUES", 3 * 64)
+    monkeypatch.setattr("importance.magnitude.BLOCK_VALUES", 3 * 64)
     np.testing.assert_allclose(magnitude_importance(llama, family, architecture).values, expected, rtol=1e-6)
 
 

@@ -7,7 +7,7 @@ import torch
 from conftest import build
 from repairs import IDS, family, hidden_states, plan_for, repaired
 
-from core import free_memory
+from core import memory
 from models.architecture import decoder_layers
 from pruning.streams import LayerRunner
 
@@ -77,7 +77,7 @@ def test_what_has_no_room_is_computed_again_with_the_same_result(
     plan = plan_for(model)
     wanted, report = repaired(model, plan, target=target, ridges=(0.1,))
     for free in (0, None):
-        monkeypatch.setattr(free_memory, "free_bytes", lambda _device, left=free: left)
+        monkeypatch.setattr(memory, "free_bytes", lambda _device, left=free: left)
         found, same = repaired(model, plan, target=target, ridges=(0.1,))
         for a, b in zip(found.parameters(), wanted.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
@@ -93,7 +93,7 @@ def test_streams_rest_where_they_have_room(llama: Any, monkeypatch: pytest.Monke
     hidden = runner.embed()
     runner.device = torch.device("meta")
     for free, copies, device in ((4 * stream, 2, "meta"), (4 * stream - 1, 2, "cpu"), (2 * stream, 1, "meta")):
-        monkeypatch.setattr(free_memory, "free_bytes", lambda _device, left=free: left)
+        monkeypatch.setattr(memory, "free_bytes", lambda _device, left=free: left)
         assert runner._resting(hidden[:2], copies).device.type == device
         assert runner._resting(hidden[:2], copies).shape == hidden.shape
     assert (runner.room_for(64) is None, runner.room_for(65) is None) == (False, True)

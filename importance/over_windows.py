@@ -1,0 +1,315 @@
+"""One way over the windows, for everything that is measured on text.
+
+A measurement hangs hooks into the model, sees a batch of windows pass, and adds what it saw to its sums where all of it
+is finite. What every measurement shares is here: batches that fit into memory, even and odd windows, the guard against
+NaN and Inf, progress, gradient statistics. Nothing here knows a criterion, or where the weights live: ``run`` does.
+
+A layer's sums lie on the device that the layer is on. The host waits once a batch, for whether it was finite.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from core.batching import for_each_batch, is_out_of_memory
+from core.errors import NumericalError, UsageError
+from core.groups import Architecture
+from core.measures import GradientStatistics
+from core.windows import TokenWindows
+from importance.measuring import left_as_found
+from importance.passes import Batch
+
+RARE = 0.05  # share of windows that may yield NaN or Inf before a run stops
+# What the loss is multiplied by, tried in turn until all that was seen is finite. Squares of gradients overflow float32
+# from 2e19 on; float16 gradients do from 65,504 on, and vanish below 6e-8.
+SCALES = (1.0, 2.0**-32, 2.0**-64)
+SCALES_OF_FLOAT16 = (2.0**12, 2.0**4, 2.0**-4, 2.0**-12)
+Key = tuple[int, int]  # layer and kind: a block
+
+
+class Run(Protocol):
+    """How a batch passes the model: ``Forward``, ``Backward``, or what compares variants of the model."""
+
+    def __call__(self, batch: Batch) -> torch.Tensor | None:
+        """The loss, float (), where there is one."""
+
+    def saves_memory(self) -> bool:
+        """Whether there is something left to do without after a pass that ran out of memory; it is given up now."""
+
+
+class Measurement:
+    """What a criterion adds to the way over the windows. For each batch: start, the pass, seen, keep."""
+
+    sees = "activations"  # what is NaN or Inf, in the message
+    norms: "GradientNorms | None" = None
+    scales = False  # whether what is seen may be multiplied by Batch.scale (as gradients are), and keep divides by it
+    repeatable = True  # False: hooks have added to the sums by themselves, so no batch can come again or be left out
+
+    def attach(self, handles: list[Any]) -> None:
+        """Put the handles of all hooks into the list; they are removed at the end."""
+
+    def start(self, batch: Batch) -> None:
+        """Forget what was seen of a batch before, which may have ended half way."""
+
+    def seen(self) -> Iterable[tuple[int, torch.Tensor]]:
+        """(layer, values of any shape) of the batch; where a value is NaN or Inf, nothing of the batch is kept."""
+        return ()
+
+    def keep(self, batch: Batch) -> None:
+        """Add what was seen to the sums."""
+
+
+@dataclass(frozen=True)
+class Tally:
+    """windows: numbers of even and odd ones that count. skipped: windows with NaN or Inf.
+
+    gradients: of the measurement's ``norms``, zeros in layers that it did not watch.
+    """
+
+    windows: tuple[int, int]
+    skipped: int
+    gradients: GradientStatistics | None
+
+    @property
+    def used(self) -> int:
+        return sum(self.windows)
+
+    def halves(self, even: np.ndarray, total: np.ndarray) -> np.ndarray | None:
+        return halves_of(even, total, *self.windows)
+
+
+def over_windows(
+    model: Any,
+    windows: TokenWindows,
+    run: Run,
+    measurement: Measurement,
+    *,
+    batch_size: int | None = None,
+    description: str,
+) -> Tally:
+    """Let all windows pass, in order. The model is left as found, also after an exception.
+
+    A batch with NaN or Inf comes again on other scales, then window by window, so that only its bad windows are left
+    out. Raises NumericalError when more than RARE of the windows are, or one is and the measurement cannot leave it
+    out; UsageError when memory does not suffice.
+    """
+    way = _Way(len(windows), run, measurement, next(model.parameters()).dtype)
+    with left_as_found(model) as handles:
+        measurement.attach(handles)
+        for_each_batch(windows.ids, way.step, batch_size, description)
+    return Tally((way.windows[0], way.windows[1]), way.guard.skipped, way.statistics())
+
+
+class _Way:
+    """Where the walk is: the windows that passed and those that count."""
+
+    def __init__(self, num_windows: int, run: Run, measurement: Measurement, dtype: torch.dtype) -> None:
+        self.run, self.measurement = run, measurement
+        self.guard = NonFiniteGuard(num_windows, measurement, dtype)
+        self.scales = (SCALES_OF_FLOAT16 if dtype == torch.float16 else SCALES) if measurement.scales else (1.0,)
+        self.passed, self.windows = 0, [0, 0]
+        norms = measurement.norms
+        self.gradients = LayerGradients(norms.num_layers) if norms is not None else None
+
+    def step(self, ids: np.ndarray) -> None:
+        self._admit(Batch(ids, self.passed))
+        self.passed += len(ids)
+
+    def _admit(self, batch: Batch) -> None:
+        batch, found = self._in_range(batch)
+        if found.is_finite:
+            self._keep(batch, found)
+        elif len(batch) > 1 and self.measurement.repeatable:
+            self._one_by_one(batch)
+        else:
+            self.guard.skip(found.bad_layers, found.loss_is_finite)
+        self.measurement.start(batch)  # nothing of it is held any longer
+
+    def _in_range(self, batch: Batch) -> "tuple[Batch, _Found]":
+        """The batch on the first scale on which all is finite, or on the last one; another scale mends no loss."""
+        for scale in self.scales if self.measurement.repeatable else self.scales[:1]:
+            batch = replace(batch, scale=scale)
+            found = _Found.of(self._pass(batch), self.measurement)
+            if found.is_finite or not found.loss_is_finite:
+                break
+        return batch, found
+
+    def _one_by_one(self, batch: Batch) -> None:
+        try:
+            for window in batch.windows():
+                self._admit(window)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            # Some windows count already: the batch cannot come again in smaller pieces.
+            raise UsageError("one window does not fit in memory: name a shorter --seq_len") from None
+
+    def _pass(self, batch: Batch) -> torch.Tensor | None:
+        """A single window that does not fit is tried again, with all that the pass can do without given up."""
+        self.measurement.start(batch)
+        try:
+            return self.run(batch)
+        except RuntimeError as error:
+            if len(batch) > 1 or not is_out_of_memory(error) or not self.run.saves_memory():
+                raise
+        # Outside the handler, where the traceback would still hold the tensors that filled the memory.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if not self.measurement.repeatable:
+            raise UsageError("a window does not fit in memory beside the sum of gradients: name a shorter --seq_len")
+        self.measurement.start(batch)
+        return self.run(batch)
+
+    def _keep(self, batch: Batch, found: "_Found") -> None:
+        self.measurement.keep(batch)
+        for number in range(batch.first, batch.first + len(batch)):
+            self.windows[number % 2] += 1
+        if self.gradients is not None and found.norms is not None:
+            mean, norm = found.norms
+            self.gradients.add(mean / batch.scale, norm / batch.scale)
+
+    def statistics(self) -> GradientStatistics | None:
+        gradients, norms = self.gradients, self.measurement.norms
+        if gradients is None or norms is None:
+            return None
+        n = max(gradients.windows, 1)
+        return GradientStatistics(
+            gradients.mean / n, gradients.norm / n, gradients.min, gradients.max, source=norms.source
+        )
+
+
+class GradientNorms:
+    """mean |g| and L2 norm of each layer's gradients, a window at a time; on the layer's device until they are read."""
+
+    def __init__(self, num_layers: int, source: str) -> None:
+        self.num_layers, self.source = num_layers, source
+        self.start()
+
+    def start(self) -> None:
+        self.l1: dict[int, torch.Tensor] = {}
+        self.l2: dict[int, torch.Tensor] = {}
+        self.count = np.zeros(self.num_layers)
+
+    def add(self, layer: int, l1: torch.Tensor, l2: torch.Tensor, count: int) -> None:
+        """l1, l2: (B,), sum |g| and L2 norm of one tensor's gradients. count: its values in one window."""
+        l1, l2 = l1.double(), l2.double().square()
+        self.l1[layer] = self.l1[layer] + l1 if layer in self.l1 else l1
+        self.l2[layer] = self.l2[layer] + l2 if layer in self.l2 else l2
+        self.count[layer] += count
+
+    def tensors(self) -> list[torch.Tensor]:
+        """(B,) by watched layer: sums of |g|, then sums of g^2."""
+        return [*self.l1.values(), *self.l2.values()]
+
+    def read(self, rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """mean |g| and L2 norm, each float64 (B, L), from what ``tensors`` gave; 0 in layers that were not watched."""
+        l1, l2 = np.zeros((2, len(rows[0]), self.num_layers))
+        l1[:, list(self.l1)] = np.stack(rows[: len(self.l1)], 1)
+        l2[:, list(self.l2)] = np.stack(rows[len(self.l1) :], 1)
+        return l1 / np.maximum(self.count, 1), np.sqrt(l2)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the host is told of a batch. norms: mean |g| and L2 norm, each float64 (B, L)."""
+
+    loss_is_finite: bool
+    bad_layers: list[int]
+    norms: tuple[np.ndarray, np.ndarray] | None
+
+    @property
+    def is_finite(self) -> bool:
+        return self.loss_is_finite and not self.bad_layers
+
+    @staticmethod
+    def of(loss: torch.Tensor | None, measurement: Measurement) -> "_Found":
+        seen = [(layer, values.sum(dtype=torch.float64)[None]) for layer, values in measurement.seen()]
+        tensors = [] if loss is None else [loss.double()[None]]
+        norms = measurement.norms
+        statistics = norms.tensors() if norms is not None else []
+        rows = on_host([*tensors, *(total for _, total in seen), *statistics])
+        finite = [bool(np.isfinite(row).all()) for row in rows]
+        bad = {layer for (layer, _), fine in zip(seen, finite[len(tensors) :], strict=False) if not fine}
+        read = norms.read(rows[len(tensors) + len(seen) :]) if norms is not None and statistics else None
+        if read is not None:
+            bad.update(np.flatnonzero(~np.isfinite(np.concatenate(read)).all(0)).tolist())
+        return _Found(all(finite[: len(tensors)]), sorted(bad), read)
+
+
+def on_host(tensors: list[torch.Tensor]) -> list[np.ndarray]:
+    """float64 (n,) each, in one copy that waits; tensors on other devices are sent to that of the first."""
+    if not tensors:
+        return []
+    device = tensors[0].device
+    flat = torch.cat([tensor.to(device, torch.float64, non_blocking=True) for tensor in tensors]).cpu().numpy()
+    return np.split(flat, np.cumsum([len(tensor) for tensor in tensors])[:-1])
+
+
+def by_group(architecture: Architecture, blocks: dict[Key, torch.Tensor]) -> np.ndarray:
+    """float64 (G,) from one tensor (K or F,) a block; 0 in blocks that are missing."""
+    values = np.zeros(len(architecture.groups))
+    for (layer, kind), block in blocks.items():
+        values[architecture.groups.rows(layer, kind)] = block.cpu().numpy()
+    return values
+
+
+def halves_of(even: np.ndarray, total: np.ndarray, num_even: int, num_odd: int) -> np.ndarray | None:
+    """float64 (2, G): means over the even and over the odd windows, from sums over the even ones and over all.
+
+    None where a half has no window. Rounding of the difference never makes an importance negative.
+    """
+    if not (num_even and num_odd):
+        return None
+    return np.stack([even / num_even, np.maximum(total - even, 0.0) / num_odd])
+
+
+class LayerGradients:
+    """Running mean, norm, min and max of each layer's raw gradients; one row a window, float64 on the CPU."""
+
+    def __init__(self, num_layers: int) -> None:
+        self.mean = np.zeros(num_layers)
+        self.norm = np.zeros(num_layers)
+        self.min = np.full(num_layers, np.inf)
+        self.max = np.full(num_layers, -np.inf)
+        self.windows = 0
+
+    def add(self, mean: np.ndarray, norm: np.ndarray) -> None:
+        """mean |g| and L2 norm, each (windows, L)."""
+        self.mean += mean.sum(0)
+        self.norm += norm.sum(0)
+        self.min = np.minimum(self.min, mean.min(0))
+        self.max = np.maximum(self.max, mean.max(0))
+        self.windows += len(mean)
+
+
+class NonFiniteGuard:
+    """Counts windows that yielded NaN or Inf; raises NumericalError once they are no longer rare."""
+
+    def __init__(self, num_windows: int, measurement: Measurement, dtype: torch.dtype) -> None:
+        self.allowed, self.measurement, self.dtype = int(RARE * num_windows), measurement, dtype
+        self.skipped = 0
+
+    def skip(self, bad_layers: list[int], loss_is_finite: bool) -> None:
+        """Leave one window out. bad_layers: those in which something was NaN or Inf."""
+        self.skipped += 1
+        if not self.measurement.repeatable:
+            count = "which cannot be taken out of a sum of gradients"
+        elif self.skipped > self.allowed:
+            count = f"in {self.skipped} windows so far, {self.allowed} tolerated"
+        else:
+            return
+        layers = f"layer{'s' * (len(bad_layers) > 1)} {', '.join(map(str, bad_layers[:8]))}"
+        where = f"the {self.measurement.sees} of {layers}" if bad_layers else "the loss"
+        raise NumericalError(f"NaN or Inf in {where} ({count}); {self._way_out(loss_is_finite)}")
+
+    def _way_out(self, loss_is_finite: bool) -> str:
+        if self.dtype != torch.float32:
+            return "try --dtype float32"
+        if not loss_is_finite or self.measurement.norms is None:
+            return "the model computes it in float32: check that the checkpoint is intact"
+        if not self.measurement.repeatable:
+            return "try --gradient_reduction sequence"
+        return "try --importance_method wanda, which needs no gradients"

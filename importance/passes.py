@@ -1,0 +1,175 @@
+"""Batches of windows through the model: forward alone, or forward and backward with activations recomputed."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from core.families import Family
+from core.groups import Architecture
+from core.memory import free_gpu_bytes
+from importance.measuring import summed_nll
+
+SHARE_OF_FREE = 0.7  # of a device's free memory, for activations
+LEAST_KEPT_BYTES, MOST_KEPT_BYTES = 256 << 20, 512 << 20  # of activations, between forward and backward
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Consecutive windows. ids: int64 (B, T). first: the number of the first one among all windows.
+
+    scale: a power of two that the pass multiplies the loss by, so that gradients stay inside their dtype's range.
+    """
+
+    ids: np.ndarray
+    first: int
+    scale: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def half(self, number: int) -> slice:
+        """The batch's windows that are even (0) or odd (1) among all."""
+        return slice((number - self.first) % 2, None, 2)
+
+    def windows(self) -> "list[Batch]":
+        """Each window alone."""
+        return [replace(self, ids=row[None], first=self.first + i) for i, row in enumerate(self.ids)]
+
+
+class Forward:
+    """One forward pass, logits of the last position alone; or what ``compute`` does with the batch, without gradients.
+
+    compute: from ids int64 (B, T) on the model's device to a loss, float ().
+    """
+
+    def __init__(self, model: Any, compute: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
+        self.model, self.compute = model, compute
+        self.device = next(model.parameters()).device
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> torch.Tensor | None:
+        ids = torch.from_numpy(batch.ids).to(self.device)
+        if self.compute is not None:
+            return self.compute(ids)
+        self.model(input_ids=ids, use_cache=False, logits_to_keep=1)
+        return None
+
+    def saves_memory(self) -> bool:
+        """Whether there is something left to do without after a pass that ran out of memory; it is given up now."""
+        return False
+
+
+class Backward:
+    """Forward and backward of the NLL summed over the batch. As many activations are kept as the budget allows."""
+
+    def __init__(self, model: Any, family: Family, architecture: Architecture) -> None:
+        self.model, self.family, self.architecture = model, family, architecture
+        self.device = next(model.parameters()).device
+        self.keeps_activations = True
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        """The loss, float32 (), on the model's device."""
+        ids = torch.from_numpy(batch.ids).to(self.device)
+        recomputed = self.architecture.num_layers
+        if self.keeps_activations:
+            recomputed = layers_to_recompute(self.model, self.architecture, ids.numel())
+        layers = checkpointed_layers(self.model, self.family, recomputed)
+        with torch.enable_grad(), layers, no_gradient_at_zeros(self.model, self.family):
+            loss = summed_nll(self.model, ids)
+            loss.backward(torch.full_like(loss, batch.scale))
+        return loss.detach()
+
+    def saves_memory(self) -> bool:
+        """As ``Forward``: from now on all layers recompute their activations."""
+        could, self.keeps_activations = self.keeps_activations, False
+        return could
+
+
+def layers_to_recompute(model: Any, architecture: Architecture, tokens: int) -> int:
+    """How many layers, from the first, must recompute their activations in backward so that the rest may keep theirs.
+
+    A layer keeps about 7 C + 4 F values a token.
+    """
+    first = next(model.parameters())
+    budget = activation_budget(model, architecture, tokens)
+    kept = 0
+    for layer in reversed(architecture.layers):
+        budget -= tokens * first.element_size() * (7 * architecture.hidden_size + 4 * layer.intermediate_size)
+        if budget < 0:
+            break
+        kept += 1
+    return architecture.num_layers - kept
+
+
+def activation_budget(model: Any, architecture: Architecture, tokens: int) -> float:
+    """Bytes of activations that may live between forward and backward.
+
+    Where the device says what is free: that, less the logits and one gradient of their size, less a margin for what
+    layers need while they run. Elsewhere a quarter of the weights, but no less than 256 MiB (a small model need not be
+    slow) and no more than 512 MiB (a large one must fit).
+    """
+    first = next(model.parameters())
+    free = free_gpu_bytes(first.device)
+    if free is None:
+        weights = architecture.total_params * first.element_size()
+        return min(max(weights / 4, LEAST_KEPT_BYTES), MOST_KEPT_BYTES)
+    logits = 2 * tokens * model.get_output_embeddings().weight.shape[0] * first.element_size()
+    return SHARE_OF_FREE * max(0, free - logits)
+
+
+@contextmanager
+def checkpointed_layers(model: Any, family: Family, count: int) -> Iterator[None]:
+    """Recompute the first ``count`` decoder layers in backward instead of keeping their activations (Chen et al. 2016).
+
+    The first ones, because backward comes to them last, when the others have given their memory back.
+
+    The reentrant form runs a layer first without and then with gradients, so hooks that look at
+    ``torch.is_grad_enabled()`` see each layer once, and nothing they hold outlives the layer's own backward.
+    """
+    layers = list(model.get_submodule(family.layers))[:count]
+
+    def first_input_requires_grad(_module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0].detach().requires_grad_(), *args[1:])
+
+    handles = [layers[0].register_forward_pre_hook(first_input_requires_grad)] if layers else []
+    try:
+        for layer in layers:
+            dense = layer.forward
+            layer.forward = lambda hidden, *args, _dense=dense, **kwargs: checkpoint(
+                partial(_dense, **kwargs), hidden, *args, use_reentrant=True
+            )
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for layer in layers:
+            layer.__dict__.pop("forward", None)
+
+
+@contextmanager
+def no_gradient_at_zeros(model: Any, family: Family) -> Iterator[None]:
+    """Inside, a token whose residual stream is exactly zero behind a layer has no gradient there.
+
+    What writes to a stream that stays zero writes zero, whatever its weights, so such a token tells groups nothing. Yet
+    a norm multiplies its gradient by 1/sqrt(eps), 1000 each: where the embedding of the first token is a row of zeros
+    (bos == pad), a few layers take it out of float32's range, and mean squares of gradients measure nothing else.
+    """
+
+    def watch(_module: Any, _args: tuple[Any, ...], output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        if hidden.requires_grad:
+            silent = ~hidden.detach().any(-1, keepdim=True)  # (B, T, 1)
+            hidden.register_hook(lambda gradient: gradient.masked_fill(silent, 0.0))
+
+    handles = [layer.register_forward_hook(watch) for layer in model.get_submodule(family.layers)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
