@@ -10,13 +10,16 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 
 from core.errors import NumericalError
 from core.families import Family
 from core.groups import Architecture
+from core.silence import silenced
 from core.windows import TokenWindows
-from importance.over_windows import over_windows
-from importance.passes import Forward
+from importance.over_windows import Key, Measurement, on_host, over_windows
+from importance.passes import Batch, Forward
+from importance.prefixes import PrefixedLoss
 
 
 class TimeUpError(Exception):
