@@ -41,7 +41,7 @@ from core.say import Say, heard_by, note, say_on_stderr  # noqa: E402
 if TYPE_CHECKING:
     import numpy as np
 
-    from core.measures import Importance, Prior
+    from core.measured import Importance, Prior
     from core.plan import PruningPlan
     from core.transforms import Transforms
     from diagnostics.findings.finding import Finding
@@ -203,7 +203,7 @@ class Session:
         of the whole model, or True for 5 and 95. Measurements are cached; other transforms cost nothing.
         """
         from core.criteria import CRITERIA
-        from run.measurements import importance_of, prior_of
+        from run.recall import importance_of, prior_of
         from run.settings import ScoreSettings
 
         if method not in CRITERIA:

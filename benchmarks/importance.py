@@ -87,7 +87,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     from core.windows import TokenWindows
     from importance.measure import measure_importance
     from models.architecture import architecture_of
-    from models.families import family_of
+    from models.family_table import family_of
 
     device = torch.device(options.device)
     shape = dict(SHAPES[options.shape])

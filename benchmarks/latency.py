@@ -52,7 +52,7 @@ def build_variants(options: argparse.Namespace) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from models.families import FAMILIES
+    from models.family_table import FAMILIES
 
     family = FAMILIES["llama"]
     torch.manual_seed(0)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from calibration.opening import COMPRESSIONS, compression_of, encoding_of, not_text, open_bytes, open_text
+from calibration.compressed import COMPRESSIONS, compression_of, encoding_of, not_text, open_bytes, open_text
 from calibration.rows import TEXT_COLUMN, NoTextError, no_column, texts
 from core.errors import DataError
 

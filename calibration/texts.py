@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from calibration import files, hub
+from calibration import hub_text, text_files
 from calibration.overlap import CalibrationText, Unseen
 from calibration.paragraphs import HELD_OUT_ONE_IN, Units, shares, units_for
 from calibration.pydoc import pydoc_corpus
@@ -58,11 +58,11 @@ def check_dataset(name: str, text_column: str = TEXT_COLUMN) -> None:
         pydoc_corpus()
     elif name == "ptb":
         for split in (CALIBRATION, EVALUATION):
-            files.check_path(_ptb_file(split))
+            text_files.check_path(_ptb_file(split))
     elif name in NAMED:
-        hub.check_hub(name)
+        hub_text.check_hub(name)
     else:
-        files.check_path(_existing_path(name), text_column)
+        text_files.check_path(_existing_path(name), text_column)
 
 
 def calibration_text(name: str, text_column: str = TEXT_COLUMN) -> Text:
@@ -95,11 +95,11 @@ def evaluation_text(
         text = NAMED[name](EVALUATION)
     else:
         path = _existing_path(name)
-        read = files.files_of(path, text_column, EVALUATION)
-        if other is not None and files.share_a_file(read, files.files_of(other, text_column)):
+        read = text_files.files_of(path, text_column, EVALUATION)
+        if other is not None and text_files.share_a_file(read, text_files.files_of(other, text_column)):
             return _held_out(name, path, _units(other, text_column), text_column)
-        documents = files.documents(path, text_column, EVALUATION)
-        text = Text(documents, "\n\n", f"{name}, all of it", own=True, size_bytes=files.plain_bytes(read))
+        documents = text_files.documents(path, text_column, EVALUATION)
+        text = Text(documents, "\n\n", f"{name}, all of it", own=True, size_bytes=text_files.plain_bytes(read))
     compared = _compared_with(calibration_dataset, text_column, calibration_chars)
     if compared is None:
         return text
@@ -114,7 +114,7 @@ def _held_out(name: str, path: Path, units: Units, text_column: str) -> Text:
             "few; evaluate on another text, e.g. --eval_datasets pydoc"
         )
     source = f"held-out {_fraction()} of the {units.value} of {name}, the rest being calibration text"
-    size = files.plain_bytes(files.files_of(path, text_column, EVALUATION))
+    size = text_files.plain_bytes(text_files.files_of(path, text_column, EVALUATION))
     documents = _shares(path, text_column, EVALUATION, units)
     return Text(documents, "\n\n", source, own=True, size_bytes=size and size // HELD_OUT_ONE_IN)
 
@@ -123,21 +123,21 @@ def _compared_with(
     dataset: str | None, text_column: str, max_chars: int | None
 ) -> Callable[[], CalibrationText] | None:
     """What evaluation text is compared with; None where there is nothing, or only the hub has it (c4, streamed)."""
-    if dataset is None or (dataset in NAMED and max_chars is None) or (dataset == "c4" and not hub.c4_is_cached()):
+    if dataset is None or (dataset in NAMED and max_chars is None) or (dataset == "c4" and not hub_text.c4_is_cached()):
         return None
     if dataset in NAMED:
         return lambda: CalibrationText(NAMED[dataset](CALIBRATION).documents, max_chars=max_chars)
     path = _existing_path(dataset)
     units = _units(path, text_column)
-    return lambda: CalibrationText(files.documents(path, text_column), units, max_chars)
+    return lambda: CalibrationText(text_files.documents(path, text_column), units, max_chars)
 
 
 def _units(path: Path, text_column: str) -> Units:
-    return units_for(lambda: files.documents(path, text_column))
+    return units_for(lambda: text_files.documents(path, text_column))
 
 
 def _shares(path: Path, text_column: str, side: str, units: Units) -> Iterator[str]:
-    read = files.documents(path, text_column, side)
+    read = text_files.documents(path, text_column, side)
     return (part for document in read for part in shares(document, side == EVALUATION, units) if part)
 
 
@@ -164,14 +164,14 @@ def _fraction() -> str:
 
 
 def _wikitext2(split: str) -> Text:
-    part = hub.WIKITEXT_SPLITS[split]
-    source = f"{part} split of {hub.WIKITEXT_ID}, {hub.WIKITEXT_CONFIG}"
-    return Text(hub.wikitext_documents(split), "\n\n", source)
+    part = hub_text.WIKITEXT_SPLITS[split]
+    source = f"{part} split of {hub_text.WIKITEXT_ID}, {hub_text.WIKITEXT_CONFIG}"
+    return Text(hub_text.wikitext_documents(split), "\n\n", source)
 
 
 def _c4(split: str) -> Text:
-    documents = hub.c4_documents(split)
-    source = f"{hub.C4_FILES[split]} of {hub.C4_ID}"
+    documents = hub_text.c4_documents(split)
+    source = f"{hub_text.C4_FILES[split]} of {hub_text.C4_ID}"
     if split == CALIBRATION:
         return Text(documents, " ", source)
     return Text(
@@ -183,7 +183,7 @@ def _c4(split: str) -> Text:
 
 def _ptb(split: str) -> Text:
     file = _ptb_file(split)
-    sentences = (line.strip() for text in files.documents(file) for line in text.splitlines())
+    sentences = (line.strip() for text in text_files.documents(file) for line in text.splitlines())
     return Text(sentences, " ", str(file))
 
 

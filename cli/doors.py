@@ -10,7 +10,7 @@ from core.failures import exit_code
 from core.output import RECORD, readable
 from core.say import heard_by, note, say_on_stderr
 from run import interruption
-from run.rules import idle_notes
+from run.option_rules import idle_notes
 
 
 def prune_command(arguments: Sequence[str], run: Callable[..., Any]) -> int:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from core.errors import PruningError
+from core.errors import PruningError, reason_of
 from core.say import say
 
 NO_SPACE = "free some space there, or name another folder"
@@ -39,8 +39,7 @@ def in_one_line(error: BaseException) -> str:
         return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"the package {error.name} is not installed"
-    text = " ".join(str(error).split())
-    return text or type(error).__name__
+    return reason_of(error)
 
 
 def of_the_machine(error: BaseException) -> str | None:

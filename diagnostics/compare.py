@@ -15,12 +15,12 @@ from core.failures import convenience, exit_code
 from core.files import write_json, write_text
 from core.output import RECORD, UNFINISHED, check_output, readable
 from core.program import called_as
+from diagnostics.comparison.charts_of_runs import PICTURES, draw_comparison
 from diagnostics.comparison.data import as_csv, as_json, is_comparison
-from diagnostics.comparison.overlap import overlaps
 from diagnostics.comparison.page import write_comparison_page
-from diagnostics.comparison.pictures import PICTURES, draw_comparison
 from diagnostics.comparison.ranking import rankings
 from diagnostics.comparison.runs import read_runs
+from diagnostics.comparison.shared import overlaps
 from diagnostics.comparison.tables import all_tables, best_lines, missing_lines
 
 DESCRIPTION = (

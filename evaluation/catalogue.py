@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from core.errors import DataError, UsageError
+from core.errors import DataError, UsageError, reason_of
 from core.failures import in_one_line
 from core.hub import offline_if_unreachable
 from core.names import DEFAULT_TASK
@@ -64,11 +64,11 @@ def load(names: list[str], task_path: str | Path | None) -> dict[str, Any]:
             return manager.load(list(dict.fromkeys(names)))
     except ConnectionError as error:
         raise DataError(
-            f"the data of {listed} is neither cached nor within reach ({_first_line(error)}): connect to the "
+            f"the data of {listed} is neither cached nor within reach ({reason_of(error)}): connect to the "
             f"network, or use the task that needs none: --eval_tasks {DEFAULT_TASK}"
         ) from error
     except Exception as error:  # a task is a program of its author's: it may fail in any way, and is input to us
-        raise DataError(f"{listed} cannot be loaded: {type(error).__name__}: {_first_line(error)}") from error
+        raise DataError(f"{listed} cannot be loaded: {reason_of(error)}") from error
 
 
 def _manager_for(names: list[str], task_path: str | Path | None) -> tuple[Any, bool]:
@@ -96,7 +96,3 @@ def _unknown(name: str, known: list[str], task_path: str | Path | None) -> str:
     hint = f"did you mean {' or '.join(close)}?" if close else f"the task that needs no network is {DEFAULT_TASK}"
     where = "lm-eval" if task_path is None else f"lm-eval or {str(task_path)!r}"
     return f"unknown task {name!r}: no task, group or tag of {where} has that name; {hint}"
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__

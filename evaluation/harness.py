@@ -12,11 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.as_found import evaluating
 from core.batching import with_batch_that_fits
 from core.errors import DataError
 from evaluation.catalogue import load
-from evaluation.measuring import as_found, seeded
 from evaluation.quiet import quiet
+from evaluation.seeding import seeded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -45,7 +46,7 @@ def run_tasks(
     finds that out earlier) or an item does not fit the model, UsageError where memory does not suffice.
     """
     attempt = partial(_evaluate, model, tokenizer, names, task_path, seed, limit)
-    with as_found(model), seeded(seed), quiet(bars=bars):
+    with evaluating(model), seeded(seed), quiet(bars=bars):
         first = batch_size or FIRST_BATCH_SIZE
         results, _ = with_batch_that_fits(attempt, first, fixed=batch_size is not None)
     entries = {}

@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from core.as_found import evaluating
 from core.batching import TOKENS_A_BATCH, with_batch_that_fits
 from core.errors import DataError
 from core.windows import TokenWindows
-from evaluation.measuring import as_found
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -82,7 +82,7 @@ def window_nll(model: "PreTrainedModel", ids: np.ndarray, *, batch_size: int | N
     size = batch_size or first_batch_size(model, ids.shape[1])
     done = 0
     bar = tqdm(total=len(ids), desc=description, unit="window", mininterval=1.0, leave=False)
-    with as_found(model), bar:
+    with evaluating(model), bar:
         while done < len(ids):
             attempt = partial(_next_windows, model, ids[done:])
             values, size = with_batch_that_fits(attempt, size, fixed=batch_size is not None)

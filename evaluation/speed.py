@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from evaluation.measuring import as_found
+from core.as_found import evaluating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,7 +36,7 @@ def latency(
     generator = torch.Generator().manual_seed(seed)
     prompt = torch.randint(vocab_size, (1, seq_len), generator=generator).to(model.device)
     on_gpu = model.device.type == "cuda"
-    with as_found(model):
+    with evaluating(model):
         _generate(model, prompt, new_tokens)
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(model.device)

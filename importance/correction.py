@@ -2,7 +2,7 @@
 
     score ← score · B^T,   B = ln(1 + Δ)
 
-Δ is the prior (core/measures.py), nats per token for ``loss``; T the temperature. τ gates which Δ a layer
+Δ is the prior (core.measured.py), nats per token for ``loss``; T the temperature. τ gates which Δ a layer
 uses: Δ_layer < τ → the layer's for all its blocks, otherwise each block's own. τ = 0 is each block's own
 throughout, τ = inf the layer's throughout, ``auto`` the 25th percentile of Δ_layer (linear between
 neighbours). The gate is a step on purpose: a layer just below τ and one just above are treated differently.
@@ -20,7 +20,7 @@ import numpy as np
 
 from core.errors import NumericalError, UsageError
 from core.groups import GroupTable
-from core.measures import Prior
+from core.measured import Prior
 
 FLOOR_OF_MEDIAN = 0.01
 

@@ -14,11 +14,11 @@ import torch
 
 from core.families import Family, Member
 from core.groups import Architecture
-from core.measures import GRADIENTS_OF_INPUTS, Importance
+from core.measured import GRADIENTS_OF_INPUTS, Importance
 from core.windows import TokenWindows
-from importance.measuring import group_sums, output_projections
 from importance.over_windows import GradientNorms, Key, Measurement, by_group, over_windows
 from importance.passes import Backward, Batch
+from importance.sums import group_sums, output_projections
 
 
 def fisher_importance(

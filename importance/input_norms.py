@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from core.families import Family
-from importance.measuring import output_projections
 from importance.over_windows import Key, Measurement
 from importance.passes import Batch
+from importance.sums import output_projections
 
 
 class InputSquares(Measurement):

@@ -1,7 +1,7 @@
 """What was measured as a cache entry, and back: the same numbers, bit for bit."""
 
 from core.cache import Entry
-from core.measures import GradientStatistics, Importance, Outliers, Prior
+from core.measured import GradientStatistics, Importance, Outliers, Prior
 
 STATISTICS = ("mean", "norm", "min", "max")
 

@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from core.families import IN, Family, Member
 from core.groups import Architecture
-from core.measures import Importance
-from importance.measuring import group_sums
+from core.measured import Importance
+from importance.sums import group_sums
 
 BLOCK_VALUES = 1 << 24  # weights summed at once by magnitude: 64 MiB in float32
 

@@ -6,7 +6,7 @@ from typing import Any
 from core.criteria import CRITERIA, Criterion
 from core.families import Family
 from core.groups import Architecture
-from core.measures import Importance
+from core.measured import Importance
 from core.windows import TokenWindows
 
 

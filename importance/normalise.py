@@ -22,7 +22,7 @@ import numpy as np
 
 from core.errors import NumericalError
 from core.groups import GroupTable
-from importance.weighted import mean, median, sigma
+from core.weighted import mean, median, sigma
 
 LayerMap = Callable[[np.ndarray, np.ndarray], np.ndarray]
 

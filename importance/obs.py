@@ -22,10 +22,10 @@ import torch
 
 from core.families import Family
 from core.groups import Architecture
-from core.measures import Importance
+from core.measured import Importance
 from core.windows import TokenWindows
 from importance.elimination import eliminate, in_order
-from importance.moments import LayerMoments, MomentMeter, enough_memory
+from importance.obs_moments import LayerMoments, MomentMeter, enough_memory
 
 
 def obs_importance(

@@ -18,7 +18,7 @@ import torch
 from core.errors import NumericalError
 from core.families import Family
 from core.groups import MLP, Architecture
-from core.measures import Outliers
+from core.measured import Outliers
 from core.windows import TokenWindows
 from importance.input_norms import InputSquares
 from importance.over_windows import over_windows

@@ -14,12 +14,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from core.as_found import left_as_found
 from core.batching import for_each_batch, is_out_of_memory
 from core.errors import NumericalError, UsageError
 from core.groups import Architecture
-from core.measures import GradientStatistics
+from core.measured import GradientStatistics
 from core.windows import TokenWindows
-from importance.measuring import left_as_found
 from importance.passes import Batch
 
 RARE = 0.05  # share of windows that may yield NaN or Inf before a run stops

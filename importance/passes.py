@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from core.families import Family
 from core.groups import Architecture
 from core.memory import free_gpu_bytes
-from importance.measuring import summed_nll
+from importance.sums import summed_nll
 
 SHARE_OF_FREE = 0.7  # of a device's free memory, for activations
 LEAST_KEPT_BYTES, MOST_KEPT_BYTES = 256 << 20, 512 << 20  # of activations, between forward and backward

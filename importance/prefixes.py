@@ -12,7 +12,7 @@ import torch
 
 from core.families import Family
 from core.layers import bypassed
-from importance.measuring import token_nll
+from importance.sums import token_nll
 
 
 class PrefixedLoss:

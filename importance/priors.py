@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from core.errors import NumericalError
 from core.families import Family
-from core.measures import Prior
+from core.measured import Prior
 from core.windows import TokenWindows
 from importance.over_windows import Measurement, on_host, over_windows
 from importance.passes import Batch, Forward

@@ -17,11 +17,11 @@ import numpy as np
 from core.errors import NumericalError
 from core.groups import GroupTable
 from core.kinds import TABLE
-from core.measures import Prior
+from core.measured import Prior
 from core.transforms import Transforms
+from core.weighted import percentiles
 from importance.correction import correct
 from importance.normalise import normalise
-from importance.weighted import percentiles
 
 
 @dataclass(frozen=True)

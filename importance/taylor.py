@@ -16,11 +16,11 @@ from torch import nn
 
 from core.families import OUT, Family, Member
 from core.groups import Architecture
-from core.measures import GRADIENTS_OF_WEIGHTS, Importance
+from core.measured import GRADIENTS_OF_WEIGHTS, Importance
 from core.windows import TokenWindows
-from importance.measuring import group_sums
 from importance.over_windows import GradientNorms, Key, Measurement, Tally, by_group, over_windows
 from importance.passes import Backward, Batch
+from importance.sums import group_sums
 
 
 def taylor_importance(

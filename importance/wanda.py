@@ -12,12 +12,12 @@ import torch
 
 from core.families import Family
 from core.groups import Architecture
-from core.measures import Importance
+from core.measured import Importance
 from core.windows import TokenWindows
 from importance.input_norms import InputSquares
-from importance.measuring import group_sums
 from importance.over_windows import over_windows
 from importance.passes import Forward
+from importance.sums import group_sums
 
 
 @torch.no_grad()

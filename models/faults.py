@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from core.errors import reason_of
 from core.families import Family
 from models.shipped import render
 
@@ -34,9 +35,9 @@ def fault_of_the_machine(error: BaseException, folder: Path, family: Family) -> 
 
 
 def first_line(error: BaseException) -> str:
-    """Type and first line of an error, at most 200 characters of it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+    """Type and words of an error, at most 200 characters of them."""
+    words, kind = reason_of(error, 200), type(error).__name__
+    return words if words.startswith(kind) else f"{kind}: {words}"
 
 
 def _is_of_the_machine(error: BaseException, folder: Path, family: Family) -> bool:

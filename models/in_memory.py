@@ -5,7 +5,7 @@ from typing import Any
 
 from core.errors import ModelError
 from models.architecture import architecture_of
-from models.families import family_of
+from models.family_table import family_of
 from models.loading import ModelSource
 
 

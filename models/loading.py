@@ -12,8 +12,8 @@ from core.families import Family
 from core.groups import Architecture
 from models.architecture import architecture_of
 from models.attention import runnable_attention
-from models.families import family_of
-from models.folders import check_files, download_weights, find_folder, read_config
+from models.checkpoint_files import check_files, download_weights, find_folder, read_config
+from models.family_table import family_of
 from models.narrow import is_pruned_type
 from models.own_code import notes_on_own_code
 from models.places import check_places, notes_on_class, stored_dtype, stored_headers

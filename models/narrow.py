@@ -6,7 +6,7 @@ import torch
 
 from core.families import Family
 from core.plan import PruningPlan
-from models.families import PRUNED_PREFIX
+from models.family_table import PRUNED_PREFIX
 from models.shipped import ShippedClasses, shipped_classes
 
 _NOT_CARRIED = (

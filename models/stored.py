@@ -7,7 +7,7 @@ from typing import Any
 from core.errors import ModelError
 from core.families import IN, Family, rows_per_group
 from core.groups import LayerShape
-from models.families import family_of
+from models.family_table import family_of
 from models.narrow import is_pruned_type
 from models.places import Headers, by, first_of, stored_headers
 from models.shipped import shipped_classes

@@ -1,7 +1,7 @@
 """Self-proof: a saved folder, loaded as its users will, computes what the dense model computes without the groups
 that went.
 
-``models.reference`` runs before surgery; ``verify`` then loads the folder through the Auto classes and measures:
+``models.expected`` runs before surgery; ``verify`` then loads the folder through the Auto classes and measures:
 
     head mapping    widths of config.json == shapes of the stored tensors == the plan's; H/K as in the dense model
     load            tensors that are missing from the files or left over in them
@@ -34,9 +34,9 @@ from core.kinds import TABLE
 from core.memory import free_bytes
 from core.plan import PruningPlan
 from models.architecture import decoder_layers
+from models.expected import NEW_TOKENS, Blocks, Reference, logits_of, recorded_blocks
 from models.faults import fault_of_the_machine, first_line
 from models.module_cache import own_module_cache
-from models.reference import NEW_TOKENS, Blocks, Reference, logits_of, recorded_blocks
 from models.stored import layer_shapes, misfits, tensor_shapes
 
 CHECKS = ("head mapping", "load", "logits", "generation", "left padding", "attention")

@@ -8,8 +8,8 @@ from core.windows import TokenWindows
 from evaluation.evaluate import evaluate, not_finite
 from evaluation.perplexity import perplexity
 from models.architecture import decoder_layers
-from models.reference import without_removed_groups
-from run.measurements import DensePerplexities
+from models.expected import without_removed_groups
+from run.recall import DensePerplexities
 from run.session import Session
 
 

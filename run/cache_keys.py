@@ -18,8 +18,8 @@ SCHEMA = 3  # of the entries' content; raised when arrays or facts get another m
 PACKAGES = ("global-pruning", "numpy", "torch", "transformers")
 ROOT = Path(__file__).resolve().parent.parent
 # Files that decide what is measured. Names of folders mean every Python file below them.
-SOURCES = ("core", "importance", "models/templates", "models/families.py", "models/loading.py", "models/narrow.py")
-OF_PERPLEXITY = ("evaluation/measuring.py", "evaluation/perplexity.py")
+SOURCES = ("core", "importance", "models/templates", "models/family_table.py", "models/loading.py", "models/narrow.py")
+OF_PERPLEXITY = ("core/as_found.py", "evaluation/perplexity.py")
 
 
 def common_key(source: ModelSource, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:

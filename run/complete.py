@@ -9,7 +9,7 @@ from typing import Any
 from core.errors import UsageError
 from core.names import DATASETS, DEFAULT_TASK
 from run.naming import default_folder
-from run.rules import refuse_conflicts
+from run.option_rules import refuse_conflicts
 from run.settings import OPTIONS, SECTIONS, Settings
 
 _DEFAULTS = {

@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from core.measures import Outliers
+from core.measured import Outliers
 from pruning.limits import Limits
 from run.decision import Decision, Replayed, rank
-from run.measurements import importance_of, outliers_of, prior_of
+from run.recall import importance_of, outliers_of, prior_of
 from run.session import Session
 
 

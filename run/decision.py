@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from core.groups import Architecture
-from core.measures import Importance, Outliers, Prior, Stability
+from core.measured import Importance, Outliers, Prior, Stability
 from core.plan import PruningPlan
 from core.plan_check import PlanCheck
 from core.transforms import Transforms

@@ -12,9 +12,9 @@ from core.files import write_text
 from core.plan import PruningPlan
 from core.say import note, say
 from models.card import inherited_metadata, model_card
+from models.expected import Reference, reference, verification_windows
 from models.gguf import export_gguf
 from models.narrow import empty_narrow_model
-from models.reference import Reference, reference, verification_windows
 from models.rounding import round_parameters
 from models.saving import save_checkpoint
 from models.stock import save_stock_checkpoint, stock_model

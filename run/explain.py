@@ -6,19 +6,19 @@ from pathlib import Path
 
 from core.errors import PruningError
 from core.files import write_json
-from core.measures import Importance
+from core.measured import Importance
 from core.transforms import Remedy
 from diagnostics.findings.diagnosis import Diagnosis, diagnose
 from diagnostics.findings.quantities import Extras
 from diagnostics.findings.remedies import ActiveRemedies
-from diagnostics.reports.files import write_reports
+from diagnostics.reports.analysis import write_reports
 from diagnostics.reports.pictures import draw_pictures
 from importance.scoring import Scores
 from pruning.budget import budget_params
 from pruning.limits import Limits, frozen_groups, smallest_removal_params
 from pruning.plan_file import write_plan
 from run.decision import Decision, Ranked, Replayed
-from run.rules import refusal
+from run.option_rules import refusal
 from run.session import Session
 from run.stability import stability_of
 

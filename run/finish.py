@@ -8,7 +8,7 @@ from typing import Any
 from core.failures import convenience
 from core.files import write_json
 from diagnostics.page.run_page import write_run_page
-from diagnostics.reports.console import closing_report
+from diagnostics.reports.closing import closing_report
 from evaluation.evaluate import results
 from pruning.repair_report import RepairReport
 from run.decision import Decision, Ranked

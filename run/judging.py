@@ -12,7 +12,7 @@ from core.plan import EQUAL_SIZE, PruningPlan
 from core.windows import TokenWindows
 from evaluation.perplexity import window_nll
 from models.architecture import decoder_layers
-from models.reference import without_removed_groups
+from models.expected import without_removed_groups
 from pruning.repair import repaired_for_now
 from pruning.trials import paired
 

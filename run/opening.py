@@ -8,7 +8,7 @@ from typing import Any
 from core.failures import warn
 from core.say import note, say
 from run.folder import RunFolder, claimed
-from run.folders import writable_folders
+from run.library_folders import writable_folders
 from run.owned import GGUF, MODEL
 from run.preflight import intent, preflight
 from run.session import Session

@@ -5,8 +5,8 @@ from typing import Any
 
 from core.errors import OutputError
 from core.say import say
+from models.expected import reference_of, verification_windows
 from models.narrow import is_pruned_type
-from models.reference import reference_of, verification_windows
 from models.saving import save_checkpoint
 from models.stock import save_stock_checkpoint
 from models.verification import insist, verify

@@ -10,7 +10,7 @@ import torch
 from calibration import check_dataset, draw_windows, evaluation_windows
 from core.families import Family
 from core.groups import Architecture
-from core.measures import Importance
+from core.measured import Importance
 from core.say import note
 from core.windows import TokenWindows
 from evaluation.catalogue import check_tasks
@@ -33,7 +33,7 @@ from run.judging import JUDGING_WINDOWS, Judge
 from run.measurement_cache import MeasurementCache
 from run.record import Stages
 from run.settings import LimitSettings, ScoreSettings, Settings
-from run.streamed import StreamedModel, must_stream
+from run.streamed_model import StreamedModel, must_stream
 
 
 class Session:

@@ -6,9 +6,9 @@ import numpy as np
 
 from core.criteria import CRITERIA
 from core.errors import PruningError
-from core.measures import Importance, Stability
+from core.measured import Importance, Stability
 from core.plan import PruningPlan
-from diagnostics.comparison.overlap import shared_removals
+from diagnostics.comparison.shared import shared_removals
 from diagnostics.run_folder import Block
 from run.decision import Ranked, rank
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from core.groups import MLP, Architecture, LayerShape
-from core.measures import GradientStatistics, Importance
+from core.measured import GradientStatistics, Importance
 from core.plan import PruningPlan
 from diagnostics.findings.diagnosis import Diagnosis, diagnose
 from diagnostics.findings.finding import Finding

@@ -23,7 +23,7 @@ from transformers import (
 
 from core.plan import PruningPlan
 from models.architecture import architecture_of
-from models.families import family_of
+from models.family_table import family_of
 from models.gguf.vocabulary import LLAMA3, QWEN2, TEKKEN
 from models.narrow import empty_narrow_model, is_pruned_type
 from models.saving import save_checkpoint

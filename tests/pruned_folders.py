@@ -8,7 +8,7 @@ from round_trips import generated, logits
 from workspace import word_tokenizer
 
 from models.architecture import architecture_of
-from models.families import family_of
+from models.family_table import family_of
 from models.narrow import empty_narrow_model
 from models.saving import save_checkpoint
 from pruning.surgery import operate

@@ -8,7 +8,7 @@ from conftest import random_plan, token_ids, windows_of
 
 from core.plan import PruningPlan
 from models.architecture import architecture_of, decoder_layers
-from models.families import family_of
+from models.family_table import family_of
 from pruning.repair import RepairSettings, repair
 from pruning.repair_report import RepairReport
 

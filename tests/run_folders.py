@@ -11,7 +11,7 @@ from core.files import write_json
 from core.plan import PruningPlan
 from diagnostics.findings.diagnosis import diagnose
 from diagnostics.findings.remedies import ActiveRemedies
-from diagnostics.reports.files import write_reports
+from diagnostics.reports.analysis import write_reports
 from pruning.plan_file import write_plan
 
 OPTIONS = {

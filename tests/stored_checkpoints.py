@@ -11,7 +11,7 @@ from models.loading import ModelSource, check_model, load_model, open_weights
 from models.narrow import empty_narrow_model
 from models.saving import save_checkpoint, save_tensors
 from models.tensors import SINGLE
-from pruning.streaming import PrunedTensors
+from pruning.pruned_tensors import PrunedTensors
 from pruning.surgery import operate
 
 CPU = torch.device("cpu")

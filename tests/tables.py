@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from core.groups import Architecture, GroupTable, LayerShape
-from core.measures import Prior
+from core.measured import Prior
 from core.transforms import Transforms
 from importance.scoring import Scores, score_groups
 

@@ -16,10 +16,10 @@ from cli.options import parse_options
 from core.groups import ATTENTION, MLP
 from importance.block_losses import TimeUpError, measure_block_losses
 from models.architecture import architecture_of
-from models.families import family_of
+from models.family_table import family_of
 from pruning.allocation import LEVELS, by_marginal_loss, groups_at, lower_hull
 from pruning.planning import Limits, plan_removal
-from run.rules import idle_notes
+from run.option_rules import idle_notes
 
 
 @pytest.fixture(scope="module")

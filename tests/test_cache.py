@@ -14,7 +14,7 @@ from workspace import Workspace, call, observe
 
 from cli.options import parse_options
 from core.cache import BadEntryError, Entry, entry_path, read_entry, write_entry
-from core.measures import GradientStatistics, Importance, Prior
+from core.measured import GradientStatistics, Importance, Prior
 from core.windows import TokenWindows
 from importance.kept import importance_entry, importance_from, prior_entry, prior_from
 from models.identity import model_identity

@@ -10,7 +10,7 @@ import pytest
 from calibration_cases import byte_tokenizer, numbered_paragraphs
 
 from calibration import calibration_windows, check_dataset, evaluation_windows
-from calibration.files import documents, files_of
+from calibration.text_files import documents, files_of
 from core.errors import DataError
 
 DOCUMENTS = ["The first document.\n\nIts second paragraph.", "Zweites, mit Umlauten: äöü €.", "a third"]

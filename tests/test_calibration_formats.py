@@ -18,9 +18,9 @@ import pytest
 from calibration_cases import byte_tokenizer, numbered_paragraphs
 
 from calibration import check_dataset, evaluation_windows
-from calibration.files import documents, files_of
 from calibration.readers import PART_BYTES
 from calibration.splits import CALIBRATION, EVALUATION
+from calibration.text_files import documents, files_of
 from core.errors import DataError
 
 TEXTS = ["The first, with a comma.", 'The "second"; quoted.', "Das dritte: äöü €."]
@@ -246,7 +246,7 @@ def test_enormous_evaluation_text_is_read_in_part_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At most 40 windows of 65 tokens, one token a byte: 400 paragraphs of about 100 bytes are ten times that."""
-    monkeypatch.setattr("calibration.windows.EVALUATION_TOKENS", 40 * 65)
+    monkeypatch.setattr("calibration.drawing.EVALUATION_TOKENS", 40 * 65)
     path, small = tmp_path / "large.txt", tmp_path / "small.txt"
     path.write_text("\n\n".join(numbered_paragraphs(400)), encoding="utf-8")
     small.write_text("\n\n".join(numbered_paragraphs(20)), encoding="utf-8")

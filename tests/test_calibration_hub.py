@@ -11,7 +11,7 @@ import huggingface_hub
 import pytest
 from calibration_cases import byte_tokenizer, numbered_paragraphs
 
-from calibration import calibration_windows, check_dataset, evaluation_windows, hub
+from calibration import calibration_windows, check_dataset, evaluation_windows, hub_text
 from core.errors import DataError
 
 OFFLINE = r"offline choices: --dataset pydoc, or --dataset PATH"
@@ -19,7 +19,7 @@ OFFLINE = r"offline choices: --dataset pydoc, or --dataset PATH"
 
 @pytest.fixture(autouse=True)
 def nothing_known_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "_reached", set())
+    monkeypatch.setattr(hub_text, "_reached", set())
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: None)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
 
@@ -44,7 +44,7 @@ def test_offline_mode_fails_at_once(monkeypatch: pytest.MonkeyPatch, name: str) 
 
 @pytest.mark.parametrize("name", ["wikitext2", "c4"])
 def test_a_silent_network_is_given_up_within_seconds(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(hub, "PROBE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(hub_text, "PROBE_TIMEOUT_S", 0.2)
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: time.sleep(3))
     monkeypatch.setattr(datasets, "load_dataset", not_cached)
     started = time.monotonic()

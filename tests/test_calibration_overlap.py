@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibration import calibration_windows, evaluation_windows
-from calibration.files import documents
 from calibration.overlap import CalibrationText, without
 from calibration.paragraphs import Units, is_held_out, normalised, paragraphs, share, units_for
 from calibration.passages import LONGEST_PASSAGE, SHORTEST_PASSAGE, passages
+from calibration.text_files import documents
 from calibration.texts import calibration_text, evaluation_text
 from core.errors import DataError
 

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from core.plan import PruningPlan
 from models.architecture import architecture_of
 from models.card import inherited_metadata, labels_of, model_card
-from models.families import family_of
+from models.family_table import family_of
 
 RESULTS: dict[str, Any] = {
     "dense": {

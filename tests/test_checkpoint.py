@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from models.architecture import architecture_of
-from models.families import FAMILIES, family_of
+from models.family_table import FAMILIES, family_of
 from models.loading import check_model, load_model
 from models.narrow import empty_narrow_model
 from models.saving import save_checkpoint

@@ -15,7 +15,7 @@ from cli.options import build_parser, parse_options
 from core.names import DATASETS
 from core.program import program_name
 from core.transforms import Remedy
-from run.rules import idle_notes, refusal
+from run.option_rules import idle_notes, refusal
 
 OPTIONS = {
     option: action

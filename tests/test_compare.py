@@ -22,11 +22,11 @@ from core.files import write_json
 from core.plan import PruningPlan
 from diagnostics.compare import compare, main
 from diagnostics.comparison.health import health
-from diagnostics.comparison.overlap import overlaps
 from diagnostics.comparison.page import next_steps
 from diagnostics.comparison.ranking import rankings
 from diagnostics.comparison.runs import read_runs, shortest_names
-from diagnostics.reports.files import comparison
+from diagnostics.comparison.shared import overlaps
+from diagnostics.reports.analysis import comparison
 from diagnostics.run_folder import FILES, SCHEMA_VERSION, Run, read_run
 from run.record import SCHEMA_VERSION as WRITTEN_SCHEMA
 

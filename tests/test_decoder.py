@@ -10,7 +10,7 @@ from core.decoder import Decoder
 from core.errors import ModelError
 from core.families import member_rows
 from core.groups import ATTENTION, MLP
-from models.families import family_of
+from models.family_table import family_of
 
 
 def decoder(model: Any) -> Decoder:

@@ -8,7 +8,7 @@ import pytest
 from diagnostics_cases import judge, plan_of
 
 from core.arguments import without
-from diagnostics.reports.console import closing_report
+from diagnostics.reports.closing import closing_report
 from diagnostics.reports.next_command import beside, folder_suffix, next_command, only_remedies
 
 EXTREME = [10, 10, 91, 91, 91] + [10] * 7  # 363 of 1200 prunable, 200 + 12 · 105 = 1460 in all

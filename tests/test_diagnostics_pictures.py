@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from diagnostics_cases import importance_of, judge, plan_of, scores_of
 
-from core.measures import Importance
+from core.measured import Importance
 from core.plan import PruningPlan
 from diagnostics.findings.diagnosis import diagnose
 from diagnostics.findings.quantities import Scores

@@ -11,11 +11,11 @@ import pytest
 from diagnostics_cases import SHAPE, importance_of, judge, plan_of, scores_of
 from tables import reshaped
 
-from core.measures import Prior
+from core.measured import Prior
 from core.plan import PruningPlan
 from diagnostics.findings.diagnosis import Diagnosis, diagnose
 from diagnostics.findings.remedies import ActiveRemedies
-from diagnostics.reports.files import comparison, summary_by_layer, write_groups, write_reports
+from diagnostics.reports.analysis import comparison, summary_by_layer, write_groups, write_reports
 
 
 def strict_json(path: Path) -> Any:

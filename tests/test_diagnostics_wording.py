@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from diagnostics_cases import architecture
 
-from diagnostics.findings.weighted import block_quantiles, layer_means, layer_quantiles, quantiles
+from diagnostics.findings.by_layer import block_quantiles, layer_means, layer_quantiles, quantiles
 from diagnostics.wording import bytes_text, name_layers, percent_range, times
 
 

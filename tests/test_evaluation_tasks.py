@@ -21,8 +21,8 @@ from core.names import DEFAULT_TASK
 from evaluation import catalogue, harness
 from evaluation.catalogue import check_tasks
 from evaluation.harness import run_tasks
-from evaluation.measuring import seeded
 from evaluation.quiet import quiet
+from evaluation.seeding import seeded
 
 ROOT = Path(__file__).parents[1]
 ITEMS: list[dict[str, Any]] = [

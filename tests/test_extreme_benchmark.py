@@ -19,7 +19,7 @@ from core.transforms import Transforms
 from importance.measure import measure_importance
 from importance.scoring import score_groups
 from models.architecture import architecture_of
-from models.families import family_of
+from models.family_table import family_of
 from tools.train_demo import Batches, Training
 
 LAYER, WIDTHS = 1, (1, 3)  # of 4 KV groups and 24 channels in conftest.SHARED: stored 4 and 8 times

@@ -16,8 +16,8 @@ from core.errors import ModelError, UsageError
 from core.groups import Architecture, LayerShape
 from models.gguf import export_gguf
 from models.gguf.__main__ import main
-from models.gguf.rows import quantisation_notes
-from models.gguf.tensors import halves_to_pairs
+from models.gguf.gguf_tensors import halves_to_pairs
+from models.gguf.row_order import quantisation_notes
 from models.loading import check_model, load_model
 
 gguf = pytest.importorskip("gguf")

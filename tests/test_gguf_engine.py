@@ -25,8 +25,8 @@ from transformers import AutoTokenizer, LlamaConfig
 
 from core.groups import MLP
 from models.architecture import architecture_of
-from models.families import family_of
-from models.folders import DEMO
+from models.checkpoint_files import DEMO
+from models.family_table import family_of
 from models.gguf import export_gguf
 from models.gguf.vocabulary import INEXACT
 from models.loading import check_model, load_model

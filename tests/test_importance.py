@@ -16,10 +16,10 @@ from core.errors import NumericalError
 from core.families import IN, Family
 from core.groups import Architecture
 from core.memory import free_gpu_bytes
-from importance import measuring, passes
+from importance import passes, sums
 from importance.measure import measure_importance
 from models.architecture import architecture_of, decoder_layers
-from models.families import family_of
+from models.family_table import family_of
 
 IDS = token_ids(rows=5, length=10)
 
@@ -337,7 +337,7 @@ def test_the_groups_partition_every_member(family_model: Any) -> None:
 def test_the_loss_is_the_sum_over_predicted_tokens(llama: Any) -> None:
     logits = llama(input_ids=IDS).logits
     expected = sum(F.cross_entropy(logits[b, :-1], IDS[b, 1:], reduction="sum") for b in range(len(IDS)))
-    assert measuring.summed_nll(llama, IDS).item() == pytest.approx(float(expected), rel=1e-5)
+    assert sums.summed_nll(llama, IDS).item() == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_what_is_kept_for_backward_is_bounded(llama: Any) -> None:
@@ -412,10 +412,10 @@ def test_the_gradient_of_the_loss_is_that_of_cross_entropy(dtype: torch.dtype, m
     """Softmax minus one-hot, in rows of two at a time, also where a position predicts nothing."""
     monkeypatch.setattr(measuring, "_rows_at_a_time", lambda _logits: 2)
     logits = torch.randn(5, 11, generator=torch.Generator().manual_seed(0)).to(dtype)
-    targets = torch.tensor([3, 10, measuring.IGNORED, 0, 7])
+    targets = torch.tensor([3, 10, sums.IGNORED, 0, 7])
     ours, theirs = (logits.clone().requires_grad_() for _ in range(2))
-    loss = measuring._SummedNLL.apply(ours * 1.0, targets)
-    expected = F.cross_entropy(theirs.float() * 1.0, targets, ignore_index=measuring.IGNORED, reduction="sum")
+    loss = sums._SummedNLL.apply(ours * 1.0, targets)
+    expected = F.cross_entropy(theirs.float() * 1.0, targets, ignore_index=sums.IGNORED, reduction="sum")
     (3.0 * loss).backward()
     (3.0 * expected).backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)

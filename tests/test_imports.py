@@ -34,7 +34,7 @@ BEFORE_ANY_STAGE = (
     "run.naming",
     "run.owned",
     "run.record",
-    "run.rules",
+    "run.option_rules",
     "run.settings",
     "run.swap",
 )
@@ -50,7 +50,7 @@ WITHOUT_TORCH = (
     "core.files",
     "core.groups",
     "core.kinds",
-    "core.measures",
+    "core.measured",
     "core.plan",
     "core.program",
     "core.windows",
@@ -67,7 +67,7 @@ WITHOUT_TORCH = (
     ),
     "pruning.targets",
     "pruning.uniform",
-    "run.folders",
+    "run.library_folders",
     "run.preflight",
 )
 

@@ -20,16 +20,16 @@ from run_folders import write_run
 from core.errors import NumericalError, PlanError
 from core.groups import ATTENTION, MLP, Architecture, Block, LayerShape
 from core.kinds import TABLE, Kind
-from core.measures import Prior
+from core.measured import Prior
 from core.plan import PruningPlan
 from core.plan_check import check_of
 from core.transforms import Transforms
-from diagnostics.comparison.overlap import shared_removals
+from diagnostics.comparison.shared import shared_removals
 from diagnostics.findings.diagnosis import Diagnosis, diagnose
 from diagnostics.findings.remedies import ActiveRemedies
 from diagnostics.page.heat import layers_by_kind
 from diagnostics.page.why import reasons
-from diagnostics.reports.files import comparison, summary_by_layer, write_reports
+from diagnostics.reports.analysis import comparison, summary_by_layer, write_reports
 from diagnostics.reports.pictures import draw_pictures
 from diagnostics.run_folder import read_run
 from importance.scoring import Scores, score_groups

@@ -7,7 +7,7 @@ import pytest
 from workspace import Workspace, call, write_model
 
 from core import memory
-from run import streamed as streamed_models
+from run import streamed_model as streamed_models
 
 DATA_FREE = ["--importance_method", "magnitude", "--run_evaluation", "none"]
 

@@ -11,10 +11,10 @@ from test_importance import IDS, hook_count, measured, nll
 from core.errors import NumericalError, UsageError
 from importance import passes
 from importance.elimination import eliminate, in_order
-from importance.moments import MomentMeter, layer_bytes
 from importance.obs import obs_importance, outputs_weighted
+from importance.obs_moments import MomentMeter, layer_bytes
 from models.architecture import architecture_of, decoder_layers
-from models.families import family_of
+from models.family_table import family_of
 
 
 def meter(model: Any, ids: torch.Tensor = IDS, **options: Any) -> MomentMeter:

@@ -12,11 +12,11 @@ from test_obs import meter
 
 from core.errors import NumericalError, UsageError
 from importance import passes
-from importance.measuring import output_projections
 from importance.over_windows import GradientNorms, Measurement, over_windows
 from importance.passes import Batch, Forward
 from importance.priors import measure_prior
-from models.families import family_of
+from importance.sums import output_projections
+from models.family_table import family_of
 
 GRADIENTS = ("taylor", "taylor_2nd", "fisher", "obs")
 WITH_TEXT = (*GRADIENTS, "wanda")

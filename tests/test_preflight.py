@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-import run.folders
+import run.library_folders
 from core.errors import OutputError
-from run.folders import FOLDERS, hf_home, why_not_writable, writable_folders
+from run.library_folders import FOLDERS, hf_home, why_not_writable, writable_folders
 from run.preflight import OVERHEAD_BYTES, QUESTIONS, Intent, intent, preflight, room_for_the_cache, room_for_the_output
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -136,7 +136,7 @@ def test_without_any_temporary_folder_there_is_one_line(tmp_path: Path, monkeypa
 
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr(run.folders.tempfile, "TemporaryDirectory", full)
+    monkeypatch.setattr(run.library_folders.tempfile, "TemporaryDirectory", full)
     with pytest.raises(OutputError, match="set TMPDIR"), writable_folders():
         pass
 

@@ -8,10 +8,10 @@ import torch
 from conftest import token_ids, windows_of
 
 from core.errors import NumericalError
-from importance.measuring import summed_nll
 from importance.priors import measure_prior
+from importance.sums import summed_nll
 from models.architecture import decoder_layers
-from models.families import family_of
+from models.family_table import family_of
 
 IDS = token_ids(rows=5, length=9)
 TOKENS = 5 * 8

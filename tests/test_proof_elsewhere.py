@@ -19,7 +19,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from core.errors import NumericalError, VerificationError
 from models import verification
-from models.families import family_of
+from models.family_table import family_of
 from models.faults import fault_of_the_machine
 from models.module_cache import own_module_cache
 from models.rounding import check_range, round_parameters

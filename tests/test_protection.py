@@ -14,16 +14,16 @@ from workspace import Workspace, call, observe
 
 from core.errors import NumericalError
 from core.groups import ATTENTION, KINDS, MLP
-from core.measures import Outliers
+from core.measured import Outliers
 from core.plan_check import PlanCheck, check_of
 from diagnostics.findings.diagnosis import diagnose
 from diagnostics.findings.quantities import Extras
 from diagnostics.findings.remedies import ActiveRemedies
 from importance.block_losses import measure_block_losses
-from importance.measuring import summed_nll
 from importance.outliers import find_outliers, outliers_among
+from importance.sums import summed_nll
 from models.architecture import architecture_of, decoder_layers
-from models.families import family_of
+from models.family_table import family_of
 from run.refine.caps import halved_caps
 
 IDS = token_ids(rows=5, length=9)

@@ -18,7 +18,7 @@ from benchmarks.quality.stream import Stream, feature_mask, input_moments, outpu
 from benchmarks.quality.table import difference, tables
 from benchmarks.quality.texts import CONFIRMATION, DEVELOPMENT, held_out_windows, without_prose
 from models.architecture import architecture_of
-from models.families import family_of
+from models.family_table import family_of
 
 IDS = token_ids(6, 16)
 DEMO = Path(__file__).resolve().parent.parent / "models" / "demo"

@@ -13,7 +13,7 @@ import pytest
 from cli.options import EPILOG, build_parser, parse_options
 from core.errors import PruningError
 from core.names import DATASETS
-from models.families import FAMILIES
+from models.family_table import FAMILIES
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from cli.options import parse_options
 from core.transforms import Transforms
 from core.windows import TokenWindows
 from models.architecture import architecture_of
-from models.families import family_of
+from models.family_table import family_of
 from pruning.trials import Trial, choose, paired
 from run.judging import loss_under
 from run.refine import remedy

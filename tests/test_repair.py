@@ -14,8 +14,8 @@ from repairs import IDS, WINDOWS, family, plan_for, repaired
 from core.errors import NumericalError, UsageError
 from core.families import IN, OUT, member_rows
 from models.architecture import architecture_of, decoder_layers
+from models.expected import reference
 from models.narrow import empty_narrow_model
-from models.reference import reference
 from pruning.repair import RepairSettings, repair, repaired_for_now
 from pruning.repair_report import OUTPUT, write_repair_report
 from pruning.repair_windows import held_out_windows, shuffled_tokens

@@ -8,7 +8,7 @@ import pytest
 from workspace import Workspace, call, write_model
 
 from cli.options import parse_options
-from run.rules import idle_notes
+from run.option_rules import idle_notes
 
 REPAIR = ("--reconstruct", "least_squares")
 

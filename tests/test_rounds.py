@@ -14,11 +14,11 @@ from workspace import Workspace, call, observe
 from cli.options import parse_options
 from importance.measure import measure_importance
 from models.architecture import architecture_of, decoder_layers
-from models.families import family_of
+from models.expected import without_removed_groups
+from models.family_table import family_of
 from models.narrow import empty_narrow_model
-from models.reference import without_removed_groups
 from pruning.surgery import operate
-from run.rules import idle_notes
+from run.option_rules import idle_notes
 
 
 @pytest.fixture(scope="module")

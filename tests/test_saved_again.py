@@ -13,7 +13,7 @@ from test_tampered_folder import config_with
 
 from core.errors import ModelError
 from models.architecture import architecture_of
-from models.families import family_of
+from models.family_table import family_of
 from models.loading import ModelSource, check_model, load_model, open_weights
 from models.stored import layer_shapes
 

@@ -11,8 +11,8 @@ from tables import METHODS, architecture, cheap_groups, prior, score
 
 from core.errors import NumericalError, UsageError
 from core.transforms import Transforms
+from core.weighted import mean, median, percentiles, sigma
 from importance.scoring import score_groups
-from importance.weighted import mean, median, percentiles, sigma
 from pruning.planning import Limits, frozen_groups
 
 # Cost-weighted statistics

@@ -10,7 +10,7 @@ from conftest import token_ids, windows_of
 from diagnostics_cases import found, importance_of, issues, plan_of, scores_of
 from workspace import Workspace
 
-from core.measures import Stability
+from core.measured import Stability
 from diagnostics.findings.diagnosis import diagnose
 from diagnostics.findings.quantities import Extras
 from diagnostics.findings.remedies import ActiveRemedies
@@ -18,7 +18,7 @@ from diagnostics.findings.rules_of_the_run import LOW_OVERLAP
 from importance.measure import measure_importance
 from importance.over_windows import halves_of
 from models.architecture import architecture_of
-from models.families import family_of
+from models.family_table import family_of
 
 IDS = token_ids(rows=7, length=9)
 
@@ -103,7 +103,7 @@ def test_obs_has_halves_where_memory_holds_them(workspace: Workspace, monkeypatc
     told = stability(workspace.run("obs", *arguments))
     assert 0 < told["overlap"] <= 1
     assert told["reason"] is None
-    monkeypatch.setattr("importance.moments.LEAST_BYTES", 1)
+    monkeypatch.setattr("importance.obs_moments.LEAST_BYTES", 1)
     told = stability(workspace.run("obs-little-memory", *arguments))
     assert (told["overlap"], told["chance"]) == (None, None)
     assert "memory" in told["reason"]

@@ -17,7 +17,7 @@ from core.errors import ModelError
 from core.groups import LayerShape
 from core.plan import PruningPlan
 from models.architecture import architecture_of
-from models.families import family_of
+from models.family_table import family_of
 from models.loading import check_model, load_model
 from models.narrow import empty_narrow_model
 from models.stock import possible_kv_widths, save_stock_checkpoint, stock_config, stock_model

@@ -13,11 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from stored_checkpoints import CPU, SHARD, content, in_memory, stored, streamed
 
+from importance.from_disk import streamed_magnitude
 from importance.magnitude import magnitude_importance
-from importance.streaming import streamed_magnitude
 from models.loading import check_model, load_model, open_weights
 from models.tensors import INDEX, SINGLE, TensorSpec, specs_of, write_tensors
-from pruning.streaming import fate_of
+from pruning.pruned_tensors import fate_of
 
 pytestmark = pytest.mark.usefixtures("word_tokenizer")
 
@@ -42,7 +42,7 @@ def test_magnitude_in_blocks_of_rows_is_the_sum_over_all(llama: Any, monkeypatch
 
 def check_family(model: Any) -> tuple[Any, Any]:
     from models.architecture import architecture_of
-    from models.families import family_of
+    from models.family_table import family_of
 
     family = family_of(model.config.model_type)
     return family, architecture_of(model, family)

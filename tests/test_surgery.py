@@ -12,7 +12,7 @@ from core.families import IN, member_rows
 from core.groups import LayerShape
 from core.plan import PruningPlan
 from models.architecture import architecture_of, decoder_layers
-from models.families import family_of
+from models.family_table import family_of
 from models.narrow import empty_narrow_model
 from pruning.surgery import operate
 

@@ -16,7 +16,7 @@ from workspace import Workspace, call, write_model
 
 from core.errors import ModelError
 from models.architecture import architecture_of
-from models.families import family_of
+from models.family_table import family_of
 from models.loading import check_model
 from models.narrow import empty_narrow_model
 from pruning.surgery import operate

@@ -13,7 +13,7 @@ from workspace import word_tokenizer
 
 from core.errors import OutputError
 from models.architecture import architecture_of
-from models.families import family_of
+from models.family_table import family_of
 from models.narrow import empty_narrow_model
 from models.saving import GENERATION, checkpoint_bytes, save_checkpoint
 from models.stock import save_stock_checkpoint

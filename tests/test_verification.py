@@ -21,9 +21,9 @@ from core.errors import NumericalError, VerificationError
 from core.plan import PruningPlan
 from core.windows import TokenWindows
 from models.architecture import architecture_of
-from models.families import family_of
+from models.expected import NEW_TOKENS, Reference, reference, verification_windows
+from models.family_table import family_of
 from models.narrow import empty_narrow_model
-from models.reference import NEW_TOKENS, Reference, reference, verification_windows
 from models.saving import save_checkpoint
 from models.stock import save_stock_checkpoint, stock_model
 from models.verification import Check, Verification, insist, verify, verify_files, write_verification

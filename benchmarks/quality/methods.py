@@ -32,7 +32,7 @@ from core.transforms import Transforms
 from core.windows import TokenWindows
 from importance.elimination import eliminate, in_order
 from importance.measure import measure_importance
-from importance.moments import MomentMeter
+from importance.obs_moments import MomentMeter
 from importance.priors import measure_prior
 from importance.scoring import score_groups
 from pruning.planning import Limits, frozen_groups

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diagnostics.comparison.overlap import Overlap
 from diagnostics.comparison.ranking import Ranking
 from diagnostics.comparison.runs import Named, missing
+from diagnostics.comparison.shared import Overlap
 from diagnostics.comparison.tables import WATCHED_LAYERS
 from diagnostics.run_folder import at, number
 

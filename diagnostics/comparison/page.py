@@ -6,10 +6,10 @@ from pathlib import Path
 
 from core.files import write_text
 from core.program import program_name
-from diagnostics.comparison.overlap import Overlap
-from diagnostics.comparison.pictures import losses_by_dataset
+from diagnostics.comparison.charts_of_runs import losses_by_dataset
 from diagnostics.comparison.ranking import Ranking
 from diagnostics.comparison.runs import Named
+from diagnostics.comparison.shared import Overlap
 from diagnostics.comparison.tables import Table, best_lines, missing_lines
 from diagnostics.page.charts import Chart, scatter
 from diagnostics.page.headline import brief

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from diagnostics.comparison.health import CRITERIA
-from diagnostics.comparison.overlap import Overlap
 from diagnostics.comparison.ranking import Ranking
 from diagnostics.comparison.runs import Named, missing
-from diagnostics.reports.console import MISSING
-from diagnostics.reports.console import table as aligned
+from diagnostics.comparison.shared import Overlap
+from diagnostics.reports.closing import MISSING
+from diagnostics.reports.closing import table as aligned
 from diagnostics.run_folder import number
 from diagnostics.wording import decimal, percent, spans, times
 

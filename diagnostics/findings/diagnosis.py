@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from core.groups import Architecture
-from core.measures import Importance, Prior
+from core.measured import Importance, Prior
 from core.plan import PruningPlan
 from diagnostics.findings.finding import Finding
 from diagnostics.findings.quantities import Extras, Measured, Range, Scores

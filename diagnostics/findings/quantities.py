@@ -8,10 +8,10 @@ import numpy as np
 
 from core.groups import Architecture
 from core.kinds import TABLE
-from core.measures import NO_GRADIENTS, GradientStatistics, Importance, Outliers, Prior, Stability
+from core.measured import NO_GRADIENTS, GradientStatistics, Importance, Outliers, Prior, Stability
 from core.plan import PruningPlan
 from core.plan_check import PlanCheck
-from diagnostics.findings.weighted import layer_means, layer_quantiles
+from diagnostics.findings.by_layer import layer_means, layer_quantiles
 
 TOLERANCE = 1e-9  # bounds are compared with this slack: 0.7 - 0.4 must not differ from 0.3
 

@@ -14,7 +14,7 @@ from diagnostics.page.headline import headline
 from diagnostics.page.heat import layers_by_kind
 from diagnostics.page.render import render
 from diagnostics.page.why import reasons
-from diagnostics.reports.console import MISSING, metric_rows
+from diagnostics.reports.closing import MISSING, metric_rows
 from diagnostics.reports.next_command import beside, next_command, only_remedies
 from diagnostics.run_folder import Run, at, items, number, read_run
 from diagnostics.wording import bytes_text, percent

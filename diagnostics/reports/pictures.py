@@ -10,11 +10,11 @@ import numpy as np
 
 from core.failures import convenience
 from core.kinds import TABLE
-from core.measures import GRADIENTS_OF_OUTPUTS, GRADIENTS_OF_WEIGHTS, GradientStatistics, Importance
+from core.measured import GRADIENTS_OF_OUTPUTS, GRADIENTS_OF_WEIGHTS, GradientStatistics, Importance
 from core.plan import PruningPlan
+from diagnostics.findings.by_layer import block_quantiles
 from diagnostics.findings.diagnosis import Diagnosis
 from diagnostics.findings.quantities import Measured, Scores
-from diagnostics.findings.weighted import block_quantiles
 from diagnostics.reports.canvas import (
     BARE,
     EXTREME,

@@ -10,9 +10,9 @@ from tqdm import tqdm
 from core.errors import ModelError, OutputError, UsageError
 from core.files import write_atomically
 from models.gguf import OUTTYPES, Exported
-from models.gguf.rows import BLOCK, quantisation_notes
+from models.gguf.gguf_tensors import Tensor, check_shapes, read_tensor, tensors_of
+from models.gguf.row_order import BLOCK, quantisation_notes
 from models.gguf.support import arch_of, refuse_empty_blocks, rope_factors
-from models.gguf.tensors import Tensor, check_shapes, read_tensor, tensors_of
 from models.gguf.vocabulary import Vocabulary, vocabulary_of
 from models.loading import ModelSource, check_model, open_weights
 from models.tensors import StoredTensors

@@ -13,7 +13,7 @@ import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from core.errors import ModelError
-from models.families import PRUNED_PREFIX
+from models.family_table import PRUNED_PREFIX
 from models.loading import ModelSource
 
 DECI, OPENELM = "deci", "openelm"

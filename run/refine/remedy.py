@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from core.errors import PruningError
-from core.measures import Prior
+from core.measured import Prior
 from core.transforms import Remedy, Transforms
 from diagnostics.findings.rules_of_rates import healthy
-from diagnostics.reports.console import table
+from diagnostics.reports.closing import table
 from pruning.limits import Limits
 from pruning.trials import Choice, Trial, choose, paired
 from run.decision import Ranked, rank
 from run.explain import active_remedies, diagnosis_of
-from run.measurements import prior_of
+from run.recall import prior_of
 from run.refine.driver import Refined
 from run.session import Session
 from run.settings import Settings

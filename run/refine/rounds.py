@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from core.measures import Importance
+from core.measured import Importance
 from importance.scoring import Scores, score_groups
 from models.architecture import decoder_layers
-from models.reference import without_removed_groups
+from models.expected import without_removed_groups
 from run.decision import Ranked
 from run.refine.driver import Contest, Refined, tried
 from run.session import Session

@@ -1,7 +1,7 @@
 """Cost-weighted statistics: every parameter counts once and carries the value of its group.
 
 In all formulas v is float64 (n,), the values, and w is int64 (n,), parameters behind each value; weight 0
-leaves a value out of the statistic. At least one weight must be positive.
+leaves a value out of the statistic. Without a positive weight there is no statistic: percentiles are then NaN.
 """
 
 import numpy as np
@@ -16,6 +16,8 @@ def percentiles(v: np.ndarray, w: np.ndarray, *q: float) -> list[float]:
     """
     order = np.argsort(v)
     end = np.cumsum(w[order])  # sorted value j fills the positions end[j-1] to end[j] - 1
+    if not len(end) or not end[-1]:
+        return [float("nan")] * len(q)
     last = int(end[-1]) - 1
     result = []
     for h in (last * percent / 100 for percent in q):

@@ -13,7 +13,7 @@ from core.plan import PruningPlan
 from core.program import program_name
 from diagnostics.findings.diagnosis import Diagnosis
 from diagnostics.findings.finding import Finding
-from diagnostics.reports.files import requested
+from diagnostics.reports.analysis import requested
 from diagnostics.reports.next_command import next_command, only_remedies
 from diagnostics.wording import bytes_text, decimal, percent
 

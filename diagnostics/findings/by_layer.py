@@ -5,25 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from core.groups import GroupTable
+from core.weighted import percentiles
 
 
 def quantiles(v: np.ndarray, w: np.ndarray, q: Sequence[float]) -> np.ndarray:
-    """Quantiles of v, each value repeated w times; float64 of the length of q (fractions between 0 and 1).
-
-    Equal to ``np.quantile(np.repeat(v, w), q)`` without building the repetition: with W = Σ w and the
-    repeated values numbered from 0, read at position h = (W - 1)·q, linearly between neighbours.
-    v: float64 (n,). w: int64 (n,), at least one positive, or every answer is NaN.
-    """
-    order = np.argsort(v, kind="stable")
-    end = np.cumsum(w[order])
-    if not len(end) or end[-1] == 0:
-        return np.full(len(q), np.nan)
-    last = int(end[-1]) - 1
-    h = last * np.asarray(q, dtype=np.float64)
-    below = np.minimum(h.astype(np.int64), last)
-    low = v[order[np.searchsorted(end, below, side="right")]]
-    high = v[order[np.searchsorted(end, np.minimum(below + 1, last), side="right")]]
-    return np.asarray(low + (high - low) * (h - below), dtype=np.float64)
+    """``core.weighted.percentiles`` at fractions q between 0 and 1; float64 of the length of q."""
+    return np.array(percentiles(v, w, *(100 * fraction for fraction in q)), dtype=np.float64)
 
 
 def layer_quantiles(groups: GroupTable, values: np.ndarray, counted: np.ndarray, q: Sequence[float]) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 from core.files import write_atomically, write_json, write_text
 from core.groups import Block, LayerShape
 from core.kinds import TABLE
-from core.measures import Importance
+from core.measured import Importance
 from core.plan import PruningPlan
 from diagnostics.findings.diagnosis import Diagnosis
 from diagnostics.findings.quantities import Scores

@@ -13,7 +13,7 @@ from huggingface_hub import snapshot_download
 
 from core.errors import ModelError, reason_of
 from core.hub import offline_if_unreachable
-from models.families import FAMILIES, family_of
+from models.family_table import FAMILIES, family_of
 from models.tensors import INDEX, SINGLE, indexed_files, read_header
 
 DEMO = Path(__file__).with_name("demo")

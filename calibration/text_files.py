@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from calibration.opening import compression_of
+from calibration.compressed import compression_of
 from calibration.readers import READABLE, read_file, reader_of
 from calibration.rows import TEXT_COLUMN, NoTextError
 from calibration.splits import CALIBRATION, chosen_split, is_metadata

@@ -3,7 +3,7 @@
 from typing import Any
 
 from core.cache import Entry
-from core.measures import Importance, Outliers, Prior
+from core.measured import Importance, Outliers, Prior
 from core.windows import TokenWindows
 from importance.kept import (
     importance_entry,

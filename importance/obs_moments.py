@@ -24,11 +24,11 @@ from core.batching import TOKENS_A_BATCH, is_out_of_memory
 from core.errors import UsageError
 from core.families import Family
 from core.groups import ATTENTION, MLP, Architecture, LayerShape
-from core.measures import GRADIENTS_OF_OUTPUTS, GradientStatistics
+from core.measured import GRADIENTS_OF_OUTPUTS, GradientStatistics
 from core.windows import TokenWindows
-from importance.measuring import output_projections
 from importance.over_windows import GradientNorms, Key, Measurement, Tally, over_windows
 from importance.passes import Backward, Batch
+from importance.sums import output_projections
 
 LEAST_BYTES = 1 << 30
 

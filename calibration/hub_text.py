@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from calibration.files import documents
 from calibration.readers import json_documents
+from calibration.text_files import documents
 from core.errors import DataError
 
 PROBE_TIMEOUT_S = 5.0

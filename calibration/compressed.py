@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
-from core.errors import DataError
+from core.errors import DataError, reason_of
 
 
 def _zstd(file: Path) -> IO[bytes]:
@@ -48,8 +48,8 @@ def open_bytes(file: Path) -> Iterator[IO[bytes]]:
         raise DataError(f"{file} is not a complete {_called(compression)} file: {error}") from error
     except OSError as error:
         if compression and error.errno is None:  # bz2 and zstd complain of their data so
-            raise DataError(f"{file} is not a complete {_called(compression)} file: {_first_line(error)}") from error
-        raise DataError(f"cannot read {file}: {error.strerror or _first_line(error)}") from error
+            raise DataError(f"{file} is not a complete {_called(compression)} file: {reason_of(error)}") from error
+        raise DataError(f"cannot read {file}: {error.strerror or reason_of(error)}") from error
 
 
 def encoding_of(first: bytes) -> str:
@@ -97,7 +97,3 @@ class _Raw(io.RawIOBase):
 
 def _called(compression: str) -> str:
     return {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}[compression]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -6,7 +6,7 @@ import torch
 
 from core.families import Family, Member
 from core.groups import Architecture
-from core.measures import Importance
+from core.measured import Importance
 from importance.magnitude import summed_magnitudes
 
 

@@ -1,44 +1,16 @@
-"""What every measurement shares: leave the model as found, the loss, and sums over groups."""
+"""What criteria and priors share: the loss of windows, and sums over groups."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.hooks import RemovableHandle
 
 from core.families import Family, Member, rows_per_group
 from core.groups import LayerShape
 
 IGNORED = -100  # target of a position that predicts nothing
-
-
-@contextmanager
-def left_as_found(model: Any) -> Iterator[list[RemovableHandle]]:
-    """Measure inside; hooks put into the yielded list, modes, requires_grad and gradients are restored on exit.
-
-    Inside, the model is in eval mode, every parameter is frozen and has no gradient. Also after an exception.
-    """
-    training = {module: module.training for module in model.modules()}
-    parameters = {parameter: (parameter.requires_grad, parameter.grad) for parameter in model.parameters()}
-    handles: list[RemovableHandle] = []
-    try:
-        model.eval()
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-            parameter.grad = None
-        yield handles
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, mode in training.items():
-            module.training = mode
-        for parameter, (requires_grad, gradient) in parameters.items():
-            parameter.grad = None
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = gradient
 
 
 def token_nll(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

@@ -5,15 +5,15 @@ from typing import Any
 
 import torch
 
-from core.measures import Importance
+from core.measured import Importance
 from core.memory import free_bytes
 from core.plan import PruningPlan
-from importance.streaming import streamed_magnitude
+from importance.from_disk import streamed_magnitude
 from models.loading import ModelSource, open_weights
 from models.narrow import empty_narrow_model
 from models.saving import save_tensors
 from models.stock import save_stock_checkpoint, stock_model
-from pruning.streaming import PrunedTensors
+from pruning.pruned_tensors import PrunedTensors
 from run.settings import Settings
 
 
