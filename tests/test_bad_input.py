@@ -60,7 +60,7 @@ WRONG_VALUES: list[tuple[list[str], list[str]]] = [
     (["--temperature", "inf"], ["'inf'", "[0, inf)"]),
     (["--temperature", "1", "--tau", "nan"], ["'nan'", "auto"]),
     (["--temperature", "1", "--tau", "-2"], ["-2", "auto"]),
-    (["--clip_percentile_low", "95", "--clip_percentile_high", "5"], ["95", "5", "below"]),
+    (["--clip_percentile_low", "95", "--clip_percentile_high", "5"], ["low 95", "high 5", "low < high"]),
     (["--clip_percentile_high", "101"], ["'101'", "[0, 100]"]),
     (["--max_block_ratio", "0"], ["'0'", "(0, 1]"]),
     (["--min_kv_heads", "0"], ["'0'", "[1, inf)"]),

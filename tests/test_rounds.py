@@ -91,8 +91,13 @@ def test_either_plan_can_win(workspace: Workspace, monkeypatch: pytest.MonkeyPat
     assert record(run)["taken"] == ("rounds" if wins else "one shot")
     assert json.loads((run / "run.json").read_text())["facts"]["taken"] == {"rounds": record(run)["taken"]}
     assert (observe(run)["importance"] != once["importance"]) == wins
-    groups = pq.read_table(run / "analysis" / "groups.parquet")
-    assert groups.num_rows == len(once["importance"])
+    assert (observe(run)["plan"] == once["plan"]) == (not wins)
+    rows = pq.read_table(run / "analysis" / "groups.parquet").to_pylist()
+    layers = json.loads(observe(run)["plan"])["layers"]
+    for layer, planned in enumerate(layers):
+        for kind, kept in (("attention", "kept_kv_heads"), ("mlp", "kept_channels")):
+            of_block = [row for row in rows if (row["layer"], row["kind"]) == (layer, kind)]
+            assert [row["index"] for row in of_block if row["kept"]] == planned[kept]
 
 
 def test_only_the_first_round_is_kept_between_runs(workspace: Workspace) -> None:
