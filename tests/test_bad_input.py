@@ -83,8 +83,8 @@ WRONG_VALUES: list[tuple[list[str], list[str]]] = [
     (["--base_model", "./no/such/folder"], ["./no/such/folder", "demo"]),
     (["--base_model", ""], ["--base_model"]),
     (["--plan", "/no/such/plan.json"], ["/no/such/plan.json"]),
-    ([" "], ["blanks", "backslash"]),
-    (["\t"], ["blanks", "backslash"]),
+    ([" "], ["empty argument", "backslash"]),
+    (["\t"], ["empty argument", "backslash"]),
     (["--device", "cuda:77"], ["cuda:77", "CUDA"]),
     (["--freeze_first_n_layers", "3"], ["0.4", "none go", "freeze fewer"]),
 ]
