@@ -90,7 +90,7 @@ def test_either_plan_can_win(workspace: Workspace, monkeypatch: pytest.MonkeyPat
     assert record(run)["taken"] == ("rounds" if wins else "one shot")
     assert json.loads((run / "run.json").read_text())["facts"]["taken"] == {"rounds": record(run)["taken"]}
     assert (observe(run)["importance"] != once["importance"]) == wins
-    assert (observe(run)["plan"] == once["plan"]) == (not wins)
+    assert wins or observe(run)["plan"] == once["plan"]
     rows = pq.read_table(run / "analysis" / "groups.parquet").to_pylist()
     layers = json.loads(observe(run)["plan"])["layers"]
     for layer, planned in enumerate(layers):
