@@ -51,8 +51,9 @@ other commands (each has a --help):
   %(prog)s gguf results/remedied/model              # a saved model as one GGUF file
   %(prog)s verify results/remedied                  # the proof of a saved model, made again
 
-exit codes: 0 done; 2 the input cannot work (one line says why); 3 NaN or Inf while measuring;
-4 the saved model failed its own proof; 130 interrupted; 143 ended by SIGTERM; 129 by SIGHUP
+exit codes: 0 done; 2 the input cannot work (one line on stderr says why and what to do);
+3 NaN or Inf while measuring; 4 the saved model failed its own proof; 129 ended by SIGHUP;
+130 interrupted with Ctrl-C; 143 ended by SIGTERM
 """
 
 
