@@ -24,6 +24,6 @@ CRITERIA = {
     "magnitude": Criterion(
         reads_text=False,
         takes_batches=False,
-        without_halves="magnitude reads no text: it is the same for any windows",
+        without_halves="magnitude reads no text, so it is the same for any windows",
     ),
 }

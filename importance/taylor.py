@@ -64,7 +64,7 @@ def taylor_importance(
             except torch.OutOfMemoryError:
                 if recomputed == architecture.num_layers:
                     raise UsageError(
-                        f"a window of {windows.seq_len} tokens does not fit in memory: name a shorter --seq_len"
+                        f"a window of {windows.seq_len} tokens does not fit in memory: use a shorter --seq_len"
                     ) from None
                 loss = None
             if loss is None:  # outside the handler, which would still hold the tensors that filled the memory
@@ -77,7 +77,9 @@ def taylor_importance(
                 reducer.keep_window(number)
                 gradients.add(mean[None], norm[None])
             elif reduction == "sum":
-                raise NumericalError("NaN or Inf cannot be taken out of a sum of gradients; try --dtype float32")
+                raise NumericalError(
+                    "a window with NaN or Inf cannot be taken out of a sum of gradients; try --dtype float32"
+                )
             reducer.forget_window()
         return reducer.result(gradients, guard)
 

@@ -45,7 +45,9 @@ def limits_for(
     if target not in TARGETS:
         raise UsageError(f"--target {target}: needs one of {', '.join(TARGETS)}")
     if tensor_parallel != 1 and target not in (STOCK, VLLM):
-        raise UsageError(f"--tensor_parallel {tensor_parallel} acts with --target vllm or stock, not {target}")
+        raise UsageError(
+            f"--tensor_parallel {tensor_parallel} has an effect only with --target vllm or stock, not with {target}"
+        )
     if target == LLAMA_CPP:
         _check_gguf_family(architecture)
         return _in_multiples(limits, _kv_groups_of_a_block(architecture, GGUF_BLOCK), GGUF_BLOCK)
@@ -62,9 +64,11 @@ def explain(target: str, architecture: Architecture, limits: Limits) -> list[str
     kv, channels = limits.kv_round_to, limits.round_to
     lines = [f"{target}: every layer keeps at least one KV group and one channel"]
     if target == STOCK:
-        lines = ["stock: all layers get one pair of widths, so that the family's own class loads the model"]
+        lines = ["stock: all layers get the same widths, so that the family's own class loads the model"]
         if limits.kv_widths and len(limits.kv_widths) < min(shape.num_kv_heads for shape in architecture.layers):
-            lines.append(f"stock: KV groups per layer are one of {_list(limits.kv_widths)}, all that class accepts")
+            lines.append(
+                f"stock: KV groups per layer are one of {_list(limits.kv_widths)}, the only ones that class accepts"
+            )
         if architecture.model_type in HEADS_FROM_HIDDEN:
             most = max(shape.num_kv_heads for shape in architecture.layers)
             lines.append(
@@ -98,7 +102,7 @@ def check_plan(target: str, plan: PruningPlan, *, tensor_parallel: int = 1, kv_w
             first = plan.remaining_layers[0]
             _refuse(f"keeps {_pair(pairs[0])} in layer {first}, but {_pair(pair)} in layer {layer}", target)
     if limits.uniform and kv_widths and pairs[0][ATTENTION] not in kv_widths:
-        _refuse(f"keeps {_pair(pairs[0])} a layer; KV groups can be {_list(kv_widths)}", target)
+        _refuse(f"keeps {_pair(pairs[0])} per layer; KV groups can be {_list(kv_widths)}", target)
 
 
 def _refuse(what: str, target: str) -> NoReturn:

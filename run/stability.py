@@ -41,12 +41,12 @@ def _plan_from(decision: Ranked, values: np.ndarray) -> PruningPlan:
 
 def _why_without_halves(importance: Importance, gradient_reduction: str) -> str:
     if importance.windows_used == 1:
-        return "the halves need a window each"
+        return "each half needs a window"
     reason = CRITERIA[importance.criterion].without_halves
     if reason is not None:
         return reason
     assert gradient_reduction == "sum"
-    return "a sum of gradients does not come as a sum over windows"
+    return "a sum of gradients cannot be divided into halves afterwards"
 
 
 def _blocks(plan: PruningPlan) -> list[list[Block]]:

@@ -111,7 +111,12 @@ FULL = system_error(errno.ENOSPC, "/full")
 CONVENIENCES = {
     "cache": (core.cache, "write_atomically", FULL, "the cache at"),
     "safetensors": (core.cache, "write_atomically", SafetensorError("I/O error (os error 28)"), "the cache at"),
-    "pictures": (diagnostics.canvas, "write_atomically", FULL, "the picture of rates is missing: /full: No space"),
+    "pictures": (
+        diagnostics.canvas,
+        "write_atomically",
+        FULL,
+        "the picture of rates could not be drawn: /full: No space",
+    ),
     "matplotlib": (diagnostics.canvas, "drawing", ModuleNotFoundError("", name="matplotlib"), "there will be no pic"),
     "page": (diagnostics.page.run_page, "render", RuntimeError("template"), "report.html is missing: template"),
 }
