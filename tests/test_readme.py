@@ -23,7 +23,8 @@ from run_global_pruning import COMMANDS as COMMANDS_OF_THE_ENTRY
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = {path: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+TEXTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = {path: path.read_text(encoding="utf-8") for path in TEXTS}
 SUBCOMMANDS = {"compare": compare.build_parser, "gguf": gguf.build_parser, "verify": verify.build_parser}
 PROGRAMS = ("python run_global_pruning.py", "global-pruning")
 
