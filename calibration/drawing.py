@@ -160,8 +160,8 @@ def _say_what_is_not_read(name: str, text: Text, stream: TokenStream, count: int
         windows = (text.size_bytes or 0) * len(stream) // (read * text_len)
         total = f"about {windows:,}" if windows > count else "more"
     note(
-        f"{name}: evaluation reads the first {count:,} of {total} windows of {seq_len} tokens; --eval_samples N reads "
-        "another number"
+        f"{name}: evaluation reads the first {count:,} of {total} windows of {seq_len} tokens; use --eval_samples N "
+        "for another number"
     )
 
 

@@ -43,7 +43,7 @@ def code_documents(library: Path | None = None) -> Iterator[str]:
     folder = library or Path(sysconfig.get_path("stdlib"))
     paths = sorted(folder.glob("*.py"))
     if not paths:
-        raise DataError(f"no Python sources in {folder}: name another text")
+        raise DataError(f"no Python sources in {folder}: give another text")
     for path in tqdm(paths, desc="reading code", unit="module", delay=PROGRESS_DELAY_S, leave=False):
         module = parse(path)
         if module is not None:

@@ -71,4 +71,4 @@ def _next_step(columns: list[str], strings: list[str]) -> str:
         return f": add --text_column {names[0]}"
     if strings and not names:
         return f': its first line must name its columns, "{TEXT_COLUMN}" among them'
-    return ": name the one that holds the text with --text_column" if names else ""
+    return ": give the one that holds the text as --text_column" if names else ""

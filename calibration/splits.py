@@ -46,7 +46,8 @@ def chosen_split(folder: Path, files: list[Path], side: str) -> list[Path]:
         return files
     wanted = next((name for name in PREFERRED[side] if name in names), names[0])
     note(
-        f"folder {folder}: {side} reads its {wanted} split (it has: {', '.join(names)}); name files by path for others"
+        f"folder {folder}: {side} reads its {wanted} split (it has: {', '.join(names)}); to read another "
+        "one, give the path of its files"
     )
     return [file for file in files if splits[file] in (wanted, "")]
 

@@ -92,7 +92,7 @@ def _readable(folder: Path) -> list[Path]:
         endings = sorted({"".join(file.suffixes[-2:]) for file in set(found) - set(first)})
         note(
             f"folder {folder}: reads {len(first):,} of {len(found):,} files, not those of other formats "
-            f"({' '.join(endings)}); name one by its path to read it"
+            f"({' '.join(endings)}); give the path of one to read it"
         )
     return first or found
 
@@ -130,7 +130,7 @@ def _with_text_cached(folder: Path, files: tuple[tuple[Path, int, int], ...], co
         except NoTextError as error:
             reasons.append(str(error))
     if not kept:
-        raise DataError(reasons[0] if len(reasons) == 1 else f"{reasons[0]} (nor has any other file of {folder} text)")
+        raise DataError(reasons[0] if len(reasons) == 1 else f"{reasons[0]} (and no other file of {folder} holds text)")
     if reasons:
         more = f" ({len(reasons) - 1} more like it)" if len(reasons) > 1 else ""
         note(f"folder {folder}: left out: {reasons[0]}{more}")

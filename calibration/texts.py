@@ -73,7 +73,7 @@ def calibration_text(name: str, text_column: str = TEXT_COLUMN) -> Text:
     units = _units(path, text_column)
     source = f"{units.value} of {name} outside the held-out {_fraction()}"
     if units is Units.TEXT:
-        source = f"{name}, all of it, as it is too short or too uniform to hold a part out"
+        source = f"{name}, all of it, because it is too short or too uniform to hold a part out"
     return Text(_shares(path, text_column, CALIBRATION, units), "\n\n", source, own=True)
 
 
@@ -110,8 +110,8 @@ def evaluation_text(
 def _held_out(name: str, path: Path, units: Units, text_column: str) -> Text:
     if units is Units.TEXT:
         raise DataError(
-            f"{name}: no part of it can be held out for evaluation, as it is one short passage or repeats the same "
-            "few; evaluate on another text, e.g. --eval_datasets pydoc"
+            f"{name}: no part of it can be held out for evaluation, because it is one short passage or repeats the "
+            "same few; evaluate on another text, e.g. --eval_datasets pydoc"
         )
     source = f"held-out {_fraction()} of the {units.value} of {name}, the rest being calibration text"
     size = text_files.plain_bytes(text_files.files_of(path, text_column, EVALUATION))

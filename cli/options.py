@@ -27,16 +27,16 @@ from run.settings import Settings
 
 DESCRIPTION = (
     "Make a Hugging Face causal LM smaller by global structured pruning: rank all attention KV groups and MLP "
-    "channels together, remove the lowest for real, explain what went and why, and save a model that loads."
+    "channels together, remove the lowest-ranked ones, explain what was removed and why, and save a model that loads."
 )
 EPILOG = """commands that work:
   # the embedded model and text; no network, no GPU
   %(prog)s --base_model demo --pruning_ratio 0.2 --dataset pydoc
 
-  # look first: plan, findings and pictures, no pruned model
+  # look first: plan, findings and pictures, but no pruned model
   %(prog)s --base_model demo --pruning_ratio 0.5 --ratio_of prunable --dataset pydoc --dry_run --output results/look
 
-  # the remedy for layers whose gradients are on another scale, plus the block correction
+  # the remedy for layers whose gradients are on another scale, with the correction by block
   %(prog)s --base_model demo --dataset pydoc --enable_grad_norm --norm_method log --temperature 1.0 --tau 0.0 \\
       --output results/remedied
 
@@ -47,12 +47,13 @@ EPILOG = """commands that work:
   %(prog)s --base_model mistralai/Mistral-7B-v0.3 --pruning_ratio 0.2 --importance_method taylor --dataset c4
 
 other commands (each has a --help):
-  %(prog)s compare results/look results/remedied    # finished runs side by side
-  %(prog)s gguf results/remedied/model              # a saved model as one GGUF file
-  %(prog)s verify results/remedied                  # the proof of a saved model, made again
+  %(prog)s compare results/look results/remedied    # compare finished runs
+  %(prog)s gguf results/remedied/model              # export a saved model as one GGUF file
+  %(prog)s verify results/remedied                  # repeat the proof of a saved model
 
-exit codes: 0 done; 2 the input cannot work (one line says why); 3 NaN or Inf while measuring;
-4 the saved model failed its own proof; 130 interrupted; 143 ended by SIGTERM; 129 by SIGHUP
+exit codes: 0 done; 2 the input cannot work (one line on stderr says why and what to do);
+3 NaN or Inf while measuring; 4 the saved model failed its own proof; 129 ended by SIGHUP;
+130 interrupted with Ctrl-C; 143 ended by SIGTERM
 """
 
 
@@ -77,7 +78,9 @@ def build_parser() -> argparse.ArgumentParser:
     score_options(parser.add_argument_group("score transforms (clip, then normalise inside each layer)"))
     correction_options(parser.add_argument_group("correction by block (after normalising, before ranking)"))
     remedy_options(parser.add_argument_group("remedies"))
-    allocation_options(parser.add_argument_group("protection and allocation (by loss on calibration text set aside)"))
+    allocation_options(
+        parser.add_argument_group("protection and allocation (by loss on calibration text that is set aside)")
+    )
     calibration_options(parser.add_argument_group("calibration"))
     repair_options(parser.add_argument_group("repair (after the plan, before surgery)"))
     output_options(parser.add_argument_group("output"))

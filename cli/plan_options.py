@@ -20,7 +20,7 @@ def pruning_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--ratio_of",
         choices=RATIO_OF,
-        help="what the ratio is a fraction of: all parameters, or only those that groups hold (default total)",
+        help="what the ratio is a fraction of: all parameters, or only the prunable ones (default total)",
     )
     add(
         "--importance_method",
@@ -30,7 +30,8 @@ def pruning_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--gradient_reduction",
         choices=GRADIENT_REDUCTIONS,
-        help="taylor: mean of |w g| over sequences, or |w sum g|, which keeps all gradients (default sequence)",
+        help="for taylor*: average |w g| over sequences, or take |w sum g|, which keeps one copy of all gradients in "
+        "memory (default sequence)",
     )
     whole = number(int, 0, math.inf)
     add(
@@ -56,7 +57,7 @@ def pruning_options(group: argparse._ArgumentGroup) -> None:
         "--min_kv_heads",
         type=one,
         metavar="K",
-        help="KV heads that every layer keeps at least (default 1)",
+        help="smallest number of KV heads that a layer keeps (default 1)",
     )
     add(
         "--round_to",
@@ -69,8 +70,7 @@ def pruning_options(group: argparse._ArgumentGroup) -> None:
         type=number(float, 0, 1, open_high=True),
         metavar="E",
         help="remove a layer entirely when it would keep less than this fraction of its parameters, then plan again "
-        "(default "
-        "0: never)",
+        "(default 0: never)",
     )
     add(
         "--target",
@@ -81,7 +81,7 @@ def pruning_options(group: argparse._ArgumentGroup) -> None:
         "--tensor_parallel",
         type=one,
         metavar="N",
-        help="vllm, stock: GPUs that share the KV groups and channels of a layer (default 1)",
+        help="with vllm or stock: number of GPUs that share the heads and channels of a layer (default 1)",
     )
 
 
@@ -115,25 +115,27 @@ def correction_options(group: argparse._ArgumentGroup) -> None:
         "--temperature",
         type=number(float, 0, math.inf),
         metavar="T",
-        help="multiply scores by ln(1 + prior)^T; 0 switches the correction off (default 0.0)",
+        help="multiply each score by ln(1 + prior)^T, the prior being that of its block; 0 switches this off "
+        "(default 0.0)",
     )
     add(
         "--tau",
         type=tau,
         metavar="X",
-        help="nats/token: layers whose prior is below X use it for both blocks; a number, inf or auto (default 0.0: "
-        "every block its own)",
+        help="threshold in nats per token (a number, inf or auto): a layer whose prior is below it uses that prior "
+        "for both of its blocks (default 0.0: every block uses its own)",
     )
     add(
         "--prior",
         choices=PRIORS,
-        help="measured loss increase without the block, or 1 - cosine in one pass (default loss)",
+        help="how the prior is measured: loss increase without the block, or 1 - cosine similarity of the residual "
+        "stream before and after it (default loss)",
     )
     add(
         "--prior_samples",
         type=number(int, 1, math.inf),
         metavar="N",
-        help="calibration windows used for the prior (default 32)",
+        help="number of calibration windows that the prior is measured on (default 32)",
     )
 
 
@@ -142,8 +144,8 @@ def remedy_options(group: argparse._ArgumentGroup) -> None:
         "--remedy",
         choices=("advise", "auto"),
         help="advise: name remedies in the findings; auto: try them, measure the loss of each plan on calibration text "
-        "that is set aside, and prune with the best, which is never worse than your own settings on that text (default "
-        "advise)",
+        "that is set aside, and prune with the best plan (never worse than that of your own settings on that text) "
+        "(default advise)",
     )
 
 
@@ -152,28 +154,26 @@ def allocation_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--protect",
         choices=("none", "outliers", "measured"),
-        help="outliers: never prune a channel whose output norm is over 30 times its block's median; measured: cap "
-        "blocks that alone lose far more than their scores promised, and spend the budget elsewhere (experimental) "
-        "(default "
-        "none)",
+        help="outliers: never prune a channel whose output norm is over 30 times its block's median; measured "
+        "(experimental): prune less from blocks whose measured loss is far above what their scores promised, and more "
+        "elsewhere (default none)",
     )
     add(
         "--allocate",
         choices=("global", "searched"),
-        help="spend the budget by one ranking of all scores, or by the measured loss of each block at several widths; "
-        "searched (experimental) is kept only where it loses less (default global)",
+        help="global: spend the budget by one ranking of all scores; searched (experimental): by the measured loss of "
+        "each block at several widths, kept only if it loses less (default global)",
     )
     add(
         "--minutes",
         type=number(float, 0, math.inf, open_low=True, open_high=True),
         metavar="M",
-        help="wall-clock minutes that --allocate searched may take; it stops after a whole level (default 10)",
+        help="wall-clock minutes that --allocate searched may take; it stops between two levels (default 10)",
     )
     add(
         "--rounds",
         type=number(int, 1, math.inf),
         metavar="N",
-        help="prune in N steps and measure importance again after each; the result is kept only where it loses less "
-        "than "
-        "pruning in one step (default 1)",
+        help="prune in N steps and measure importance again after each; kept only if it loses less than pruning in "
+        "one step (default 1)",
     )

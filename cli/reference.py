@@ -7,31 +7,57 @@ import argparse
 import re
 from collections.abc import Iterator
 
-from cli.options import build_parser
+from cli.options import EPILOG, build_parser
 
 HEAD = """# Options
 
 Every option of `global-pruning` (`python run_global_pruning.py`), in the order of `--help`. This page is written by
 `python -m cli.reference > docs/options.md`; a test keeps the two equal. In Python the same names are keyword arguments
-of `gp.prune` and `gp.open` (`--num_samples 64` is `num_samples=64`).
+of `gp.prune` and `gp.open`: `--num_samples 64` is `num_samples=64`.
+
+If an option has no effect next to the others, a note on stderr says so. Options that contradict one another are refused
+in one line. `global-pruning compare`, `gguf` and `verify` have a `--help` of their own.
 """
+AFTER_CODES = """Any other code is a bug and leaves a traceback. What a run promises when it fails is in
+[reliability.md](reliability.md).
+"""
+DEFAULT = re.compile(r"(?P<meaning>.*) \(default (?P<default>.*)\)", re.S)
 
 
 def markdown() -> str:
     """The whole page, with a final newline."""
-    parser = build_parser()
-    groups = [group for group in parser._action_groups if group.title not in ("options", "positional arguments")]
-    tables = "\n".join(line for group in groups for line in _table(group))
-    codes = (parser.epilog or "").split("exit codes: ")[-1].replace("\n", " ").strip()
-    rows = "\n".join(f"| {code} | {meaning} |" for code, meaning in _codes(codes))
-    return f"{HEAD}\n{tables}\n## Exit codes\n\n| code | meaning |\n|---:|---|\n{rows}\n"
+    tables = "\n".join(line for group in _groups(build_parser()) for line in _table(group))
+    codes = "\n".join(f"| {code} | {meaning} |" for code, meaning in exit_codes())
+    return f"{HEAD}\n{tables}\n## Exit codes\n\n| code | meaning |\n|---:|---|\n{codes}\n\n{AFTER_CODES}"
+
+
+def help_parts(action: argparse.Action) -> tuple[str, str]:
+    """(meaning, default) as the help of an option tells them. Raises ValueError where it tells no default."""
+    text = (action.help or "").replace("%%", "%")
+    if action.required:
+        return text.removesuffix("; required"), "required"
+    found = DEFAULT.fullmatch(text)
+    if found is None:
+        raise ValueError(f"{action.option_strings[0]}: its help does not end in (default ...)")
+    return found["meaning"], found["default"]
+
+
+def exit_codes() -> list[tuple[str, str]]:
+    """("0", "done"), ... as the end of ``--help`` lists them."""
+    listed = EPILOG.split("exit codes: ")[1].replace("\n", " ").strip().split("; ")
+    return [(code, meaning) for code, meaning in (entry.split(" ", 1) for entry in listed)]
+
+
+def _groups(parser: argparse.ArgumentParser) -> list[argparse._ArgumentGroup]:
+    return [group for group in parser._action_groups if group.title not in ("options", "positional arguments")]
 
 
 def _table(group: argparse._ArgumentGroup) -> Iterator[str]:
-    yield f"## {(group.title or '').capitalize()}\n"
-    yield "| option | what it does |\n|---|---|"
+    title = group.title or ""
+    yield f"## {title[0].upper()}{title[1:]}\n\n| option | default | meaning |\n|---|---|---|"
     for action in group._group_actions:
-        yield f"| `{_usage(action)}` | {_cell(action.help or '')} |"
+        meaning, default = help_parts(action)
+        yield f"| `{_usage(action)}` | {_default(default)} | {_cell(meaning)} |"
     yield ""
 
 
@@ -40,13 +66,16 @@ def _usage(action: argparse.Action) -> str:
     return f"{action.option_strings[0]} {value}" if value else action.option_strings[0]
 
 
+def _default(text: str) -> str:
+    """The value in code; what follows it (``auto: a GPU if there is one``) in words."""
+    value = re.match(r"([^\s:,]+)(?=$|[:,])", text)
+    if value is None or text == "required":
+        return _cell(text)
+    return f"`{value[0]}`{_cell(text[value.end() :])}"
+
+
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("*", "\\*").replace("%%", "%")
-
-
-def _codes(text: str) -> list[tuple[str, str]]:
-    """("0", "done"), ... of "0 done; 2 the input cannot work (one line says why); 3 ..."."""
-    return [(code, meaning) for part in text.split("; ") for code, meaning in re.findall(r"^(\d+) (.*)$", part)]
+    return re.sub(r"[|*<]", r"\\\g<0>", text)
 
 
 if __name__ == "__main__":

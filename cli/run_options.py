@@ -30,13 +30,15 @@ def model_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--low_memory",
         action="store_true",
-        help="never hold the model in memory: read, cut and write it tensor by tensor on the CPU; for magnitude or "
-        "--plan, "
-        "without evaluation; enabled automatically for such runs when the model would need more than half of free "
-        "memory "
-        "(default off)",
+        help="never hold the model in memory: read, cut and write it tensor by tensor on the CPU; works with magnitude "
+        "or --plan, without evaluation; enabled automatically for such runs when the model would need more than half "
+        "of free memory (default off)",
     )
-    add("--trust_remote_code", action="store_true", help="run Python that a tokenizer brings along (default off)")
+    add(
+        "--trust_remote_code",
+        action="store_true",
+        help="allow the tokenizer's own Python code to run; model code is never run (default off)",
+    )
 
 
 def calibration_options(group: argparse._ArgumentGroup) -> None:
@@ -44,13 +46,13 @@ def calibration_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--dataset",
         metavar="DATA",
-        help="c4, wikitext2, ptb, pydoc (offline), or your own text: a file (.txt .md .jsonl .csv .parquet .arrow ..., "
-        "compressed or not) or a folder of them (default wikitext2)",
+        help="calibration text: c4, wikitext2, ptb, pydoc (offline), or your own file (.txt .md .jsonl .csv .parquet "
+        ".arrow and others, compressed or not) or folder of files (default wikitext2)",
     )
     add(
         "--text_column",
         metavar="NAME",
-        help="where the rows of your own files keep their text, in --dataset and in --eval_datasets (default text)",
+        help="column that holds the text in your own JSON, CSV, parquet and arrow files (default text)",
     )
     add(
         "--num_samples",
@@ -68,9 +70,8 @@ def calibration_options(group: argparse._ArgumentGroup) -> None:
         "--batch_size",
         type=batch_size,
         metavar="B",
-        help="windows per pass, for everything but taylor*, which takes one; auto halves it when memory runs out "
-        "(default "
-        "auto)",
+        help="windows per pass, or auto, which halves it when memory runs out; taylor* always takes one window "
+        "(default auto)",
     )
     add(
         "--seed",
@@ -85,29 +86,26 @@ def repair_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--reconstruct",
         choices=REPAIRS,
-        help="refit what is left to the dense model on the calibration windows (default least_squares; none with "
-        "--low_memory, "
-        "with magnitude, and for a replayed plan whose perplexity on --dataset is not measured)",
+        help="refit the remaining weights to the dense model on the calibration windows (default least_squares, but "
+        "none with --low_memory, with magnitude, or for a replayed plan if perplexity on --dataset is not measured)",
     )
     add(
         "--reconstruct_modules",
         choices=REPAIR_MODULES,
-        help="refit all projections of a block, or o_proj and down_proj alone (default all; outputs with "
+        help="refit all projections of a block, or only o_proj and down_proj (default all, but outputs with "
         "--reconstruct_target pruned)",
     )
     add(
         "--reconstruct_target",
         choices=REPAIR_TARGETS,
-        help="what to refit to: stream brings the residual stream back to the dense model's; dense and pruned are the "
-        "dense "
-        "block's outputs on the dense or on the pruned stream (default stream)",
+        help="what the refit aims at: stream, the dense model's residual stream; dense or pruned, the dense block's "
+        "output on the dense or on the pruned stream (default stream)",
     )
     add(
         "--reconstruct_text",
         choices=REPAIR_TEXTS,
-        help="mixed: also refit on shuffled tokens, which generalises better to other text; calibration: on the "
-        "calibration "
-        "windows alone (default mixed)",
+        help="mixed: also refit on shuffled tokens, which generalises better to other text; calibration: use the "
+        "calibration windows only (default mixed)",
     )
 
 
@@ -117,9 +115,13 @@ def output_options(group: argparse._ArgumentGroup) -> None:
         "--output",
         type=Path,
         metavar="DIR",
-        help="written to exactly this folder (default results/<model>/<method>_<ratio>[_<options>]_<dataset>)",
+        help="folder for everything that is written (default results/<model>/<method>_<ratio>[_<options>]_<dataset>)",
     )
-    add("--overwrite", action="store_true", help="replace an earlier run in that folder (default off)")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace what an earlier run wrote in that folder, nothing else (default off)",
+    )
     add("--dry_run", action="store_true", help="plan and diagnose only; no model is pruned or saved (default off)")
     add(
         "--plan",
@@ -131,17 +133,17 @@ def output_options(group: argparse._ArgumentGroup) -> None:
         "--max_shard_size",
         type=shard_size,
         metavar="SIZE",
-        help="largest weight file of the saved model, e.g. 200MB; a larger model is saved in shards (default 5GB)",
+        help="largest weight file of the saved model, such as 200MB; a larger model is split (default 5GB)",
     )
     add("--verify", action="store_true", help="reload the saved model and check it (default on)")
     add("--no_verify", dest="verify", action="store_false", help="skip that check (default off)")
     add(
         "--cache_dir",
         metavar="DIR",
-        help="folder that keeps importance, priors and dense perplexities for later runs; none: no cache (default "
-        "$GLOBAL_PRUNING_CACHE, or global-pruning in the user's cache folder)",
+        help="folder that keeps importance, priors and dense perplexities for later runs, or none for no cache "
+        "(default $GLOBAL_PRUNING_CACHE, or global-pruning in your cache folder)",
     )
-    add("--export", choices=EXPORTS, help="also write <output>/model.gguf, f16, for llama.cpp (default none)")
+    add("--export", choices=EXPORTS, help="also write <output>/model.gguf (f16) for llama.cpp (default none)")
     add("--no_save_model", action="store_true", help="prune and evaluate, but save no weights (default off)")
 
 
@@ -151,13 +153,13 @@ def evaluation_options(group: argparse._ArgumentGroup) -> None:
         "--run_evaluation",
         type=one_of(*MEASURES, alone="none"),
         metavar="LIST",
-        help="what to measure before and after: a comma list of ppl, tasks, speed, or none (default ppl)",
+        help="what to measure before and after pruning: ppl, tasks, speed, several with commas, or none (default ppl)",
     )
     add(
         "--eval_datasets",
         type=names,
         metavar="LIST",
-        help="comma list of datasets for perplexity (default: the calibration dataset's held-out split)",
+        help="datasets for perplexity, separated by commas (default the held-out part of --dataset)",
     )
     add(
         "--eval_seq_len",
@@ -169,12 +171,13 @@ def evaluation_options(group: argparse._ArgumentGroup) -> None:
         "--eval_samples",
         type=number(int, 1, math.inf),
         metavar="N",
-        help="evaluation windows per dataset (default all; of a text of your own the first 1,048,576 tokens)",
+        help="evaluation windows per dataset (default all, but at most 1,048,576 tokens of your own text)",
     )
     add(
         "--eval_tasks",
         type=names,
         metavar="LIST",
-        help="lm-eval task names; naming them runs them (default: pydoc_cloze where --run_evaluation has tasks)",
+        help="lm-eval tasks, separated by commas; naming them runs them (default pydoc_cloze if --run_evaluation has "
+        "tasks)",
     )
     add("--eval_task_path", type=Path, metavar="DIR", help="folder of local lm-eval YAML tasks (default none)")

@@ -54,7 +54,9 @@ def one_of(*allowed: str, alone: str = "") -> Callable[[str], list[str]]:
         names = [name.strip() for name in text.split(",") if name.strip()]
         unknown = [name for name in names if name not in (*allowed, alone)]
         if unknown or not names or (alone in names and len(names) > 1):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a comma list of {', '.join(allowed)}, or {alone} alone")
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a list with commas of {', '.join(allowed)}, or {alone} alone"
+            )
         return names
 
     return parse
@@ -63,5 +65,5 @@ def one_of(*allowed: str, alone: str = "") -> Callable[[str], list[str]]:
 def names(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
-        raise argparse.ArgumentTypeError(f"{text!r} names nothing; give a comma list")
+        raise argparse.ArgumentTypeError(f"{text!r} is empty; give a list with commas")
     return names

@@ -10,19 +10,25 @@ from core.errors import PruningError
 from core.program import program_name
 
 
-def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Exit code 0 where every check passed, 4 where one failed, 2 where the folder or its base model cannot be read."""
+def build_parser(prog: str) -> OneLineParser:
     parser = OneLineParser(
-        prog=prog or f"{program_name()} verify",
-        description="Load the model of a finished run as its users will, and hold it against its base model without "
-        "the groups that went. A repair is repeated first, on the text that the run used. Nothing is written.",
+        prog=prog,
+        description="Load the model of a finished run as its users will, and compare it with its base model without "
+        "the removed groups. If the run repaired the model, the repair is repeated first, on the same text. Nothing is "
+        "written.",
+        epilog="exit codes: 0 every check passed; 2 the folder or its base model cannot be read; 4 a check failed",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder of a finished run: what --output named")
-    parser.add_argument("--base_model", metavar="M", help="where the base model is now (default: as in the run)")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of a finished run, as --output named it")
+    parser.add_argument("--base_model", metavar="M", help="where the base model is now (default as in the run)")
     parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default auto)")
-    asked = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Exit code 0 where every check passed, 4 where one failed, 2 where the folder or its base model cannot be read."""
+    asked = build_parser(prog or f"{program_name()} verify").parse_args(argv)
 
     from run.prove_again import prove_again
     from run.surroundings import surroundings

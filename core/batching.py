@@ -55,9 +55,9 @@ def with_batch_that_fits(attempt: Callable[[int], T], size: int, *, fixed: bool)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if size == 1:
-            raise UsageError("one window does not fit in memory: name a shorter --seq_len or --eval_seq_len")
+            raise UsageError("one window does not fit in memory: use a shorter --seq_len or --eval_seq_len")
         if fixed:
-            raise UsageError(f"--batch_size {size} does not fit in memory: name a smaller one, or leave it out")
+            raise UsageError(f"--batch_size {size} does not fit in memory: use a smaller one, or leave it out")
         size //= 2
 
 

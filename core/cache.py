@@ -81,7 +81,7 @@ def read_entry(path: Path, key: dict[str, Any]) -> Entry | None:
     except (SafetensorError, ValueError, LookupError, TypeError) as error:
         raise BadEntryError(f"damaged ({error})") from None
     if not intact:
-        raise BadEntryError("damaged (its checksum is another)")
+        raise BadEntryError("damaged (its checksum does not match)")
     if found["key"] != json.loads(_json(key)):
         raise BadEntryError("foreign (it was made for another key)")
     return Entry(arrays, found["facts"])

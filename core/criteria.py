@@ -71,6 +71,6 @@ CRITERIA: dict[str, Criterion] = {
         needs_gradients=False,
         batches=False,
         streams=True,
-        why_no_halves="magnitude reads no text: it is the same for any windows",
+        why_no_halves="magnitude reads no text, so it is the same for any windows",
     ),
 }

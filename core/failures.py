@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from core.errors import PruningError, reason_of
 from core.say import say
 
-NO_SPACE = "free some space there, or name another folder"
-NOT_ALLOWED = "name a folder that can be written, or mend its permissions"
+NO_SPACE = "free some space there, or give another folder"
+NOT_ALLOWED = "give a folder that can be written, or change its permissions"
 NEXT_STEP = {
     errno.ENOSPC: NO_SPACE,
     errno.EDQUOT: NO_SPACE,
@@ -23,7 +23,7 @@ NEXT_STEP = {
     errno.ENAMETOOLONG: "use a shorter path, e.g. with --output",
     errno.ENOENT: "was it moved or removed while the program ran?",
 }
-ELSEWHERE = "look after that disk or connection, then run again"
+ELSEWHERE = "check that disk or connection, then run again"
 OUT_OF_MEMORY = (
     "give a smaller --batch_size, --num_samples or --seq_len, use --low_memory with --importance_method magnitude, "
     "or a machine with more memory"

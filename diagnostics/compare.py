@@ -24,8 +24,8 @@ from diagnostics.comparison.shared import overlaps
 from diagnostics.comparison.tables import all_tables, best_lines, missing_lines
 
 DESCRIPTION = (
-    "Compare runs by their folders: size, perplexity and tasks before and after, what each layer lost, the criteria "
-    "of health, and which groups the plans share. Runs may be partial, dry or older: what one lacks is named."
+    "Compare runs by their folders: size, perplexity and tasks before and after, what each layer lost, whether they "
+    "are healthy, and which groups their plans share. Partial, dry and older runs will do: what is missing is named."
 )
 EPILOG = """commands that work:
   %(prog)s results/baseline results/remedied

@@ -37,7 +37,7 @@ def check_tasks(names: list[str], task_path: str | Path | None) -> None:
                 raise UsageError(_unknown(name, manager.all_tasks, task_path))
         for name, task in load(names, task_path)["tasks"].items():
             if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
-                raise UsageError(f"task {name!r} runs generated code or needs pictures: not supported")
+                raise UsageError(f"task {name!r} runs generated code or needs pictures, which is not supported")
 
 
 def require_packages() -> None:
@@ -64,7 +64,7 @@ def load(names: list[str], task_path: str | Path | None) -> dict[str, Any]:
             return manager.load(list(dict.fromkeys(names)))
     except ConnectionError as error:
         raise DataError(
-            f"the data of {listed} is neither cached nor within reach ({reason_of(error)}): connect to the "
+            f"the data of {listed} is not cached and cannot be downloaded ({reason_of(error)}): connect to the "
             f"network, or use the task that needs none: --eval_tasks {DEFAULT_TASK}"
         ) from error
     except Exception as error:  # a task is a program of its author's: it may fail in any way, and is input to us

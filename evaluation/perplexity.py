@@ -49,7 +49,7 @@ def perplexity(
     if len(windows) == 0 or windows.seq_len < 2:
         raise DataError(
             f"nothing to predict in {windows.dataset!r}: {len(windows)} windows of {windows.seq_len} tokens, "
-            "where at least one of two is needed"
+            "and at least one window of two tokens is needed"
         )
     nll = window_nll(model, windows.ids, batch_size=batch_size, description=description)
     tokens = len(windows) * (windows.seq_len - 1)

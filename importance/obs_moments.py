@@ -206,7 +206,7 @@ class _Sums(Measurement):
             if not is_out_of_memory(error):
                 raise
             # Part of the batch has been added: it cannot come again in smaller pieces.
-            raise UsageError("the second moments do not fit in memory: name a smaller --batch_size") from None
+            raise UsageError("the second moments do not fit in memory: use a smaller --batch_size") from None
 
     def take(self, layer: int, tokens: list[int]) -> LayerMoments:
         """Hand a layer's moments over, as means; they are no longer held here. tokens: of even and of odd windows."""

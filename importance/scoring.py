@@ -131,7 +131,7 @@ def _all_zero(groups: GroupTable, s: np.ndarray, counted: np.ndarray) -> np.ndar
 
 def _zero_notes(layers: np.ndarray) -> list[str]:
     names = ", ".join(str(layer) for layer in layers)
-    return [f"every importance is 0 in layers {names}: their groups rank before all others"] if names else []
+    return [f"every importance is 0 in layers {names}: their groups rank below all others"] if names else []
 
 
 def _check_importance(groups: GroupTable, importance: np.ndarray, frozen: np.ndarray) -> None:

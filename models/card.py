@@ -21,11 +21,11 @@ model = AutoModelForCausalLM.from_pretrained(name{trust})
 tokenizer = AutoTokenizer.from_pretrained(name{trust})
 ```"""
 OWN_CODE = (
-    "Layers differ in their numbers of heads and channels, so the folder brings two short Python files that build the "
-    "family's own layers with them; that is what `trust_remote_code=True` allows. `config.json` holds every layer's "
-    "widths under `per_layer_config`."
+    "The layers differ in their numbers of heads and channels. Two short Python files in the folder build the "
+    "family's own layers with these numbers; `trust_remote_code=True` allows them to run. `config.json` holds every "
+    "layer's widths under `per_layer_config`."
 )
-FAMILY_CODE = "All layers have the same widths, so this is a checkpoint of the family's own class: no remote code."
+FAMILY_CODE = "All layers have the same widths, so the family's own class loads this checkpoint without remote code."
 
 
 def inherited_metadata(base: Path | None) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def model_card(
         f"# {name}\n",
         f"`{shown}` with {plan.removed_params:,} of its {before.total_params:,} parameters removed "
         f"({plan.achieved_of_total:.1%}; {after.total_params:,} remain, stored in {stored_dtype}). KV groups (one KV "
-        "head with its query heads) and MLP channels really left the weight matrices; nothing is masked or sparse.\n",
+        "head with its query heads) and MLP channels were cut from the weight matrices; nothing is masked or sparse.\n",
         f"## How to load it\n\n{LOADING.format(name=name, trust=', trust_remote_code=True' if ships_code else '')}\n",
         f"{OWN_CODE if ships_code else FAMILY_CODE}\n",
         "## How it was pruned\n\n"
@@ -94,7 +94,7 @@ def model_card(
         f"## Layers\n\n{_layers(plan)}\n",
     ]
     if travelled:
-        parts.append(f"## Files of the base model\n\nTaken over unchanged: {', '.join(travelled)}.\n")
+        parts.append(f"## Files of the base model\n\nCopied unchanged: {', '.join(travelled)}.\n")
     return "\n".join(parts)
 
 
@@ -190,7 +190,7 @@ def _method(
         "prunable parameters",
     ]
     if plan.removed_layers:
-        lines.append(f"- layers removed whole: {', '.join(map(str, plan.removed_layers))}")
+        lines.append(f"- layers removed entirely: {', '.join(map(str, plan.removed_layers))}")
     if repair:
         lines.append(f"- repair: {repair}")
     if calibration:
@@ -201,7 +201,7 @@ def _method(
 def _results(dense: Mapping[str, Any] | None, pruned: Mapping[str, Any] | None) -> str:
     rows = list(_measures(dense, pruned)) if dense and pruned else []
     if not rows:
-        return "Nothing was measured after pruning; measure before use."
+        return "Nothing was measured after pruning. Measure the model before you use it."
     table = "\n".join(f"| {what} | {before} | {after} |" for what, before, after in rows)
     return f"| measure | before | after |\n|---|---:|---:|\n{table}"
 

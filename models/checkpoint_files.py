@@ -93,7 +93,7 @@ def read_config(name: str, folder: Path) -> dict[str, Any]:
     if (folder / SENTENCE_MODULES).exists():
         raise ModelError(
             f"{name} is an embedding model of sentence-transformers ({SENTENCE_MODULES}): its modules would be lost, "
-            f"and no loss on text measures embeddings; to prune it as a causal LM, remove {SENTENCE_MODULES}"
+            f"and loss on text does not measure embeddings; to prune it as a causal LM, remove {SENTENCE_MODULES}"
         )
     return dict(config)
 
@@ -110,7 +110,7 @@ def _refuse_adapter(name: str, folder: Path) -> None:
     if files:
         raise ModelError(
             f"{name} holds an adapter{_base_of(folder)} and no model ({files}); load it with peft, merge it "
-            "(merge_and_unload), save_pretrained the result and give that"
+            "(merge_and_unload), save the result with save_pretrained and give that"
         )
 
 
@@ -129,7 +129,7 @@ def _refuse_other_family(name: str, config: dict[str, Any]) -> None:
     way = f"; save its language model ({inner}) alone and prune that" if inner in FAMILIES else ""
     supported = ", ".join(sorted(FAMILIES))
     raise ModelError(
-        f"{name} is a model of more than text (model_type '{config['model_type']}', with a text_config){way}; "
+        f"{name} is a model for more than text (model_type '{config['model_type']}', with a text_config){way}; "
         f"supported are: {supported}"
     )
 
@@ -174,6 +174,6 @@ def _instead_of_weights(held: list[str]) -> str:
     if pickled:
         return (
             f"has only pickled weights ({pickled[0]}), which can run code when loaded; convert them to safetensors "
-            "first (load where you trust them, then save_pretrained)"
+            "first (if you trust them, load and save_pretrained)"
         )
     return f"has no *.safetensors weights (neither {SINGLE} nor {INDEX}); give a complete checkpoint"

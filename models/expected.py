@@ -82,7 +82,7 @@ def _recorded(
     continuation, step_logits = _greedy_without_cache(model, _prompts(ids))
     if not bool(logits.isfinite().all()):
         raise NumericalError(
-            "the model without the removed groups gives NaN or Inf, so the saved one cannot be compared with it; "
+            "the model without the removed groups yields NaN or Inf, so the saved model cannot be compared with it; "
             "try --dtype float32 or a smaller --pruning_ratio"
         )
     return Reference(windows, logits, continuation, step_logits, blocks, shapes)

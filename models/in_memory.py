@@ -17,7 +17,9 @@ def source_of(model: Any, tokenizer: Any) -> ModelSource:
     """
     config = getattr(model, "config", None)
     if config is None or not hasattr(model, "named_parameters"):
-        raise ModelError(f"{type(model).__name__} is no transformers model; give a model, a folder, a hub id, or demo")
+        raise ModelError(
+            f"{type(model).__name__} is not a transformers model; give a model, a folder, a hub id, or demo"
+        )
     if hasattr(model, "peft_config"):
         raise ModelError("the model has an adapter attached; merge it first: model = model.merge_and_unload()")
     if getattr(config, "quantization_config", None):

@@ -27,6 +27,6 @@ def notes_on_own_code(name: str, config: dict[str, Any], trusted: bool) -> tuple
     if trusted:
         raise ModelError(
             f"{name} brings model code of its own ({code}), and only transformers' own {family} layers can be pruned; "
-            f"leave out --trust_remote_code to prune it as an ordinary {family}, if it computes what one does"
+            f"leave out --trust_remote_code to prune it as an ordinary {family}, if it computes the same as one"
         )
     return (f"{name} brings model code of its own ({code}), which is not run: it is pruned as an ordinary {family}",)

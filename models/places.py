@@ -43,7 +43,7 @@ def check_places(name: str, headers: Headers, empty: Any, family: Family) -> Non
     over = [f"{stored} is left over" for stored in left]
     if wrong:
         told = "; ".join(first_of(lines) for lines in (wrong, over) if lines)
-        raise ModelError(f"{name}: {told}; its weights and its config.json do not belong together")
+        raise ModelError(f"{name}: {told}; its weights and its config.json do not match")
     if left:
         raise ModelError(f"{name}: {first_of(over)}; {_no_place(left, empty, family)}")
 
@@ -119,7 +119,9 @@ def _no_place(left: list[str], empty: Any, family: Family) -> str:
         return f"config.json names {config.num_hidden_layers} layers; restore the num_hidden_layers it was saved with"
     named = [name for name in getattr(config, "architectures", None) or () if name != own]
     kind = f"config.json says {named[0]}, and " if named else ""
-    return f"{kind}{own} has no place for it; give the causal LM alone, or remove what it computes the same without"
+    return (
+        f"{kind}{own} has no place for it; give only the causal LM, or remove tensors that it computes the same without"
+    )
 
 
 def stored_dtype(name: str, headers: Headers, empty: Any, family: Family) -> tuple[torch.dtype, tuple[str, ...]]:
@@ -144,7 +146,7 @@ def stored_dtype(name: str, headers: Headers, empty: Any, family: Family) -> tup
     ]
     said = getattr(empty.config, "dtype", None)
     if isinstance(said, torch.dtype) and said != dtype:
-        notes.append(f"{name}: config.json says {word(said)}, the weights are stored in {word(dtype)}, which is kept")
+        notes.append(f"{name}: config.json says {word(said)}, the weights are stored in {word(dtype)}, which is used")
     return dtype, tuple(notes)
 
 

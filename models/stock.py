@@ -51,13 +51,13 @@ def stock_config(config: Any, family: Family, shape: LayerShape, num_layers: int
     biases = [name for name in ("attention_bias", "mlp_bias") if values.get(name)]
     if biases:
         raise ModelError(
-            f"{family.config_class} refuses these widths: {reason} mistral would take them, but has no biases "
+            f"{family.config_class} refuses these widths: {reason} mistral would accept them, but has no biases "
             f"({' and '.join(biases)})"
         )
     kept = {key: value for key, value in values.items() if key not in _NOT_IN_MISTRAL}
     mistral, mistral_reason = _accepted("mistral", kept | {"sliding_window": None})
     if mistral is None:
-        raise ModelError(f"neither llama nor mistral takes these widths: {reason} {mistral_reason}")
+        raise ModelError(f"neither llama nor mistral accepts these widths: {reason} {mistral_reason}")
     return mistral
 
 

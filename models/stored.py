@@ -55,7 +55,7 @@ def _defaults(config: dict[str, Any]) -> dict[str, Any]:
 
 def _entries(layers: Any, count: int) -> dict[int, Any]:
     if not isinstance(layers, dict | None):
-        raise ModelError(f"per_layer_config is {_short(layers)}, not an object of one entry a layer")
+        raise ModelError(f"per_layer_config is {_short(layers)}, not an object with one entry per layer")
     entries = {}
     for key, entry in (layers or {}).items():
         layer = int(key) if key.isdecimal() else -1

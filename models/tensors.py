@@ -72,7 +72,7 @@ class StoredTensor:
         except OSError as error:
             raise ModelError(f"{self.path} cannot be read any more ({reason_of(error)})") from error
         if len(data) != self.spec.num_bytes:
-            raise ModelError(f"{self.path} ends before its tensors do; get it again")
+            raise ModelError(f"{self.path} ends before its tensors do; download it again")
         return torch.from_numpy(data).view(self.spec.dtype).reshape(self.spec.shape)
 
 
@@ -172,7 +172,7 @@ def indexed_files(folder: Path) -> list[Path]:
         return [folder / str(name) for name in sorted(set(weight_map.values()))]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
-            f"{folder / INDEX} is not an index of safetensors files ({reason_of(error)}); get it again"
+            f"{folder / INDEX} is not an index of safetensors files ({reason_of(error)}); download it again"
         ) from error
 
 
@@ -190,14 +190,16 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
         header.pop("__metadata__", None)
         needed = 8 + header_bytes + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except FileNotFoundError as error:
-        what = "a link to nothing" if path.is_symlink() else "missing"
+        what = "a link to a missing file" if path.is_symlink() else "missing"
         raise ModelError(f"{path.parent}: the weight file {path.name} is {what}; download it again") from error
     except OSError as error:
         raise ModelError(f"{path.parent}: the weight file cannot be read ({reason_of(error)})") from error
     except (ValueError, AssertionError, LookupError, TypeError) as error:
-        raise ModelError(f"{path} is not a safetensors file or is truncated ({size} bytes); get it again") from error
+        raise ModelError(
+            f"{path} is not a safetensors file or is truncated ({size} bytes); download it again"
+        ) from error
     if size != needed:
-        raise ModelError(f"{path} is truncated: {size} bytes where its header needs {needed}; get it again")
+        raise ModelError(f"{path} is truncated: {size} bytes where its header needs {needed}; download it again")
     return header, 8 + header_bytes
 
 
@@ -265,7 +267,7 @@ def _stored_in(path: Path) -> dict[str, StoredTensor]:
     try:
         return {name: _stored_tensor(path, entry, data) for name, entry in header.items()}
     except (LookupError, TypeError, ValueError) as error:
-        raise ModelError(f"{path}: its header describes a tensor that cannot be ({error}); get it again") from error
+        raise ModelError(f"{path}: its header describes an impossible tensor ({error}); download it again") from error
 
 
 def _stored_tensor(path: Path, entry: dict[str, Any], data: int) -> StoredTensor:

@@ -37,7 +37,7 @@ def _reason(path: str, error: Exception) -> str:
     if held == ["tokenizer.model"] and lacking:
         return "its tokenizer.model is read by packages that are not installed: pip install sentencepiece protobuf"
     if held == ["tokenizer.model"] and not _is_sentencepiece(folder / "tokenizer.model"):
-        return "its tokenizer.model is no SentencePiece model, or a part of one; get it again"
+        return "its tokenizer.model is not a complete SentencePiece model; download it again"
     return f"{reason_of(error)}; copy its tokenizer files into the folder"
 
 

@@ -94,7 +94,7 @@ class Verification:
     def line(self) -> str:
         """One line for the console."""
         if self.unproved and not self.loaded and not self.failed:
-            return f"warning: the saved model could not be verified here ({self.unproved}); it was written whole"
+            return f"warning: the saved model could not be verified here ({self.unproved}); it was written completely"
         if self.failed:
             first = self.failed[0]
             found = first.detail or f"error {first.error:.2g}, at most {first.tolerance:.0e} allowed"
@@ -159,7 +159,7 @@ def _verified_loading(
         logits, alone = _logits(model, ids, reference, compared)
     if alone is None:
         result.checks.append(logits)
-        result.not_run.update(dict.fromkeys(CHECKS[3:], "the model computes nothing"))
+        result.not_run.update(dict.fromkeys(CHECKS[3:], "the model does not run"))
         return result
     if not logits.passed:
         logits = replace(logits, detail=_first_difference(blocks, reference.blocks, logits.tolerance))
@@ -167,7 +167,7 @@ def _verified_loading(
     result.checks.append(compared("generation", lambda: _generated(model, reference)))
     result.checks.append(compared("left padding", lambda: _left_padded(model, ids, alone)))
     if getattr(model.config, "attn_logit_softcapping", None):
-        result.not_run["attention"] = "sdpa leaves this family's soft caps out; eager is the one to use"
+        result.not_run["attention"] = "sdpa leaves out this family's soft caps; use eager"
     else:
         model.set_attn_implementation("eager" if model.config._attn_implementation == "sdpa" else "sdpa")
         result.checks.append(compared("attention", lambda: (logits_of(model, ids), alone)))
@@ -203,7 +203,7 @@ def insist(verification: Verification, folder: Path) -> None:
     failed = folder.with_name(folder.name + ".failed")
     shutil.rmtree(failed, ignore_errors=True)
     folder.rename(failed)
-    raise VerificationError(f"{verification.line()}; the model is set aside as {failed}, every check is in the report")
+    raise VerificationError(f"{verification.line()}; the model is set aside as {failed}; the report has every check")
 
 
 def write_verification(path: Path, verification: Verification) -> Path:

@@ -62,7 +62,7 @@ def _refusal(architecture: Architecture, ratio: float, ratio_of: str, limits: Li
     kept = "floors, caps, frozen layers and protected groups" if limits.protected else "floors, caps and frozen layers"
     say = f"--pruning_ratio {ratio} of {ratio_of} parameters is {asked}, but {kept}"
     if not most:
-        return f"{say} let none go: freeze fewer layers, or lower --min_kv_heads and --round_to"
+        return f"{say} allow none to be removed: freeze fewer layers, or lower --min_kv_heads and --round_to"
     largest = largest_ratio(architecture, ratio_of, limits)
     advice = f"use --pruning_ratio {_decimal(largest)} --ratio_of {ratio_of}"
     alternative = requested_params(architecture, ratio, "prunable")
@@ -70,7 +70,7 @@ def _refusal(architecture: Architecture, ratio: float, ratio_of: str, limits: Li
         advice += f", or --pruning_ratio {ratio} --ratio_of prunable"
     if limits.protected:
         advice += ", or leave out --protect outliers"
-    return f"{say} let at most {most} go: the largest ratio possible is {_decimal(largest)}; {advice}"
+    return f"{say} allow at most {most} to be removed: the largest ratio possible is {_decimal(largest)}; {advice}"
 
 
 def _decimal(ratio: float) -> str:

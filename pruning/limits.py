@@ -60,12 +60,12 @@ class Limits:
         _require(self.kv_round_to >= 1, "--tensor_parallel", self.kv_round_to, "of at least 1")
         if self.uniform and (self.freeze_first or self.freeze_last):
             raise UsageError(
-                "--target stock gives all layers the same widths, which frozen layers would keep whole: "
+                "--target stock gives all layers the same widths, so frozen layers would keep every layer as it is: "
                 "leave out --freeze_first_n_layers and --freeze_last_n_layers, or use --target hf"
             )
         if self.uniform and self.epsilon:
             raise UsageError(
-                "--target stock gives all layers the same widths, so no layer falls under --epsilon before the others: "
+                "--target stock gives all layers the same widths, so no layer can fall under --epsilon alone: "
                 "leave out --epsilon, or use --target hf"
             )
 

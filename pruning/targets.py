@@ -46,7 +46,9 @@ def limits_for(
     if target not in TARGETS:
         raise UsageError(f"--target {target}: needs one of {', '.join(TARGETS)}")
     if tensor_parallel != 1 and target not in (STOCK, VLLM):
-        raise UsageError(f"--tensor_parallel {tensor_parallel} acts with --target vllm or stock, not {target}")
+        raise UsageError(
+            f"--tensor_parallel {tensor_parallel} has an effect only with --target vllm or stock, not with {target}"
+        )
     if target == LLAMA_CPP:
         _check_gguf_family(architecture)
         return _in_multiples(limits, _groups_that_fill(architecture, GGUF_BLOCK))
@@ -64,10 +66,12 @@ def explain(target: str, architecture: Architecture, limits: Limits) -> list[str
     least = _and([f"one {TABLE[kind].noun}" for kind in architecture.kinds])
     lines = [f"{target}: every layer keeps at least {least}"]
     if target == STOCK:
-        lines = ["stock: all layers get one pair of widths, so that the family's own class loads the model"]
+        lines = ["stock: all layers get the same widths, so that the family's own class loads the model"]
         heads = [block.width for block in architecture.blocks if block.kind == ATTENTION]
         if limits.kv_widths and len(limits.kv_widths) < min(heads):
-            lines.append(f"stock: KV groups per layer are one of {_list(limits.kv_widths)}, all that class accepts")
+            lines.append(
+                f"stock: KV groups per layer are one of {_list(limits.kv_widths)}, the only ones that class accepts"
+            )
         if architecture.model_type in HEADS_FROM_HIDDEN:
             lines.append(
                 "stock: head_dim is written out, but some engines take hidden_size / heads for this family (vLLM's own "
@@ -103,7 +107,7 @@ def check_plan(target: str, plan: PruningPlan, *, tensor_parallel: int = 1, kv_w
         possible = limits.widths(block.kind)
         if limits.uniform and possible and block.width not in possible:
             widths = _widths(plan, plan.remaining_layers[0])
-            _refuse(f"keeps {widths} a layer; {block.about.noun}s can be {_list(possible)}", target)
+            _refuse(f"keeps {widths} per layer; {block.about.noun}s can be {_list(possible)}", target)
 
 
 def _check_equal(target: str, plan: PruningPlan, layer: int) -> None:

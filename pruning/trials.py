@@ -102,7 +102,9 @@ def within_noise(trial: Trial, best: Trial) -> bool:
 def _reason(trials: Sequence[Trial], winner: int, best: int) -> str:
     if winner == best:
         sentence = "It has the lowest loss"
-        sentence += ", and nothing tried loses less." if winner == 0 else f", {_against(trials[winner], trials[0])}."
+        sentence += (
+            ", and nothing that was tried loses less." if winner == 0 else f", {_against(trials[winner], trials[0])}."
+        )
         return sentence
     mean, error = paired(trials[winner].nll, trials[best].nll)
     return (

@@ -79,14 +79,14 @@ class RunFolder:
         new = sorted(files_below(self.staging), key=lambda name: name == record)
         taken = [name for name in new if name not in old and (self.root / name).exists()]
         if taken:
-            self._keep_aside(f"{readable(self.output / taken[0])} has been made or changed meanwhile")
+            self._keep_aside(f"{readable(self.output / taken[0])} was created or changed during the run")
         try:
             swap(self.root, self.staging.parent, old, new)
         except OSError as error:
             if (self.staging.parent / JOURNAL).exists():  # nor could it be undone
                 raise OutputError(
-                    f"--output {readable(self.output)} is half replaced ({reason(error)}); the next run into it will "
-                    "put the rest in place first"
+                    f"--output {readable(self.output)} could be replaced only in part ({reason(error)}); the next "
+                    "run into it will complete that first"
                 ) from error
             self._keep_aside(f"--output {readable(self.output)} cannot be written ({reason(error)})", error)
         self.published = True
@@ -96,7 +96,7 @@ class RunFolder:
         self.staging.rename(aside)
         self.staging.mkdir()
         shown = readable(self.output / aside.name)
-        raise OutputError(f"{why} and stays as it is; this run is whole in {shown}") from cause
+        raise OutputError(f"{why} and stays as it is; the complete results of this run are in {shown}") from cause
 
 
 @contextmanager
@@ -145,9 +145,9 @@ def _claim(
     held = lock(root, output)
     ending.callback(held.release)
     if not held.holds:
-        print(f"note: {output} lies where files cannot be locked; start no second run into it", file=sys.stderr)
+        print(f"note: {output} lies where files cannot be locked; do not start a second run into it", file=sys.stderr)
     elif tidy(root):
-        print(f"note: a killed run had {output} all but in place; now it is", file=sys.stderr)
+        print(f"note: a killed run had almost finished {output}; its results are now in place", file=sys.stderr)
     earlier = _check(output, root, overwrite, inputs, writes)
     staging = root / name_of_staging()
     ending.callback(remove_staging, staging)
@@ -168,13 +168,13 @@ def _check(
     read = _read_again(root, earlier, inputs)
     if read:
         raise OutputError(
-            f"{read[0]} {readable(read[1])} is among what --overwrite replaces in --output {readable(output)}; "
+            f"{read[0]} {readable(read[1])} would be replaced by --overwrite in --output {readable(output)}; "
             "give another --output"
         )
     found = in_the_way(root, earlier, writes)
     if found:
         raise OutputError(
-            f"--output {readable(output)} holds {readable(found)}, which no finished run wrote or somebody has changed "
+            f"--output {readable(output)} holds {readable(found)}, which no run wrote, or which was changed "
             "since; move it away, or give another folder"
         )
     return earlier
@@ -200,7 +200,7 @@ def _end_badly(folder: RunFolder, error: BaseException) -> None:
         if wrote and not kept and str(folder.staging) in message:
             message = folder.without_lost_paths(message)
         if wrote and folder.earlier.finished:
-            message += f"; the earlier run in {readable(folder.output)} is as it was"
+            message += f"; the earlier run in {readable(folder.output)} is unchanged"
         error.args = (folder.in_words(message),)
     elif isinstance(error, OSError) and _is_about(folder, error):
         raise cannot_write(folder.output, error) from error

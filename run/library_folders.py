@@ -32,7 +32,7 @@ def writable_folders() -> Iterator[list[str]]:
             reason = why_not_writable(folder)
             if reason is not None:
                 stack.enter_context(_replaced(variable, stack.enter_context(_temporary_folder())))
-                notes.append(f"{folder} cannot be written ({reason}); a temporary folder stands in ({variable})")
+                notes.append(f"{folder} cannot be written ({reason}); a temporary folder is used instead ({variable})")
         yield notes
 
 
@@ -59,7 +59,7 @@ def _temporary_folder() -> "tempfile.TemporaryDirectory[str]":
         return tempfile.TemporaryDirectory(prefix="global-pruning-", ignore_cleanup_errors=True)
     except OSError as error:
         raise OutputError(
-            f"no temporary folder can be written ({error.strerror}): set TMPDIR to a folder that can"
+            f"no temporary folder can be written ({error.strerror}): set TMPDIR to a folder that can be written"
         ) from error
 
 

@@ -27,7 +27,7 @@ class MeasurementCache:
         if folder is not None:
             with stages("cache", quietly=True):
                 self.common = common()
-            say(f"cache: {folder} (--cache_dir none does without)")
+            say(f"cache: {folder} (--cache_dir none switches it off)")
 
     def recall(self, part: str, depends: dict[str, Any], measure: Callable[[], Entry]) -> Entry:
         """The entry of an earlier run, or what ``measure`` gives, kept for the next one."""
@@ -49,7 +49,7 @@ class MeasurementCache:
                 self.outcomes[part] = "miss" if entry is None else "hit"
             except BadEntryError as error:
                 entry, self.outcomes[part] = None, str(error).split(" ")[0]
-                say(f"cache: {path} is {error}; {part} is measured again")
+                say(f"cache: {path} is {error}, so {part} is measured again")
         if entry is not None:
             say(f"[{part}] from the cache")
         return entry
@@ -58,7 +58,7 @@ class MeasurementCache:
         if self.folder is None or not self.writes:
             return
         key, self.writes = self._key(part, depends), False
-        with convenience(f"the cache at {self.folder} keeps nothing of this run from {part} on", self.warnings):
+        with convenience(f"the cache at {self.folder} stores nothing more of this run, from {part} on", self.warnings):
             write_entry(entry_path(self.folder, _file_name(part), key), key, entry)
             self.writes = True
 

@@ -45,7 +45,7 @@ def _streamed_trial(s: Settings) -> bool:
 CONFLICTS = (
     Conflict(
         lambda s: bool(s.limits.epsilon) and s.limits.max_block_ratio <= 1 - s.limits.epsilon,
-        "--epsilon {s.limits.epsilon:g} cannot act: with --max_block_ratio {s.limits.max_block_ratio:g} every layer "
+        "--epsilon {s.limits.epsilon:g} has no effect: with --max_block_ratio {s.limits.max_block_ratio:g} every layer "
         "keeps more than that; raise --max_block_ratio or --epsilon",
     ),
     Conflict(
@@ -59,7 +59,7 @@ CONFLICTS = (
     ),
     Conflict(
         lambda s: s.repairs and s.calibration.num_samples < 2,
-        "--reconstruct {s.repair.reconstruct} holds a window out to decide by: --num_samples "
+        "--reconstruct {s.repair.reconstruct} needs a window to decide by besides those it fits: --num_samples "
         "{s.calibration.num_samples} is too few, use 2 or more",
     ),
     Conflict(
@@ -69,7 +69,7 @@ CONFLICTS = (
     ),
     Conflict(
         lambda s: _in_rounds(s) and s.limits.target == "stock",
-        "--rounds {s.refinement.rounds} never brings a removed group back, and --target stock chooses equal widths "
+        "--rounds {s.refinement.rounds} never restores a removed group, and --target stock chooses equal widths "
         "anew; they cannot be combined: leave one out",
     ),
     Conflict(
@@ -198,24 +198,28 @@ IDLE = (
     ),
     Idle(("tau", "prior", "prior_samples"), lambda s: not _corrects(s), "needs --temperature above 0"),
     Idle(
-        ("gradient_reduction",), lambda s: not s.criterion.uses_gradient_reduction, "acts on taylor and taylor_2nd only"
+        ("gradient_reduction",),
+        lambda s: not s.criterion.uses_gradient_reduction,
+        "works with taylor and taylor_2nd only",
     ),
     Idle(
         _CALIBRATES,
         lambda s: not (s.reads_calibration or s.replays),
-        "acts where text is measured, not on magnitude",
+        "has no effect with magnitude, which reads no text",
     ),
-    Idle(("prior_samples",), lambda s: s.scores.prior_samples > s.calibration.num_samples, "is cut to --num_samples"),
+    Idle(
+        ("prior_samples",), lambda s: s.scores.prior_samples > s.calibration.num_samples, "is reduced to --num_samples"
+    ),
     Idle(("minutes",), lambda s: s.refinement.allocate != "searched", "needs --allocate searched"),
     Idle(
         ("rounds",),
         lambda s: not s.criterion.reads_text,
-        "does not act on magnitude, which stays the same in every round",
+        "has no effect with magnitude, which is the same in every round",
     ),
     Idle(
         ("batch_size",),
         lambda s: not _batches(s),
-        "does not act here: taylor takes one sequence a backward pass, magnitude none",
+        "has no effect here: taylor takes one sequence per backward pass, and magnitude reads none",
     ),
     Idle(("eval_task_path",), lambda s: not s.evaluation.eval_tasks, "needs --eval_tasks or --run_evaluation tasks"),
     Idle(
@@ -224,18 +228,18 @@ IDLE = (
         "needs --run_evaluation ppl",
     ),
     Idle(("verify",), lambda s: s.output.no_save_model, "needs the saved model"),
-    Idle(_DELIVERS, lambda s: s.output.dry_run, "does not act with --dry_run, which prunes nothing"),
+    Idle(_DELIVERS, lambda s: s.output.dry_run, "has no effect with --dry_run, which prunes nothing"),
     Idle(_REPAIRS, lambda s: s.repair.reconstruct == "none", "needs --reconstruct least_squares"),
     Idle(
         ("cache_dir",),
         lambda s: s.replays and "ppl" not in s.evaluation.run_evaluation,
-        "does not act with --plan, where there is nothing to keep",
+        "has no effect with --plan, where there is nothing to keep",
     ),
-    Idle(_DECIDES_THE_PLAN, lambda s: s.replays, "does not act with --plan, which holds the decision already"),
+    Idle(_DECIDES_THE_PLAN, lambda s: s.replays, "has no effect with --plan, which holds the decision already"),
     Idle(
         _CALIBRATES,
         lambda s: s.replays and not s.repairs,
-        "does not act with --plan, which holds the decision already",
+        "has no effect with --plan, which holds the decision already",
     ),
 )
 

@@ -72,7 +72,7 @@ def room_for_the_cache(asked: Intent) -> str | None:
     free = None if asked.cache is None else free_disk_bytes(asked.cache)
     if free is None or free >= asked.cached:
         return None
-    return f"the cache at {asked.cache} may keep nothing of this run: its disk has {_gigabytes(free)} left"
+    return f"the cache at {asked.cache} may store nothing of this run: its disk has {_gigabytes(free)} left"
 
 
 def pictures(asked: Intent) -> str | None:

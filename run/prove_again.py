@@ -44,7 +44,7 @@ def settings_of(folder: Path, base_model: str | None, device: str) -> Settings:
     """What the run in ``folder`` was asked, to carry its plan out again and write nothing."""
     record, plan = _read(folder / RECORD), folder / PLAN
     if not plan.is_file():
-        raise PlanError(f"{plan} is missing, so there is nothing to hold {folder / 'model'} against")
+        raise PlanError(f"{plan} is missing, so there is nothing to compare {folder / 'model'} with")
     if not (folder / "model").is_dir():
         raise PlanError(f"{folder} holds no model/: it was a dry run, or ran with --no_save_model")
     asked: Mapping[str, Any] = record.get("asked") or {}
@@ -61,5 +61,5 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise PlanError(f"{path} cannot be read ({error}); give the folder of a finished run") from error
     if not isinstance(found, dict):
-        raise PlanError(f"{path} is no record of a run; give the folder of a finished run")
+        raise PlanError(f"{path} is not the record of a run; give the folder of a finished run")
     return found

@@ -185,7 +185,7 @@ class Session:
         if self._given is not None:
             folder = None
         if folder is not None and self.settings.model.trust_remote_code:
-            note("--trust_remote_code goes without the cache: no key holds a model's own Python")
+            note("there is no cache with --trust_remote_code: an entry cannot depend on a tokenizer's own Python")
             folder = None
         return MeasurementCache(
             folder, lambda: common_key(self.source, self.dtype, self.device), self.stages, self.warnings

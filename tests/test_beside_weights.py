@@ -139,7 +139,7 @@ def latin(path: Path) -> None:
 
 UNREADABLE: list[tuple[str, Callable[[Path], None], str]] = [
     ("model.safetensors", make_folder, "Is a directory"),
-    ("model.safetensors", link_to_nothing, "model.safetensors is a link to nothing"),
+    ("model.safetensors", link_to_nothing, "model.safetensors is a link to a missing file"),
     ("config.json", make_folder, "Is a directory"),
     ("config.json", link_to_nothing, "has no config.json"),
     ("config.json", latin, "utf-8"),
@@ -194,7 +194,7 @@ def test_a_sentencepiece_model_alone_is_a_tokenizer(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(str(folder), None, False)
     assert tokenizer.decode(tokenizer("ba bu")["input_ids"], skip_special_tokens=True).strip() == "ba bu"
     (folder / "tokenizer.model").write_bytes(b"junk")
-    with pytest.raises(ModelError, match=r"its tokenizer\.model is no SentencePiece model"):
+    with pytest.raises(ModelError, match=r"its tokenizer\.model is not a complete SentencePiece model"):
         load_tokenizer(str(folder), None, False)
 
 

@@ -101,8 +101,8 @@ def test_mostly_embeddings_are_told_of_ratio_of_prunable() -> None:
     with pytest.raises(BudgetError) as caught:
         budget_params(model, 0.5, "total", Limits())
     assert str(caught.value) == (
-        "--pruning_ratio 0.5 of total parameters is 500, but floors, caps and frozen layers let at most 114 "
-        "go: the largest ratio possible is 0.1149; use --pruning_ratio 0.1149 --ratio_of total, "
+        "--pruning_ratio 0.5 of total parameters is 500, but floors, caps and frozen layers allow at most 114 "
+        "to be removed: the largest ratio possible is 0.1149; use --pruning_ratio 0.1149 --ratio_of total, "
         "or --pruning_ratio 0.5 --ratio_of prunable"
     )
     assert [budget_params(model, *command, Limits()) for command in advised(str(caught.value))] == [114, 70]
@@ -123,7 +123,7 @@ def test_a_tiny_share_is_named_with_as_many_decimals_as_it_needs() -> None:
 
 
 def test_nothing_removable_is_said_so() -> None:
-    with pytest.raises(BudgetError, match=r"let none go: freeze fewer layers"):
+    with pytest.raises(BudgetError, match=r"allow none to be removed: freeze fewer layers"):
         budget_params(architecture((4, 10)), 0.2, "total", Limits(freeze_first=1))
 
 

@@ -314,7 +314,9 @@ def test_a_folder_that_cannot_be_used_stops_nothing(workspace: Workspace, tmp_pa
     assert code == 0
     said = [line for line in error.splitlines() if line.startswith("warning: ")]
     assert len(said) == 1  # importance and perplexity are kept under one roof: one sentence does
-    assert said[0].startswith(f"warning: the cache at {tmp_path / 'file'} keeps nothing of this run from importance on")
+    assert said[0].startswith(
+        f"warning: the cache at {tmp_path / 'file'} stores nothing more of this run, from importance on"
+    )
     assert json.loads((output / "run.json").read_text())["facts"]["warnings"] == [said[0].removeprefix("warning: ")]
 
 

@@ -119,7 +119,7 @@ def test_another_column_is_asked_for_by_name(tmp_path: Path) -> None:
 
 
 BAD_ROWS = [
-    ("two.jsonl", b'{"title": "a", "body": "b"}', r"name the one that holds the text with --text_column$"),
+    ("two.jsonl", b'{"title": "a", "body": "b"}', r"give the one that holds the text as --text_column$"),
     ("chat.jsonl", b'{"messages": [{"role": "user", "content": "a"}]}', r"apply_chat_template\(row\[.messages.\]"),
     ("number.jsonl", b'{"text": 1}', r"it has: text, a int\)"),
     ("headless.csv", b'"' + b"words " * 20 + b'"\n"more words"\n', "its first line must name its columns"),
@@ -154,7 +154,7 @@ def test_files_without_text_are_passed_over_with_a_word(tmp_path: Path, capsys: 
     assert list(documents(tmp_path)) == ["words"]
     assert capsys.readouterr().err == f"note: folder {tmp_path}: left out: {tmp_path}/b.txt is empty (1 more like it)\n"
     (tmp_path / "a.txt").unlink()
-    with pytest.raises(DataError, match=r"b\.txt is empty \(nor has any other file"):
+    with pytest.raises(DataError, match=r"b\.txt is empty \(and no other file"):
         check_dataset(str(tmp_path))
 
 
@@ -256,7 +256,7 @@ def test_enormous_evaluation_text_is_read_in_part_and_says_so(
     everything = path.stat().st_size // 64
     assert len(windows) == 40
     assert windows.source == f"first 40 windows of the {path}, all of it"
-    assert f"the first 40 of {everything:,} windows of 65 tokens; --eval_samples N" in capsys.readouterr().err
+    assert f"the first 40 of {everything:,} windows of 65 tokens; use --eval_samples N" in capsys.readouterr().err
     assert len(evaluation_windows(str(path), byte_tokenizer(), 65, 10**6, None)) == everything
     assert len(evaluation_windows(str(small), byte_tokenizer(), 65, None, None)) == small.stat().st_size // 64
     assert capsys.readouterr().err == ""

@@ -62,7 +62,7 @@ def test_the_figures_are_the_plans(plan: PruningPlan) -> None:
     assert f"{plan.achieved_of_total:.2%} of all, {plan.achieved_of_prunable:.2%} of prunable parameters" in text
     assert "requested: 50.0% of prunable parameters" in text
     assert "`--norm_method` log, `--temperature` 1.0" in text
-    assert "layers removed whole: 1" in text
+    assert "layers removed entirely: 1" in text
     assert "| perplexity on pydoc | 50.25 | 58.75 |" in text
     assert "| perplexity on mine.txt | 7.5 | not finite |" in text
     assert "| pydoc_cloze acc | 0.75 | 0.625 |" in text
@@ -138,7 +138,7 @@ def test_datasets_of_one_name_are_told_apart() -> None:
 
 
 def test_files_that_came_along_are_listed(plan: PruningPlan) -> None:
-    assert "Taken over unchanged: LICENSE, NOTICE." in card(plan, travelled=["LICENSE", "NOTICE"])
+    assert "Copied unchanged: LICENSE, NOTICE." in card(plan, travelled=["LICENSE", "NOTICE"])
     assert "Taken over" not in card(plan)
 
 

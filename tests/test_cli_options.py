@@ -353,7 +353,7 @@ def test_options_that_cannot_act_are_said(workspace: Workspace) -> None:
     assert notes == [
         "--norm_method needs --enable_grad_norm",
         "--tau needs --temperature above 0",
-        "--gradient_reduction acts on taylor and taylor_2nd only",
+        "--gradient_reduction works with taylor and taylor_2nd only",
     ]
     assert notes_on("--enable_grad_norm", "--norm_method", "sqrt") == []
 

@@ -115,7 +115,7 @@ def test_next_command_takes_the_first_flags_and_a_folder_of_its_own() -> None:
 
 def test_a_healthy_plan_is_not_urged_to_change() -> None:
     text = report([20] * 6)
-    assert "Nothing calls for a remedy; if anything, try\n" in text
+    assert "Nothing needs a remedy; if you want to try one\n" in text
     assert command(text)[-4:] == ["--temperature", "1.0", "--output", "results/demo/run_T1.0"]
     assert "python" not in report([20] * 6, active={"temperature": 1.0})
 

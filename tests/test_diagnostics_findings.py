@@ -275,7 +275,7 @@ def test_a_small_factor_is_found_only_where_the_block_was_emptied() -> None:
 
 def test_gradient_free_criterion() -> None:
     diagnosis = judge([20] * 4, importance={"gradients": None}, active={"criterion": "wanda"})
-    assert "wanda looks at no gradient" in found(diagnosis, "no_gradient_statistics").description
+    assert "wanda uses no gradients" in found(diagnosis, "no_gradient_statistics").description
     assert not any(name.startswith("gradient") for name in issues(diagnosis))
 
 
@@ -322,7 +322,7 @@ def test_single_kv_head_is_said_once() -> None:
 
 def test_removed_layers_are_named() -> None:
     finding = found(judge([20, 98, 20, 20], removed_layers=(1,)), "layers_removed_whole")
-    assert "Layer 1 kept less than --epsilon" in finding.description
+    assert "Layer 1 would have kept less than --epsilon, so it was removed entirely" in finding.description
 
 
 # Score statistics

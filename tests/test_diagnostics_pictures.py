@@ -113,7 +113,7 @@ def test_score_titles() -> None:
         measured = diagnose(plan.architecture, None, scores, plan, None, frozen, ActiveRemedies()).measured
         return scores_title(measured, scores)
 
-    assert title(raw) == "Median scores of layers differ 50.0-fold; no transform is on"
+    assert title(raw) == "Median scores of layers differ 50.0-fold; no transform is used"
     remedied = replace(raw, score=even.score)
     assert title(remedied) == "Median scores of layers differ 50.0-fold, 2.00-fold after transforms"
     assert "a median is zero" in title(scores_of(plan, [0.0, 1.0]))

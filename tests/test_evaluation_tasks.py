@@ -266,7 +266,7 @@ def test_without_network_a_hub_task_fails_at_once(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(catalogue, "_manager_for", lambda names, path: (HubTask(), False))
     monkeypatch.setattr(hub, "is_reachable", lambda url: False)
-    with pytest.raises(DataError, match=r"data of hub_task is neither cached nor within reach.*pydoc_cloze"):
+    with pytest.raises(DataError, match=r"data of hub_task is not cached and cannot be downloaded.*pydoc_cloze"):
         catalogue.load(["hub_task"], None)
 
 

@@ -116,7 +116,7 @@ CONVENIENCES = {
         canvas,
         "write_atomically",
         FULL,
-        "the picture of rates is missing: /full: No space",
+        "the picture of rates could not be drawn: /full: No space",
     ),
     "matplotlib": (
         canvas,

@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
-    "untied qwen3": (lambda: Qwen3Config(**SHARED, tie_word_embeddings=False), "wants tied embeddings"),
+    "untied qwen3": (lambda: Qwen3Config(**SHARED, tie_word_embeddings=False), "needs tied embeddings"),
     "biased qwen3": (
         lambda: Qwen3Config(**SHARED, tie_word_embeddings=True, attention_bias=True),
         "openelm has no attention biases",
@@ -131,7 +131,7 @@ def two_in_front(words: Any) -> None:
     ("change", "reason"),
     [
         (prefix_space, "puts a space before every text"),
-        (unknown_split, "cuts text by 'Punctuation then gpt2', none of the known ways"),
+        (unknown_split, "splits text by 'Punctuation then gpt2', none of the known ways"),
         (no_bytes, "is not byte-level BPE"),
         (lowercase, r"normalises text \(Lowercase\)"),
         (two_in_front, r"turns 'a' into \[0, 0, \d+\]"),

@@ -212,7 +212,7 @@ def test_what_was_not_measured_is_said_with_the_reason(tmp_path: Path) -> None:
     run = measured_run(tmp_path / "run", importance_method="magnitude")
     layers = [row | {"gradient_mean": None} for row in run.diagnosis["layers"]]
     page = page_of(replace(run, diagnosis=run.diagnosis | {"layers": layers}))
-    assert "Gradients: not measured (magnitude looks at none)" in page.visible
+    assert "Gradients: not measured (magnitude uses none)" in page.visible
     assert "Priors: not measured (--temperature is 0)" in page.visible
 
 
@@ -386,7 +386,7 @@ def test_a_run_without_evaluation_or_gradients_writes_its_page(workspace: Worksp
     arguments = ["--importance_method", "magnitude", "--run_evaluation", "none", "--dry_run"]
     page = Page((workspace.run("bare", *arguments) / "report.html").read_text(encoding="utf-8"))
     assert "loss after pruning not measured" in page.of("h1")[0]
-    assert "Gradients: not measured (magnitude looks at none)" in page.visible
+    assert "Gradients: not measured (magnitude uses none)" in page.visible
 
 
 def test_equal_factors_are_equal_steps_on_a_log_axis() -> None:

@@ -118,7 +118,7 @@ def test_protection_takes_whole_steps() -> None:
     # 7 channels in steps of 1, 3, 3; two protected leave 5, so 1 + 3 may go and never 1 + 3 + 3.
     model = architecture((1, 7))
     assert plan_for(model, 12, round_to=3, protected=(1, 2)).keep[1:3].all()
-    with pytest.raises(BudgetError, match="protected groups let at most 12 go"):
+    with pytest.raises(BudgetError, match="protected groups allow at most 12 to be removed"):
         plan_for(model, 13, round_to=3, protected=(1, 2))
 
 

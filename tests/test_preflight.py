@@ -50,7 +50,7 @@ def test_a_cache_without_room_refuses_nothing(tmp_path: Path, monkeypatch: pytes
     free(monkeypatch, {str(tmp_path / "cache"): 4000})
     asked = Intent(tmp_path / "out", cache=tmp_path / "cache", cached=5000)
     (tmp_path / "cache").mkdir()
-    assert "may keep nothing" in (room_for_the_cache(asked) or "")
+    assert "may store nothing" in (room_for_the_cache(asked) or "")
     assert set(preflight(asked)) == {"room_for_the_cache"}
     assert room_for_the_cache(Intent(tmp_path / "out")) is None
 

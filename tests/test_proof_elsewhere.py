@@ -162,7 +162,7 @@ def test_two_folders_of_one_name_are_two_models(tmp_path: Path) -> None:
 
 def test_a_proof_that_was_not_made_says_why() -> None:
     result = not_verified("no memory")
-    assert result.line() == "warning: the saved model could not be verified here (no memory); it was written whole"
+    assert result.line() == "warning: the saved model could not be verified here (no memory); it was written completely"
     assert json.loads(json.dumps(result.to_json()))["not_run"] == dict.fromkeys(CHECKS, "no memory")
 
 

@@ -66,7 +66,7 @@ def test_a_healthy_plan_that_loses_to_the_baseline_never_wins() -> None:
     worse = BASE + NOISE
     choice = choose([trial(BASE), trial(worse, healthy=True)])
     assert (choice.winner, choice.contenders) == (0, (0,))
-    assert "nothing tried loses less" in choice.reason
+    assert "nothing that was tried loses less" in choice.reason
 
 
 def test_equal_plans_leave_the_baseline() -> None:

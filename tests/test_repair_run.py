@@ -106,17 +106,17 @@ def test_what_cannot_be_repaired_is_refused_in_one_line(
             ["--reconstruct", "none", "--reconstruct_modules", "outputs"],
             ["--reconstruct_modules needs --reconstruct least_squares"],
         ),
-        ([*REPAIR, "--dry_run"], ["--reconstruct does not act with --dry_run, which prunes nothing"]),
+        ([*REPAIR, "--dry_run"], ["--reconstruct has no effect with --dry_run, which prunes nothing"]),
         ([*REPAIR, "--plan", "p.json", "--num_samples", "9", "--batch_size", "2"], []),
         (["--plan", "p.json", "--num_samples", "9"], []),
         (
             ["--plan", "p.json", "--num_samples", "9", "--reconstruct", "none"],
-            ["--num_samples does not act with --plan, which holds the decision already"],
+            ["--num_samples has no effect with --plan, which holds the decision already"],
         ),
         ([*REPAIR, "--importance_method", "magnitude", "--seq_len", "9"], []),
         (
             ["--importance_method", "magnitude", "--seq_len", "9"],
-            ["--seq_len acts where text is measured, not on magnitude"],
+            ["--seq_len has no effect with magnitude, which reads no text"],
         ),
     ],
 )

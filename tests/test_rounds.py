@@ -126,5 +126,5 @@ def test_what_cannot_work_is_one_line(workspace: Workspace, arguments: list[str]
 def test_magnitude_has_no_rounds() -> None:
     command = parse_options(["--base_model", "demo", "--importance_method", "magnitude", "--rounds", "3"])
     notes = idle_notes(command.settings, command.given)
-    assert notes == ["--rounds does not act on magnitude, which stays the same in every round"]
+    assert notes == ["--rounds has no effect with magnitude, which is the same in every round"]
     assert not command.settings.ranks_on_text

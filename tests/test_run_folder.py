@@ -237,7 +237,7 @@ def test_a_failure_leaves_the_earlier_run_as_it_was_and_says_so(run: Path) -> No
     error = NumericalError("NaN; see STAGING/analysis; try again")
     with pytest.raises(NumericalError) as failed:
         fail(run, error, overwrite=True)
-    assert str(failed.value) == f"NaN; try again; the earlier run in {run} is as it was"
+    assert str(failed.value) == f"NaN; try again; the earlier run in {run} is unchanged"
     assert contents(run) == before
 
 

@@ -160,7 +160,7 @@ def test_all_zero_layers_rank_first(method: str | None, temperature: float) -> N
     assert scores.order[3] == 0
     assert scores.all_zero_layers == (1,)
     assert scores.score[3] == min(0, scores.score.min())
-    assert "every importance is 0 in layers 1: their groups rank before all others" in scores.notes
+    assert "every importance is 0 in layers 1: their groups rank below all others" in scores.notes
 
 
 def test_frozen_zeros_make_no_all_zero_layer() -> None:

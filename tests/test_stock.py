@@ -249,7 +249,7 @@ def test_phi3_with_long_rope_keeps_its_heads() -> None:
         (
             "llama-biased-tied-mha",
             3,
-            r"^LlamaConfig refuses .* mistral would take them, but has no biases \(attention_bias and mlp_bias\)$",
+            r"^LlamaConfig refuses .* mistral would accept them, but has no biases \(attention_bias and mlp_bias\)$",
         ),
     ],
 )

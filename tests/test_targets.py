@@ -98,7 +98,9 @@ def test_rounding_floors_and_caps_hold_in_uniform_plans() -> None:
     plan = uniform(model, 35, flat, round_to=4, min_kv_heads=4)
     assert widths(plan) == [(4, 8)] * 2
     assert plan.gap_reason == "smaller than the smallest step left (4 channels in every layer, 24 parameters)"
-    with pytest.raises(BudgetError, match=r"let at most 32 go: the largest ratio possible is .*; use --pruning_ratio"):
+    with pytest.raises(
+        BudgetError, match=r"allow at most 32 to be removed: the largest ratio possible is .*; use --pruning_ratio"
+    ):
         uniform(model, 60, flat, round_to=4, min_kv_heads=3, max_block_ratio=0.5, kv_widths=(2, 3))  # (3, 8): 20 + 12
     assert widths(uniform(model, 70, [*[0.0] * 4, *[1.0] * 10] * 2, kv_widths=(2, 4))) == [(2, 5)] * 2
 
@@ -276,7 +278,9 @@ def test_a_tensor_parallel_size_that_does_not_fit_names_those_that_do() -> None:
     with pytest.raises(UsageError, match="--tensor_parallel 0: needs a number of at least 1"):
         limits_for("vllm", WIDE, Limits(), tensor_parallel=0)
     for target in ("hf", "llama.cpp"):
-        with pytest.raises(UsageError, match=f"--tensor_parallel 2 acts with --target vllm or stock, not {target}"):
+        with pytest.raises(
+            UsageError, match=f"--tensor_parallel 2 has an effect only with --target vllm or stock, not with {target}"
+        ):
             limits_for(target, WIDE, Limits(), tensor_parallel=2)
     with pytest.raises(UsageError, match=r"--target onnx: needs one of hf, stock, vllm, llama\.cpp"):
         limits_for("onnx", WIDE, Limits())
@@ -302,7 +306,10 @@ def test_every_restriction_is_one_line() -> None:
     split = explain("vllm", WIDE, limits_for("vllm", WIDE, Limits(), tensor_parallel=4))
     assert split[1] == "vllm: KV groups and MLP widths are multiples of 4, as --tensor_parallel splits them"
     some = limits_for("stock", WIDE, Limits(), kv_widths=(8, 2))
-    assert explain("stock", WIDE, some)[1] == "stock: KV groups per layer are one of 2, 8, all that class accepts"
+    assert (
+        explain("stock", WIDE, some)[1]
+        == "stock: KV groups per layer are one of 2, 8, the only ones that class accepts"
+    )
     assert len(explain("llama.cpp", WIDE, limits_for("llama.cpp", WIDE, Limits(round_to=256)))) == 3
     qwen2 = Architecture("qwen2", 8, 10**9, WIDE.layers)
     assert explain("stock", qwen2, limits_for("stock", qwen2, Limits()))[1].endswith("--min_kv_heads 8 keeps all heads")
@@ -323,7 +330,7 @@ def test_a_plan_made_elsewhere_is_checked() -> None:
     same = uniform(WIDE, 20, [0.0] * 8 + [1.0] * 2048 + [0.0] * 8 + [1.0] * 2048)
     assert widths(same) == [(7, 2048)] * 2
     check_plan("stock", same)
-    with pytest.raises(PlanError, match="keeps 7 KV groups and 2048 channels a layer; KV groups can be 4, 8, which"):
+    with pytest.raises(PlanError, match="keeps 7 KV groups and 2048 channels per layer; KV groups can be 4, 8, which"):
         check_plan("stock", same, kv_widths=(4, 8))
 
 

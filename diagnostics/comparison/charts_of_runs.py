@@ -32,10 +32,10 @@ def draw_comparison(folder: Path, runs: Sequence[Named], warnings: list[str]) ->
     with_rates, losses = [item for item in runs if item.run.rates], losses_by_dataset(runs)
     with convenience("there are no pictures", warnings), drawing():
         if with_rates:
-            with convenience("the picture of rates is missing", warnings):
+            with convenience("the picture of rates could not be drawn", warnings):
                 written.append(draw_rates(folder / PICTURES[0], with_rates))
         if losses:
-            with convenience("the picture of losses is missing", warnings):
+            with convenience("the picture of losses could not be drawn", warnings):
                 written.append(draw_losses(folder / PICTURES[1], losses))
     return written
 

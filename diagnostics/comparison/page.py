@@ -67,7 +67,7 @@ def next_steps(runs: Sequence[Named], ranked: Sequence[Ranking]) -> list[tuple[s
         run, model = item.run, item.run.option("base_model")
         if model and run.plan and not run.perplexity("pruned") and run.option("dry_run") is True:
             command = _replay(item, str(model))
-            steps.append((f"{item.name} was a dry run: carry its plan out and measure what it costs.", command))
+            steps.append((f"{item.name} was a dry run: carry out its plan and measure what that costs.", command))
     for ranking in ranked:
         worse = [name for name in ranking.names if name not in ranking.winners]
         if ranking.best is not None and worse:
@@ -124,5 +124,5 @@ def _cell(pair: Overlap, layer: int) -> Cell:
     value = pair.by_layer[layer] if layer < len(pair.by_layer) else None
     where = f"{pair.first} and {pair.second}, layer {layer}"
     if value is None:
-        return Cell(None, f"{where}: nothing removed by either")
+        return Cell(None, f"{where}: neither plan removes anything")
     return Cell(value, f"{where}: {percent(value, 2)} shared")

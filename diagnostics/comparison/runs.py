@@ -48,7 +48,7 @@ def missing(run: Run) -> list[str]:
     """One sentence for each thing that a table cannot show of this run."""
     ratio = number(run.diagnosis, "gradient_statistics", "mean_ratio")
     rules = [
-        (not run.record, f"{FILES['record']}: not finished, or not yet"),
+        (not run.record, f"{FILES['record']}: the run is not finished"),
         (_other_schema(run), f"{FILES['record']}: schema_version {at(run.record, 'schema_version')!r}, "
          f"this program writes {SCHEMA_VERSION}"),
         (not run.diagnosis, f"{FILES['diagnosis']}: no gradients, no scores; layers are judged by the plan"),
@@ -76,7 +76,7 @@ def _no_gradients(run: Run) -> str:
     if at(run.record, "options", "plan"):
         return "gradients: a saved plan was replayed"
     criterion = run.option("importance_method")
-    return f"gradients: {criterion} looks at none" if source == "none" and criterion else "gradients: no ratio"
+    return f"gradients: {criterion} uses none" if source == "none" and criterion else "gradients: no ratio"
 
 
 def _other_schema(run: Run) -> bool:

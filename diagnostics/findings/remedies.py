@@ -16,8 +16,8 @@ from core.transforms import Remedy
 from diagnostics.findings.quantities import TOLERANCE, Measured
 
 BY_LOSS = (
-    "obs ranks all blocks by what they cost once the rest is refitted, and the rates follow from that. Nothing to do; "
-    "--remedy auto measures whether a transform loses less."
+    "obs ranks all groups by what they cost after the rest of their block is refitted, and uneven rates follow from "
+    "that. Nothing to do; --remedy auto measures whether a transform would lose less."
 )
 ADVICE_ONLY = "This is advice until held-out loss at equal size confirms it."
 
@@ -104,7 +104,9 @@ def advise(wanted: Sequence[Step], measured: Measured, active: ActiveRemedies) -
     if not missing:
         missing = _usable([temperature(active), clipping(active), block_cap(measured, active)], active)[:1]
     if not missing:
-        return Advice("Every remedy that can reach this ratio is on already: remove less with --pruning_ratio.")
+        return Advice(
+            "Every remedy that can reach this ratio is on already: remove less, with a smaller --pruning_ratio."
+        )
     remedy = functools.reduce(Remedy.__or__, (step.remedy for step in missing))
     return Advice(f"{_already(on)}Try {remedy.flags} ({_replacing(missing, active)}). {ADVICE_ONLY}", remedy)
 

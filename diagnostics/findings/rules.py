@@ -53,5 +53,5 @@ def _usable(finding: Finding, active: ActiveRemedies) -> Finding:
     refusal = active.refusal(finding.remedy) if finding.remedy else None
     if refusal is None:
         return finding
-    text = f"{finding.recommendation} Beside the other options of this run that is refused: {refusal}"
+    text = f"{finding.recommendation} The other options of this run rule that out: {refusal}"
     return replace(finding, recommendation=text, remedy=None)

@@ -27,7 +27,7 @@ def gradient_scale_moderate(m: Measured, active: ActiveRemedies) -> Finding | No
     advice = _advise_if_harmful(sqrt(active), m, active)
     if active.normalise is None:
         advice = Advice(
-            f"{advice.recommendation} --norm_method minmax is the alternative; under it one huge channel can "
+            f"{advice.recommendation} --norm_method minmax is an alternative, but with it one huge channel can "
             "flatten its layer, which sqrt avoids.",
             advice.remedy,
         )
@@ -40,12 +40,12 @@ def mild(m: Measured, active: ActiveRemedies) -> Finding | None:
         return None
     description = f"{_gradients(m)} No layer is extreme."
     if active.temperature > 0 or active.normalise is not None or active.clip:
-        text = "Nothing further is called for; compare held-out loss with a run that has every remedy off."
+        text = "Nothing more to do; compare held-out loss with a run without any remedy."
         return Finding("gradient_scales_mild", "info", description, text)
     if active.ranks_by_loss:
-        text = "obs weighs what a block's outputs lose by them, so blocks compare as they are. Nothing to do."
+        text = "obs prices all blocks in one unit of loss, so they can be compared as they are. Nothing to do."
         return Finding("gradient_scales_mild", "info", description, text)
-    text = f"If anything, try --temperature 1.0 alone, without normalisation. {ADVICE_ONLY}"
+    text = f"Nothing needs a remedy; --temperature 1.0 alone may be worth a try. {ADVICE_ONLY}"
     return Finding("gradient_scales_mild", "info", description, text, Remedy(temperature=1.0))
 
 
@@ -56,7 +56,7 @@ def gradient_ratio_undefined(m: Measured, active: ActiveRemedies) -> Finding | N
     layers = np.flatnonzero(~(np.isfinite(mean) & (mean > 0))).tolist()
     where = f"zero or not finite in {name_layers(layers)}" if layers else "too far apart for float64"
     description = f"Mean |gradient| is {where}, so mean_ratio is null."
-    text = "Look at the model and the calibration text: where no gradient arrives, none can rank."
+    text = "Look at the model and the calibration text: without gradients, these layers cannot be ranked."
     return Finding("gradient_ratio_undefined", "medium", description, text)
 
 
@@ -64,13 +64,13 @@ def no_gradients(m: Measured, active: ActiveRemedies) -> Finding | None:
     if m.gradients is not None:
         return None
     if m.importance is None:
-        description = "The plan was replayed and nothing measured: gradient and score statistics are null."
+        description = "The plan was replayed, so nothing was measured: gradient and score statistics are null."
         text = "Run without --plan to measure importances, gradients and scores."
     else:
-        description = f"{active.criterion} looks at no gradient: gradient_statistics are null."
-        text = "--importance_method taylor, fisher or obs measures gradients; it may also rank differently."
+        description = f"{active.criterion} uses no gradients: gradient_statistics are null."
+        text = "--importance_method taylor, fisher or obs measures gradients; the ranking may change with it."
         if active.refusal(Remedy(importance_method="taylor")) is not None:
-            text = "Nothing to do: the other options of this run go with a criterion that reads no gradient."
+            text = "Nothing to do: the other options of this run need a criterion without gradients."
     return Finding("no_gradient_statistics", "info", description, text)
 
 
@@ -82,7 +82,7 @@ def _gradients(m: Measured) -> str:
     return (
         f"Raw mean |gradient| ({gradients.source}) differs {times(found.ratio)}-fold between layers: "
         f"{found.low:.2e} in layer {low}, {found.high:.2e} in layer {high}. "
-        "No remedy changes this ratio, only what the ranking makes of it."
+        "No remedy changes this ratio; a remedy changes how the ranking uses it."
     )
 
 
@@ -102,5 +102,5 @@ def _advise_if_harmful(step: Step, m: Measured, active: ActiveRemedies) -> Advic
         name = step.name
         return Advice(f"{name[0].upper()}{name[1:]} is on already and no layer is extreme: nothing more to try.")
     advice = advise([step], m, active)
-    warning = "No layer is extreme in this plan, so it may cost more than it gains."
+    warning = "No layer is extreme in this plan, so the remedy may cost more than it gains."
     return Advice(f"{advice.recommendation} {warning}", advice.remedy)

@@ -21,7 +21,7 @@ def outliers_pruned(m: Measured, active: ActiveRemedies) -> Finding | None:
         return None
     description = (
         f"The plan removes {_channels(m, gone)}, whose output norms exceed {outliers.threshold:g} times the median of "
-        "their block. Whole models have been seen to fail without such a channel."
+        "their block. Models have been seen to fail without a single such channel."
     )
     remedy = Remedy(protect="outliers")
     text = f"Try {remedy.flags}, which never prunes them. {ADVICE_ONLY}"
@@ -33,7 +33,7 @@ def outliers_kept(m: Measured, active: ActiveRemedies) -> Finding | None:
     if outliers is None or not len(outliers.rows) or not m.plan.keep[outliers.rows].all():
         return None
     description = (
-        f"Outlier channels, over {outliers.threshold:g} times their block's median in output norm, all kept: "
+        f"The plan keeps all outlier channels (output norm over {outliers.threshold:g} times their block's median): "
         f"{_channels(m, np.ones(len(outliers.rows), dtype=bool))}."
     )
     return Finding("outliers_kept", "info", description, "Nothing to do.")
@@ -50,11 +50,15 @@ def blocks_lose_more(m: Measured, active: ActiveRemedies) -> Finding | None:
         times = f"{factor:.1f} times" if np.isfinite(factor) else "not"
         parts.append(f"{check.names([block])} {times} what was promised, {percent(check.share[block])} of all")
     description = (
-        f"Measured alone on calibration text set aside, {len(check.flagged)} of {np.count_nonzero(check.planned)} "
-        f"narrowed blocks lose far more than their scores say: {'; '.join(parts)}."
+        f"Measured alone, on calibration text that was set aside, {len(check.flagged)} of "
+        f"{np.count_nonzero(check.planned)} narrowed blocks lose far more than their scores promised: "
+        f"{'; '.join(parts)}."
     )
     layers = sorted(set(check.blocks.block_layer[check.flagged].tolist()))
-    text = f"Caps gained nothing more. The criterion misjudges {name_layers(layers)}: try another --importance_method."
+    text = (
+        f"Capping these blocks further did not help. The criterion misjudges {name_layers(layers)}: try another "
+        "--importance_method."
+    )
     return Finding("blocks_lose_more_than_promised", "medium", description, text)
 
 

@@ -22,7 +22,7 @@ def early_layers(m: Measured, active: ActiveRemedies) -> Finding | None:
     rates = ", ".join(f"layer {layer} {percent(m.rate[layer])}" for layer in layers)
     description = (
         f"Early layers lose more than {percent(m.threshold)} of their prunable parameters: {rates}; "
-        f"the model loses {percent(m.achieved)}. Later layers build on what they compute."
+        f"the model loses {percent(m.achieved)}. All later layers build on what these compute."
     )
     return advised(
         "early_layers_over_pruned", "high", description, advise([log(active), temperature(active)], m, active)
@@ -75,8 +75,8 @@ def healthy(m: Measured, active: ActiveRemedies) -> Finding | None:
         f"{extreme}, and the layers that may be pruned lose "
         f"{percent_range([float(rates.min()), float(rates.max())])}: less than 30 points apart."
     )
-    harm = "Normalising a healthy model erases true differences between layers and costs quality."
-    return Finding("healthy", "info", description, f"Nothing to repair. {harm}")
+    harm = "Normalising the scores of a healthy model erases true differences between layers and costs quality."
+    return Finding("healthy", "info", description, f"Nothing to do. {harm}")
 
 
 def _extremes(m: Measured) -> str:

@@ -22,7 +22,7 @@ def skipped_windows(m: Measured, active: ActiveRemedies) -> Finding | None:
     skipped, total = m.importance.windows_skipped, m.importance.windows_skipped + m.importance.windows_used
     description = f"{skipped} of {total} calibration windows yielded NaN or Inf and were left out."
     if active.dtype == "float32":
-        text = "float32 was computed in already: look at the model's weights, and at what these texts hold."
+        text = "The run computed in float32 already: look at the model's weights and at the text of these windows."
         return Finding("skipped_windows", "medium", description, text)
     return Finding("skipped_windows", "medium", description, "In float16 or bfloat16, try --dtype float32.")
 
@@ -38,7 +38,7 @@ def unstable(m: Measured, active: ActiveRemedies) -> Finding | None:
         f"what they remove{chance}, less than {percent(LOW_OVERLAP, 0)}: the plan depends on which windows were drawn."
     )
     remedy = Remedy(num_samples=2 * stability.windows)
-    return Finding("unstable_plan", "medium", description, f"Try {remedy.flags}, twice as many windows.", remedy)
+    return Finding("unstable_plan", "medium", description, f"Try twice as many windows: {remedy.flags}.", remedy)
 
 
 def nothing_removed(m: Measured, active: ActiveRemedies) -> Finding | None:
@@ -53,7 +53,7 @@ def nothing_removed(m: Measured, active: ActiveRemedies) -> Finding | None:
         f"{plan.budget_params:,}, and the smallest step takes {least:,}."
     )
     remedy = Remedy(pruning_ratio=ratio_for(least, whole), ratio_of=plan.ratio_of)
-    return Finding("nothing_removed", "high", description, f"Ask for more: {remedy.flags}, or above.", remedy)
+    return Finding("nothing_removed", "high", description, f"Ask for more: {remedy.flags} or above.", remedy)
 
 
 def ratio_for(params: int, whole: int) -> float:
@@ -87,7 +87,9 @@ def single_kv_head(m: Measured, active: ActiveRemedies) -> Finding | None:
         return None
     every = len(layers) == m.architecture.num_layers
     where = "every layer" if every else name_layers(layers)
-    description = f"A single KV head in {where}: attention cannot be narrowed there, MLP channels carry the budget."
+    description = (
+        f"A single KV head in {where}: attention cannot be narrowed there, so the MLP channels carry the budget."
+    )
     return Finding("single_kv_head", "info", description, "Nothing to do.")
 
 
@@ -96,6 +98,7 @@ def removed_layers(m: Measured, active: ActiveRemedies) -> Finding | None:
     if not layers:
         return None
     description = (
-        f"{name_layers(layers).capitalize()} kept less than --epsilon and are gone as a whole, norms included."
+        f"{name_layers(layers).capitalize()} would have kept less than --epsilon, so "
+        f"{'it was' if len(layers) == 1 else 'they were'} removed entirely, norms included."
     )
-    return Finding("layers_removed_whole", "low", description, "A smaller --epsilon keeps thin layers in the model.")
+    return Finding("layers_removed_whole", "low", description, "A smaller --epsilon keeps such layers in the model.")

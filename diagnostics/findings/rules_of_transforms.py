@@ -25,8 +25,8 @@ def correction_near_zero(m: Measured, active: ActiveRemedies) -> Finding | None:
         return None
     least = float(factor[layers][small[layers]].min())
     description = (
-        f"The correction itself empties {name_layers(layers)}: its factor goes down to {least:.2g} there, "
-        f"the median block has {np.median(factor[may_go]):.2g}. Removing such a block alone costs "
+        f"The correction itself empties {name_layers(layers)}: its factor is as low as {least:.2g} there, and "
+        f"{np.median(factor[may_go]):.2g} in the median block. Removing such a block alone costs "
         "next to nothing."
     )
     remedy = Remedy(temperature=active.temperature / 2 if active.temperature > 0.25 else 0.0)
@@ -37,7 +37,9 @@ def all_zero(m: Measured, active: ActiveRemedies) -> Finding | None:
     layers = m.scores.all_zero_layers if m.scores else ()
     if not layers:
         return None
-    description = f"Every importance is 0 in {name_layers(layers)}: ranked before everything else, and lost first."
+    description = (
+        f"Every importance is 0 in {name_layers(layers)}: these groups rank below all others and are removed first."
+    )
     text = "No normalisation can help zeros. Look at the model's weights, or try another --importance_method."
     return Finding("all_zero_layers", "high", description, text)
 
@@ -51,7 +53,7 @@ def clipping_flattens(m: Measured, active: ActiveRemedies) -> Finding | None:
         return None
     description = (
         f"Clipping changes more than 25 % of {name_layers(layers)} ({percent_range(share[layers].tolist())}) "
-        "and flattens exactly the layers it should help."
+        "and flattens exactly the layers that it should help."
     )
     low, high = active.clip_percentiles
     remedy = Remedy(clip_low=low / 5, clip_high=100 - (100 - high) / 5)
@@ -66,7 +68,7 @@ def score_ratio_undefined(m: Measured, active: ActiveRemedies) -> Finding | None
     missing = [f"{when} the transforms: median {found.note}" for when, found in ranges.items() if found.ratio is None]
     if not missing:
         return None
-    text = "A ratio of medians needs positive ones (zscore centres them on 0); judge by the rates."
+    text = "A ratio needs positive medians (zscore centres them on 0); judge by the rates instead."
     return Finding("score_ratio_undefined", "info", f"score_ratio is null {'; '.join(missing)}.", text)
 
 
@@ -74,5 +76,7 @@ def second_order(m: Measured, active: ActiveRemedies) -> Finding | None:
     share = m.importance.second_order_share if m.importance else None
     if share is None or share >= SECOND_ORDER_SHARE:
         return None
-    description = f"The second-order term is {percent(share, 3)} of the total: it hardly acts on the ranking."
-    return Finding("second_order_negligible", "info", description, "--importance_method taylor ranks nearly the same.")
+    description = f"The second-order term is {percent(share, 3)} of the total: it hardly changes the ranking."
+    return Finding(
+        "second_order_negligible", "info", description, "--importance_method taylor gives nearly the same ranking."
+    )

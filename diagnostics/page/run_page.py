@@ -84,7 +84,7 @@ def next_steps(run: Run, argv: Sequence[str], program: str, tried: bool = False)
         title = str(at(found, "issue") or "finding").replace("_", " ")
         texts = [str(at(found, key) or "") for key in ("severity", "description", "recommendation")]
         if tried and isinstance(flags, str) and only_remedies(flags):
-            texts[2] = "--remedy auto has tried it; analysis/remedy.json has what it found."
+            texts[2] = "--remedy auto has tried this; see analysis/remedy.json."
         steps.append(Step(title[:1].upper() + title[1:], texts[0], texts[1], texts[2], command))
     return [*steps, *_comparison(run, steps, program)]
 
@@ -92,8 +92,8 @@ def next_steps(run: Run, argv: Sequence[str], program: str, tried: bool = False)
 def _carry_out(run: Run, argv: Sequence[str], program: str) -> Step:
     plan, output = run.folder / "analysis" / "pruning_plan.json", beside(run.folder, "pruned")
     options = [*without(argv, NEVER_AGAIN), "--plan", str(plan), "--output", output]
-    text = "This was a dry run: the plan stands, and no model was made."
-    return Step("Carry the plan out", "info", text, "", f"{program} {shlex.join(options)}")
+    text = "This was a dry run: there is a plan, but no pruned model."
+    return Step("Carry out the plan", "info", text, "", f"{program} {shlex.join(options)}")
 
 
 def _comparison(run: Run, steps: Sequence[Step], program: str) -> list[Step]:

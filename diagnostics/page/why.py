@@ -54,7 +54,7 @@ def _lead(run: Run) -> str:
         steps.append(f"normalised by {run.option('norm_method')} inside each layer")
     if number(run.option("temperature")):
         steps.append(f"corrected by the prior with T = {run.option('temperature'):g}, τ = {run.option('tau')}")
-    done = f"; scores were {', then '.join(steps)}" if steps else "; no transform was on"
+    done = f"; scores were {', then '.join(steps)}" if steps else "; no transform was used"
     return f"Groups were ranked by {criterion} importance per parameter{done}."
 
 
@@ -113,4 +113,4 @@ def _why_not(run: Run, name: str) -> str:
     if name == "Priors":
         return " (--temperature is 0)" if number(run.option("temperature")) == 0 else ""
     criterion = run.option("importance_method")
-    return f" ({criterion} looks at none)" if name == "Gradients" and criterion else ""
+    return f" ({criterion} uses none)" if name == "Gradients" and criterion else ""

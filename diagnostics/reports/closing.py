@@ -99,7 +99,7 @@ def next_step(
     for finding in findings:
         if finding.flags is not None:
             mild = finding.severity == "info"
-            lead = "Nothing calls for a remedy; if anything, try" if mild else "Next, try"
+            lead = "Nothing needs a remedy; if you want to try one" if mild else "Next, try"
             return f"{lead}\n{next_command(program, argv, finding.flags, output, size)}"
     return ""
 

@@ -58,13 +58,13 @@ def draw_pictures(
     """
     written: list[Path] = []
     with convenience("there are no pictures", warnings), drawing():
-        with convenience("the picture of rates is missing", warnings):
+        with convenience("the picture of rates could not be drawn", warnings):
             written.append(draw_rates(folder / "pruning_ratio_by_layer.png", diagnosis, plan))
         if scores is not None:
-            with convenience("the picture of scores is missing", warnings):
+            with convenience("the picture of scores could not be drawn", warnings):
                 written.append(draw_scores(folder / "score_distribution.png", diagnosis, plan, scores))
         if importance is not None and importance.gradients is not None:
-            with convenience("the picture of gradients is missing", warnings):
+            with convenience("the picture of gradients could not be drawn", warnings):
                 written.append(draw_gradients(folder / "gradient_by_layer.png", diagnosis, importance.gradients))
     return written
 
@@ -158,10 +158,10 @@ def draw_scores(path: Path, diagnosis: Diagnosis, plan: PruningPlan, scores: Sco
 def scores_title(m: Measured, scores: Scores) -> str:
     before, after = m.score_range(m.median_before).ratio, m.score_range(m.median_after).ratio
     if before is None:
-        return "Scores by layer: a median is zero, so layers share no ratio"
+        return "Scores by layer: a median is zero, so there is no ratio between layers"
     first = f"Median scores of layers differ {times(before)}-fold"
     if np.array_equal(scores.per_parameter, scores.score):
-        return f"{first}; no transform is on"
+        return f"{first}; no transform is used"
     return f"{first}, {times(after)}-fold after transforms" if after else f"{first} before transforms"
 
 

@@ -27,8 +27,8 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         description="Export a saved checkpoint, pruned or dense, to one GGUF file for llama.cpp.",
     )
     parser.add_argument("folder", type=Path, help="folder written by this tool or by save_pretrained")
-    parser.add_argument("--outfile", type=Path, help="the file to write (FOLDER/<its name>-<outtype>.gguf)")
-    parser.add_argument("--outtype", choices=OUTTYPES, default="f16", help="type of the matrices (%(default)s)")
+    parser.add_argument("--outfile", type=Path, help="file to write (default FOLDER/<its name>-<outtype>.gguf)")
+    parser.add_argument("--outtype", choices=OUTTYPES, default="f16", help="type of the matrices (default %(default)s)")
     return parser
 
 

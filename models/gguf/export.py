@@ -36,7 +36,7 @@ def write_gguf(folder: Path, outfile: Path | None, outtype: str) -> Exported:
     name = folder.resolve().name
     path = outfile or folder / f"{name}-{outtype}.gguf"
     if path.is_dir():
-        raise OutputError(f"{path} is a folder; name the file to write")
+        raise OutputError(f"{path} is a folder; give the file to write")
     refuse_empty_blocks(folder)
     source = check_model(str(folder))
     arch, vocabulary = arch_of(source), vocabulary_of(source)

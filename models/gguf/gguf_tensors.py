@@ -86,13 +86,13 @@ def check_shapes(folder: Path, weights: StoredTensors, tensors: list[Tensor]) ->
     missing, left = sorted(wanted - shapes.keys()), sorted(shapes.keys() - wanted)
     if missing or left:
         problem = f"lacks {missing[0]}" if missing else f"holds {left[0]}, which has no place in the GGUF file"
-        raise ModelError(f"{folder} {problem}; is the checkpoint complete, and config.json its own?")
+        raise ModelError(f"{folder} {problem}; is the checkpoint complete, and does config.json belong to it?")
     for tensor in tensors:
         found = [shapes[name] for name in tensor.sources]
         if (sum(shape[0] for shape in found), *found[0][1:]) != tensor.shape:
             raise ModelError(
                 f"{folder}: {tensor.sources[0]} is {list(found[0])}, but config.json makes {tensor.name} "
-                f"{list(tensor.shape)}; is config.json its own?"
+                f"{list(tensor.shape)}; does config.json belong to it?"
             )
 
 

@@ -46,7 +46,7 @@ def _refusal(source: ModelSource, reason: str) -> ModelError:
 def _obstacles(source: ModelSource, arch: str) -> Iterator[str]:
     config = source.config
     if arch == OPENELM and not config.tie_word_embeddings:
-        yield "openelm, the only architecture with query and key norms and widths per layer, wants tied embeddings"
+        yield "openelm, the only architecture with query and key norms and widths per layer, needs tied embeddings"
     if has_qkv_bias(source) and arch == OPENELM:
         yield "openelm has no attention biases"
     if config.hidden_act != "silu":

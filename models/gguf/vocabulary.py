@@ -30,9 +30,7 @@ PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
     ((QWEN2,), False): "qwen2",
     ((TEKKEN,), True): "tekken",
 }
-INEXACT = {
-    "tekken": "the engine takes letters beyond a-z and A-Z as of either case: words like 'Привет' may be cut apart"
-}
+INEXACT = {"tekken": "the engine treats letters beyond a-z and A-Z as of either case: words like 'Привет' may be split"}
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def vocabulary_of(source: ModelSource) -> Vocabulary:
     tokens, types = _tokens(source, model["vocab"], added_ids)
     eos = _first(tokenizer.eos_token_id, source.config.eos_token_id)
     if eos is None:
-        raise _refusal(source, "has no end-of-sequence token, without which the engine takes another for it")
+        raise _refusal(source, "has no end-of-sequence token, and the engine would use another token in its place")
     add_bos, add_eos = _additions(source)
     pre = _pre_tokenizer(source, described["pre_tokenizer"], bool(model.get("ignore_merges")))
     return Vocabulary(
@@ -123,7 +121,7 @@ def _pre_tokenizer(source: ModelSource, described: dict[str, Any], ignore_merges
     name = PRE_TOKENIZERS.get((tuple(steps), ignore_merges))
     if name is None:
         known = ", ".join(PRE_TOKENIZERS.values())
-        raise _refusal(source, f"cuts text by {' then '.join(steps)!r}, none of the known ways ({known})")
+        raise _refusal(source, f"splits text by {' then '.join(steps)!r}, none of the known ways ({known})")
     return name
 
 
@@ -194,4 +192,4 @@ def _notes(source: ModelSource, pre: str, described: dict[str, Any], added: dict
         raise _refusal(source, f"normalises text ({normalizer['type']}), which the engine does not")
     odd = [t["content"] for t in added.values() if t["lstrip"] or t["rstrip"] or t["single_word"]]
     if odd:
-        yield f"the engine keeps the spaces around {', '.join(odd[:3])}, which the tokenizer takes away"
+        yield f"the engine keeps the spaces around {', '.join(odd[:3])}, which the tokenizer removes"

@@ -99,11 +99,11 @@ def _capped(session: Session, first: Step) -> Iterator[tuple[Step | None, str]]:
         say(f"plan check: {named} capped: {difference_text(loss, before)}")
         if not not_worse(loss, before):
             dropped = Step(capped, at_hand.decision, None)
-            yield dropped, f"Capping {named} loses more, so the plan before it stays."
+            yield dropped, f"Capping {named} loses more, so the previous plan is kept."
             return
         at_hand = _checked(session, capped, at_hand.decision, repeat + 1)
         assert at_hand.check is not None
-        reason = "All blocks lose about what was promised now."
+        reason = "All blocks now lose about what was promised."
         if len(at_hand.check.flagged):
             still = at_hand.check.names(at_hand.check.flagged)
             reason = f"{still} still lose more than promised after {repeat} rounds of caps."

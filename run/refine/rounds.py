@@ -44,7 +44,7 @@ class Rounds:
             "one_shot": tried(session.judge, decision.plan, "one shot"),
             "rounds_minus_one_shot": contest.difference,
         }
-        said = f"rounds: {contest.text} in one; taken: {contest.taken}"
+        said = f"rounds: {contest.text} in one step; taken: {contest.taken}"
         return Refined(best if contest.wins else decision, record, said)
 
 

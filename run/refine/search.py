@@ -45,7 +45,7 @@ class Search:
         }
         finished = f"allocation: {len(removed)} of {len(LEVELS)} levels"
         if len(removed) < FEWEST_LEVELS:
-            said = f"{finished} in --minutes {minutes:g}, too few to search with; taken: global"
+            said = f"{finished} in --minutes {minutes:g}, too few to search; taken: global"
             return Refined(decision, record, said)
         searched = _ranked_by_loss(decision, removed, losses)
         contest = Contest(judge, searched.plan, decision.plan, ("searched", "global"))
