@@ -87,8 +87,8 @@ def test_run_json_tells_how_stable_the_plan_is(workspace: Workspace) -> None:
     [
         (["--importance_method", "magnitude"], "reads no text"),
         (["--gradient_reduction", "sum"], "sum"),
-        (["--num_samples", "1"], "each half needs a window"),
-        (["--num_samples", "1", "--importance_method", "obs"], "each half needs a window"),
+        (["--num_samples", "1"], "the halves need a window each"),
+        (["--num_samples", "1", "--importance_method", "obs"], "the halves need a window each"),
     ],
 )
 def test_what_has_no_halves_says_why(workspace: Workspace, arguments: list[str], reason: str) -> None:
