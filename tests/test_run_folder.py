@@ -271,6 +271,15 @@ def test_a_file_that_appears_meanwhile_is_not_replaced_and_the_run_is_not_lost(t
     assert (run / "report.html").read_text() == "mine"
 
 
+def test_only_what_the_folder_or_a_nameless_disk_said_is_about_the_folder(tmp_path: Path) -> None:
+    full = errno.ENOSPC, "No space left on device"
+    for error in (OSError(*full), OSError(*full, str(tmp_path / "run" / "x"))):
+        with pytest.raises(OutputError, match="No space left"), claimed(tmp_path / "run"):
+            raise error
+    with pytest.raises(OSError, match="elsewhere"), claimed(tmp_path / "run"):
+        raise OSError(*full, "/elsewhere/hub")
+
+
 def failing_at(count: int, below: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """Let the ``count``-th call that writes below a folder fail: the disk is full. Returns how many there were."""
     calls = 0
