@@ -34,5 +34,5 @@ def prune_command(arguments: Sequence[str], run: Callable[..., Any]) -> int:
 def interrupted(output: Path) -> str:
     """The last line of a run that was asked to end."""
     if (output / RECORD).is_file():
-        return f"interrupted; the finished run in {readable(output)} is unchanged"
+        return f"interrupted; the finished run in {readable(output)} is complete"
     return f"interrupted; {readable(output)} has no {RECORD} and is not a finished run"

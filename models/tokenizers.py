@@ -64,7 +64,7 @@ def check_token_ids(name: str, tokenizer: Any, embeddings: int) -> None:
     """
     named = {f"its {kind}_token": getattr(tokenizer, f"{kind}_token_id", None) for kind in ("bos", "eos", "pad")}
     plain = tokenizer("a b", add_special_tokens=False)["input_ids"]
-    around = [("a token that it puts around texts", token) for token in {*tokenizer("a b")["input_ids"]} - {*plain}]
+    around = [("a token that it adds to every text", token) for token in {*tokenizer("a b")["input_ids"]} - {*plain}]
     for what, token in (*named.items(), *around):
         if isinstance(token, int) and token >= embeddings:
             raise ModelError(

@@ -177,4 +177,6 @@ def _check_tensor_parallel(architecture: Architecture, n: int) -> None:
     if uneven:
         common = math.gcd(*(block.width for block in architecture.blocks))
         possible = _list(tuple(d for d in range(1, common + 1) if common % d == 0))
-        raise UsageError(f"--tensor_parallel {n} does not divide the {uneven[0]} of a layer: possible is {possible}")
+        raise UsageError(
+            f"--tensor_parallel {n} does not divide the {uneven[0]} of a layer; possible values: {possible}"
+        )

@@ -59,7 +59,7 @@ CONFLICTS = (
     ),
     Conflict(
         lambda s: s.repairs and s.calibration.num_samples < 2,
-        "--reconstruct {s.repair.reconstruct} needs a window to decide by besides those it fits: --num_samples "
+        "--reconstruct {s.repair.reconstruct} needs one window to decide by and one to fit: --num_samples "
         "{s.calibration.num_samples} is too few, use 2 or more",
     ),
     Conflict(
@@ -70,7 +70,7 @@ CONFLICTS = (
     Conflict(
         lambda s: _in_rounds(s) and s.limits.target == "stock",
         "--rounds {s.refinement.rounds} never restores a removed group, and --target stock chooses equal widths "
-        "anew; they cannot be combined: leave one out",
+        "again; they cannot be combined: leave one out",
     ),
     Conflict(
         lambda s: _searched(s) and s.limits.target == "stock",

@@ -92,7 +92,7 @@ def test_sigterm_ends_a_run_like_ctrl_c(workspace: Workspace) -> None:
                 break
         rest = process.stderr.read()
         assert process.wait(timeout=120) == 143
-    assert rest.splitlines()[-1] == f"interrupted; the finished run in {run} is whole"
+    assert rest.splitlines()[-1] == f"interrupted; the finished run in {run} is complete"
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 

@@ -270,10 +270,11 @@ def test_vllm_splits_every_layer_evenly() -> None:
 
 def test_a_tensor_parallel_size_that_does_not_fit_names_those_that_do() -> None:
     with pytest.raises(
-        UsageError, match=r"^--tensor_parallel 3 does not divide the 8 KV groups of a layer: possible is 1, 2, 4, 8$"
+        UsageError,
+        match=r"^--tensor_parallel 3 does not divide the 8 KV groups of a layer; possible values: 1, 2, 4, 8$",
     ):
         limits_for("vllm", WIDE, Limits(), tensor_parallel=3)
-    with pytest.raises(UsageError, match=r"does not divide the 6 channels of a layer: possible is 1, 2$"):
+    with pytest.raises(UsageError, match=r"does not divide the 6 channels of a layer; possible values: 1, 2$"):
         limits_for("vllm", architecture((4, 8), (4, 6)), Limits(), tensor_parallel=4)
     with pytest.raises(UsageError, match="--tensor_parallel 0: needs a number of at least 1"):
         limits_for("vllm", WIDE, Limits(), tensor_parallel=0)

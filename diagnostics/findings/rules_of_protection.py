@@ -21,7 +21,7 @@ def outliers_pruned(m: Measured, active: ActiveRemedies) -> Finding | None:
         return None
     description = (
         f"The plan removes {_channels(m, gone)}, whose output norms exceed {outliers.threshold:g} times the median of "
-        "their block. Models have been seen to fail without a single such channel."
+        "their block. Models have been seen to fail after losing one such channel."
     )
     remedy = Remedy(protect="outliers")
     text = f"Try {remedy.flags}, which never prunes them. {ADVICE_ONLY}"
