@@ -13,7 +13,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from tqdm import tqdm
+from core.progress import tqdm
 
 from calibration.pydoc import parse
 from core.errors import DataError

@@ -5,7 +5,7 @@ from functools import partial
 from typing import TypeVar
 
 import numpy as np
-from tqdm import tqdm
+from core.progress import tqdm
 
 from core.errors import UsageError
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from core.progress import tqdm
 
 from core.batching import with_batch_that_fits
 from core.errors import DataError

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from core.progress import tqdm
 
 from core.batching import TOKENS_A_BATCH, for_each_batch, is_out_of_memory
 from core.errors import UsageError

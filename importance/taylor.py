@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
+from core.progress import tqdm
 
 from core.errors import NumericalError, UsageError
 from core.families import OUT, Family, Member

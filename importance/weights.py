@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from core.progress import tqdm
 
 from core.batching import for_each_batch
 from core.errors import NumericalError

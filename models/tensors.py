@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
-from tqdm import tqdm
+from core.progress import tqdm
 
 from core.errors import ModelError, OutputError, reason_of
 from models.rounding import check_tensor_range

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from core.progress import tqdm
 
 from core.errors import UsageError
 from core.families import IN, Family

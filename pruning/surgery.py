@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
+from core.progress import tqdm
 
 from core.families import Family, Member, member_rows
 from core.plan import PruningPlan

@@ -1,62 +1,85 @@
 """The proof of a folder that an earlier run wrote, made again from its base model and its own records."""
 
 import json
-from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from core.errors import PlanError
+from core.errors import DataError, PlanError
 from core.output import RECORD
 from models.rounding import round_parameters
 from models.verification import Verification, verify
 from run.complete import complete
 from run.deliver import expected_of, repair_model
 from run.session import Session
-from run.settings import OPTIONS, Settings
+from run.settings import CalibrationSettings, ModelSettings, RepairSettings, Settings
 
-PLAN = Path("analysis") / "pruning_plan.json"
-AS_IN_THE_RUN = ("overwrite", "dry_run", "export", "no_save_model", "verify", "output", "plan", "remedy", "rounds")
+PLAN, MODEL = Path("analysis") / "pruning_plan.json", "model"
+# Of what the run was asked, the options that the saved weights depend on once the plan is known.
+SECTIONS = (ModelSettings, CalibrationSettings, RepairSettings)
+FOR_WEIGHTS = {option.name for section in SECTIONS for option in fields(section)} - {"device", "low_memory"}
 
 
 def prove_again(folder: Path, *, base_model: str | None, device: str) -> Verification:
     """Load ``folder/model`` afresh and hold it against what its base model computes without the removed groups.
 
-    A run that repaired what was left is repaired again first, on the same windows. base_model: where the base model is
-    now, None: where the run found it. Raises PlanError for a folder without a run's records, ModelError and DataError
-    where the base model or the text is not what it was.
+    folder: of a finished run, or its ``model``. A run that repaired what was left is repaired again first, on the same
+    windows. base_model: where the base model is now, None: where the run found it. Raises PlanError for a folder
+    without a run's records, ModelError and DataError where the base model or the text is not what it was.
     """
-    settings = settings_of(folder, base_model, device)
-    session = Session(settings)
+    folder = run_folder_of(folder)
+    record = _read(folder / RECORD)
+    session = Session(settings_of(folder, record, base_model, device))
     session.read_windows()
+    _insist_on_same_text(session, record)
     plan, model = session.replayed, session.take_dense()
     assert plan is not None
-    if session.settings.repairs:
+    if session.settings.repairs and not plan.keep.all():
         repair_model(session, model, plan)
     round_parameters(model, session.saved_dtype)
     expected = expected_of(session, model, plan)
     if isinstance(expected, Verification):
         return expected
     with session.stages("verify"):
-        return verify(folder / "model", session.family, expected, device=session.device, dtype=session.dtype)
+        return verify(folder / MODEL, session.family, expected, device=session.device, dtype=session.dtype)
 
 
-def settings_of(folder: Path, base_model: str | None, device: str) -> Settings:
+def run_folder_of(folder: Path) -> Path:
+    """The run's folder where its ``model`` was named."""
+    holds_weights = (folder / "config.json").is_file() and not (folder / RECORD).exists()
+    parent = folder.resolve().parent
+    return parent if holds_weights and folder.resolve().name == MODEL and (parent / RECORD).is_file() else folder
+
+
+def settings_of(folder: Path, record: dict[str, Any], base_model: str | None, device: str) -> Settings:
     """What the run in ``folder`` was asked, to carry its plan out again and write nothing."""
-    record, plan = _read(folder / RECORD), folder / PLAN
+    plan, asked = folder / PLAN, record.get("asked")
+    if not isinstance(asked, dict):
+        raise PlanError(f"{folder / RECORD} does not say what its run was asked; run it again with --overwrite")
     if not plan.is_file():
-        raise PlanError(f"{plan} is missing, so there is nothing to hold {folder / 'model'} against")
-    if not (folder / "model").is_dir():
-        raise PlanError(f"{folder} holds no model/: it was a dry run, or ran with --no_save_model")
-    asked: Mapping[str, Any] = record.get("asked") or {}
-    again = {name: asked[name] for name in OPTIONS if name in asked and name not in AS_IN_THE_RUN}
+        raise PlanError(f"{plan} is missing, so there is nothing to hold {folder / MODEL} against")
+    if not (folder / MODEL).is_dir():
+        raise PlanError(f"{folder} holds no {MODEL}/: it was a dry run, or ran with --no_save_model")
+    again = {name: value for name, value in asked.items() if name in FOR_WEIGHTS}
     again |= {"plan": plan, "run_evaluation": "none", "cache_dir": "none", "device": device}
     return complete(again | ({"base_model": base_model} if base_model else {}))
+
+
+def _insist_on_same_text(session: Session, record: dict[str, Any]) -> None:
+    """A repair on other windows is another repair."""
+    known = (record.get("windows") or {}).get("calibration") or {}
+    windows = session.calibration
+    if windows is not None and known.get("sha256") not in (None, windows.fingerprint):
+        raise DataError(
+            f"{windows.dataset} is not the text that the run was repaired on ({known.get('source')}), so the repair "
+            "cannot be repeated; put that text back, or run again"
+        )
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise PlanError(f"{path} is missing: give the folder of a finished run, the one that --output named") from error
     except (OSError, ValueError) as error:
         raise PlanError(f"{path} cannot be read ({error}); give the folder of a finished run") from error

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, RopeScalingType, quants
-from tqdm import tqdm
+from core.progress import tqdm
 
 from core.errors import ModelError, OutputError, UsageError
 from core.files import write_atomically
