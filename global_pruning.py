@@ -118,8 +118,9 @@ def open(
 
     sections = (ModelSettings, CalibrationSettings, RepairSettings)
     allowed = {option.name for section in sections for option in fields(section)} - {"base_model", "low_memory"}
-    strangers = [name for name in options if name not in allowed | {"cache_dir", "max_shard_size"}]
-    _refuse(options, strangers, "open() takes options of model, calibration and repair; others belong to later steps")
+    allowed |= {"cache_dir", "max_shard_size"}
+    strangers = [name for name in options if name not in allowed]
+    _refuse(options, strangers, f"open() takes {', '.join(sorted(allowed))}; other options belong to later steps")
     given, name = _named(model, options)
     without_text = {"importance_method": "magnitude", "reconstruct": "none"} if dataset is None else {}
     asked = {"base_model": name, "dataset": dataset, "run_evaluation": "none", **options, **without_text}

@@ -1,16 +1,22 @@
 """The proof of a folder that an earlier run wrote, made again from its base model and its own records."""
 
 import json
+import math
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from core.errors import DataError, PlanError
+from safetensors import SafetensorError
+
+from core.errors import DataError, PlanError, reason_of
 from core.output import RECORD
 from models.rounding import round_parameters
-from models.verification import Verification, verify
+from models.reference import Reference, reference_of
+from models.verification import Check, Verification, verify
+from models.weights_check import compare_weights, stored_tensors
 from run.complete import complete
-from run.deliver import expected_of, repair_model
+from run.deliver import cut_model, expected_of, repair_model
+from run.record import environment
 from run.session import Session
 from run.settings import CalibrationSettings, ModelSettings, RepairSettings, Settings
 
@@ -34,14 +40,38 @@ def prove_again(folder: Path, *, base_model: str | None, device: str) -> Verific
     _insist_on_same_text(session, record)
     plan, model = session.replayed, session.take_dense()
     assert plan is not None
-    if session.settings.repairs and not plan.keep.all():
+    repairs = session.settings.repairs and not plan.keep.all()
+    if repairs:
         repair_model(session, model, plan)
     round_parameters(model, session.saved_dtype)
     expected = expected_of(session, model, plan)
     if isinstance(expected, Verification):
         return expected
+    narrow = cut_model(model, session.family, plan, stock=False)
+    elsewhere = repairs and not _same_machine(record, session)
+    return _proof(session, folder / MODEL, expected, narrow, elsewhere)
+
+
+def _proof(session: Session, folder: Path, expected: Reference, narrow: Any, elsewhere: bool) -> Verification:
+    """The checks of a run, and all weights. elsewhere: the repair was made on another machine; where its weights are
+    ours but for rounding, theirs are what the folder must compute with."""
+    family = session.family
     with session.stages("verify"):
-        return verify(folder / MODEL, session.family, expected, device=session.device, dtype=session.dtype)
+        try:
+            weights = compare_weights(folder, narrow, family, solved_elsewhere=elsewhere)
+        except (OSError, SafetensorError) as error:
+            weights = Check("weights", math.nan, 0.0, reason_of(error))
+        if weights.passed and weights.error:
+            narrow.load_state_dict(dict(stored_tensors(folder)), strict=False)
+            expected = reference_of(narrow, family, expected.windows)
+        proof = verify(folder, family, expected, device=session.device, dtype=session.dtype)
+        proof.checks.append(weights)
+    return proof
+
+
+def _same_machine(record: dict[str, Any], session: Session) -> bool:
+    then, now = record.get("environment") or {}, environment(session.device)
+    return all(then.get(key) == now[key] for key in ("device", "device_name", "platform", "threads", "packages"))
 
 
 def run_folder_of(folder: Path) -> Path:
