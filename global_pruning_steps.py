@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from core.transforms import Transforms
     from diagnostics.finding import Finding
     from run.decision import Ranked
-    from run.session import Session as RunSession
     from run.settings import Settings
 
 
@@ -112,14 +111,16 @@ class Session:
 
     def _repr_html_(self) -> str:
         shape, text = self._inner.architecture, self._inner.settings.calibration
-        windows = f"{text.num_samples} windows of {text.seq_len} tokens of {text.dataset}" if self._reads_text else "none"
+        windows = (
+            f"{text.num_samples} windows of {text.seq_len} tokens of {text.dataset}" if self._reads_text else "none"
+        )
         rows = [
             ["layers", f"{shape.num_layers} ({shape.model_type})"],
             ["parameters", f"{shape.total_params:,}"],
             ["of them prunable", f"{shape.prunable_params:,}"],
             ["groups", f"{len(shape.groups):,}"],
             ["computed on", f"{self._inner.device} in {str(self._inner.dtype).removeprefix('torch.')}"],
-            ["text", windows],
+            ["text", windows if self._reads_text else "none"],
         ]
         return html_table(self._inner.source.name, rows)
 

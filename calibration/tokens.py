@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from core.progress import tqdm
 
 if TYPE_CHECKING:

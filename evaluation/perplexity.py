@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from core.progress import tqdm
 
 from core.batching import with_batch_that_fits
 from core.errors import DataError
+from core.progress import tqdm
 from core.windows import TokenWindows
 from evaluation.measuring import as_found
 

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from core.progress import tqdm
 
 from core.errors import NumericalError, UsageError
 from core.families import OUT, Family, Member
 from core.groups import Architecture
 from core.measures import GRADIENTS_OF_WEIGHTS, GradientStatistics, Importance
+from core.progress import tqdm
 from core.windows import TokenWindows
 from importance.measuring import (
     LayerGradients,

@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from core.progress import tqdm
 
 from core.batching import for_each_batch
 from core.errors import NumericalError
 from core.families import IN, Family, Member
 from core.groups import Architecture
 from core.measures import Importance
+from core.progress import tqdm
 from core.windows import TokenWindows
 from importance.measuring import group_sums, left_as_found
 

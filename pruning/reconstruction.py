@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from core.progress import tqdm
 
 from core.errors import UsageError
 from core.families import IN, Family
 from core.files import write_json
 from core.plan import PruningPlan
+from core.progress import tqdm
 from core.windows import TokenWindows
 from pruning.walk import INPUT, OUTPUT, Repair, RepairedBlock, Walk
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from core.progress import tqdm
 
 from core.families import Family, Member, member_rows
 from core.plan import PruningPlan
+from core.progress import tqdm
 
 
 def slice_member(

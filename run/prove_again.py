@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 
 from core.errors import DataError, PlanError, reason_of
 from core.output import RECORD
-from models.rounding import round_parameters
 from models.reference import Reference, reference_of
+from models.rounding import round_parameters
 from models.verification import Check, Verification, verify
 from models.weights_check import compare_weights, stored_tensors
 from run.complete import complete

@@ -93,4 +93,4 @@ def _insist_on_room(session: Session, folder: Path, overwrite: bool) -> None:
     if folder.resolve() == session.source.folder.resolve():
         raise OutputError(f"{folder} is the model that is being pruned; give another folder")
     if not (folder / "config.json").is_file() or any(path.is_dir() for path in folder.iterdir()):
-        raise OutputError(f"{folder} holds something else than a saved model, which is not replaced; give another folder")
+        raise OutputError(f"{folder} holds something else than a saved model, and is not replaced; name another")

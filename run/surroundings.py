@@ -25,9 +25,9 @@ def surroundings(seed: int, model: Any = None) -> Iterator[None]:
     belong to the process, so calls from several threads take turns. model: one that the caller brought; inside it is
     in eval mode and frozen, afterwards it is left as found.
     """
-    with _ONE_AT_A_TIME, _deterministic(seed), _quiet_transformers(), _quiet_hub():
-        with left_as_found(model) if isinstance(model, torch.nn.Module) else nullcontext():
-            yield
+    found = left_as_found(model) if isinstance(model, torch.nn.Module) else nullcontext()
+    with _ONE_AT_A_TIME, _deterministic(seed), _quiet_transformers(), _quiet_hub(), found:
+        yield
 
 
 @contextmanager

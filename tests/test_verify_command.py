@@ -65,7 +65,9 @@ def test_the_model_folder_will_do(repaired: Path, monkeypatch: pytest.MonkeyPatc
     assert call(["verify", "."])[0] == 0
 
 
-@pytest.mark.parametrize("member", ["self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj", "post_attention_layernorm"])
+@pytest.mark.parametrize(
+    "member", ["self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj", "post_attention_layernorm"]
+)
 def test_one_changed_number_is_found_and_its_layer_named(member: str, copied: Path) -> None:
     tamper(copied, f"model.layers.1.{member}.weight", 0.5)
     code, out, error = call(["verify", str(copied)])

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, RopeScalingType, quants
-from core.progress import tqdm
 
 from core.errors import ModelError, OutputError, UsageError
 from core.files import write_atomically
+from core.progress import tqdm
 from models.gguf import OUTTYPES, Exported
 from models.gguf.rows import BLOCK, quantisation_notes
 from models.gguf.support import arch_of, refuse_empty_blocks, rope_factors
