@@ -334,7 +334,7 @@ def test_plans_and_scores_of_another_model_are_refused(session: gp.Session, plan
     other = gp.open(write_model(tmp_path / "other", "mistral"), dataset=None, say=gp.silent)
     for step in (session.prune, session.check, session.explain):
         with pytest.raises(gp.PlanError, match="another model"):
-            step(other.plan(other.score("magnitude"), 0.2))  # type: ignore[operator]
+            step(other.plan(other.score("magnitude"), 0.2))
     with pytest.raises(gp.PlanError, match="another model"):
         session.plan(other.score("magnitude"), 0.2)
 
@@ -349,7 +349,7 @@ def test_without_text_magnitude_is_all_there_is(workspace: Workspace, tmp_path: 
         lambda: session.score("magnitude", temperature=1),
     ):
         with pytest.raises(gp.DataError, match="opened with dataset=None"):
-            step()  # type: ignore[no-untyped-call]
+            step()
 
 
 def test_text_is_read_when_it_is_first_needed(workspace: Workspace, tmp_path: Path) -> None:

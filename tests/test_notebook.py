@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -13,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.mark.slow
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    matplotlib.use("agg")
     cells = json.loads((ROOT / "docs" / "notebook.ipynb").read_text(encoding="utf-8"))["cells"]
     names: dict[str, Any] = {}
     for cell in cells:
@@ -23,6 +25,7 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert increases == sorted(increases)  # the more goes, the more is lost
     assert (tmp_path / "results" / "notebook" / "model" / "config.json").is_file()
     assert len(names["figure"].axes) == 1
+    names["plt"].close(names["figure"])
 
 
 def test_the_notebook_is_stored_as_it_ran() -> None:
