@@ -12,14 +12,12 @@
 
 Options carry the names of the command line (``docs/options.md``). Errors are ``PruningError`` and its kinds: one line
 that names the value, the bound and the next step. Importing this module imports no torch; nothing that a call changes
-in the process (seeds, warnings, logging, determinism) outlives it.
+in the process (seeds, warnings, logging, determinism) outlives it. Calls from several threads take turns.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from html import escape
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from global_pruning_rooms import find_our_rooms
 
@@ -36,17 +34,12 @@ from core.errors import (  # noqa: E402 - our rooms are found first
     UsageError,
     VerificationError,
 )
-from core.say import Say, heard_by, note, say_on_stderr  # noqa: E402
+from core.failures import in_the_programs_words  # noqa: E402
+from core.say import Say, heard_by, say_on_stderr  # noqa: E402
+from global_pruning_steps import Check, Scores, Session  # noqa: E402
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from core.measured import Importance, Prior
-    from core.plan import PruningPlan
-    from core.transforms import Transforms
-    from diagnostics.findings.finding import Finding
     from run.result import Result
-    from run.session import Session as RunSession
 
 __all__ = [
     "BudgetError",
@@ -68,7 +61,8 @@ __all__ = [
 
 
 def silent(line: str) -> None:
-    """A ``say`` that hears nothing: ``gp.prune(..., say=gp.silent)``. Progress bars obey ``TQDM_DISABLE``."""
+    """A ``say`` that hears nothing: ``gp.prune(..., say=gp.silent)``. Progress bars are drawn only where lines go to
+    stderr, so there are none either."""
 
 
 def prune(
@@ -90,231 +84,58 @@ def prune(
     Raises PruningError.
     """
     from cli.argv import argv_of
+    from cli.keywords import settings_of
+    from core.say import note
+    from run.option_rules import idle_notes
     from run_global_pruning import run
 
-    asked = {"pruning_ratio": ratio, "dataset": dataset, "output": output, **options}
-    settings = _settings(model, asked)
-    given = None if isinstance(model, (str, Path)) else model
-    with heard_by(say):
+    _refuse(options, ("pruning_ratio", "base_model"), "prune() takes model and ratio")
+    given, name = _named(model, options)
+    asked = {"base_model": name, "pruning_ratio": ratio, "dataset": dataset, "output": output, **options}
+    settings = settings_of(asked)
+    with heard_by(say), in_the_programs_words():
+        for sentence in idle_notes(settings, frozenset(options)):
+            note(sentence)
         return run(settings, argv=argv_of(settings), model=given, tokenizer=tokenizer)
 
 
 def open(
     model: Any,
     *,
-    dataset: str | Path = "wikitext2",
+    dataset: str | Path | None = "wikitext2",
     tokenizer: Any = None,
     say: Say = say_on_stderr,
     **options: Any,
-) -> "Session":
-    """A model to work on step by step; its weights are loaded when they are first needed.
+) -> Session:
+    """A model to work on step by step; its weights are loaded, and text is read, when they are first needed.
 
-    Arguments as in ``prune``. options: those that say how to measure and repair (``device``, ``dtype``,
-    ``num_samples``, ``seq_len``, ``seed``, ``batch_size``, ``reconstruct``, …). Raises PruningError.
+    Arguments as in ``prune``. dataset None: no text; importance is then ``magnitude`` and nothing is repaired. options:
+    those that say how to measure and repair (``device``, ``dtype``, ``num_samples``, ``seq_len``, ``seed``,
+    ``batch_size``, ``reconstruct``, ``cache_dir``, …). Raises PruningError.
     """
-    from run.session import Session as RunSession
+    from cli.keywords import settings_of
+    from run.settings import CalibrationSettings, ModelSettings, RepairSettings
 
-    settings = _settings(model, {"dataset": dataset, "run_evaluation": "none", **options})
-    given = None if isinstance(model, (str, Path)) else model
-    with heard_by(say), _surroundings(settings.calibration.seed):
-        inner = RunSession(settings, model=given, tokenizer=tokenizer)
-        for sentence in inner.source.notes:
-            note(sentence)
-        inner.read_windows(judging=True)
-    return Session(inner, say)
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What ``Session.score`` measured, and the transforms to rank it under.
-
-    values: float64 (G,), importance of every group in the order of ``plan.groups``; higher = keep.
-    """
-
-    importance: "Importance"
-    prior: "Prior | None"
-    transforms: "Transforms"
-    method: str
-
-    @property
-    def values(self) -> "np.ndarray":
-        return self.importance.values
-
-    def __repr__(self) -> str:
-        return f"Scores({self.method}, {len(self.values):,} groups, {self.transforms.flags or 'no transform'})"
+    sections = (ModelSettings, CalibrationSettings, RepairSettings)
+    allowed = {option.name for section in sections for option in fields(section)} - {"base_model", "low_memory"}
+    allowed |= {"cache_dir", "max_shard_size"}
+    strangers = [name for name in options if name not in allowed]
+    _refuse(options, strangers, f"open() takes {', '.join(sorted(allowed))}; other options belong to later steps")
+    given, name = _named(model, options)
+    without_text = {"importance_method": "magnitude", "reconstruct": "none"} if dataset is None else {}
+    asked = {"base_model": name, "dataset": dataset, "run_evaluation": "none", **options, **without_text}
+    return Session(settings_of(asked), given, tokenizer, say, reads_text=dataset is not None)
 
 
-@dataclass(frozen=True)
-class Check:
-    """What a plan costs on text that importance did not see, nothing cut.
-
-    loss, dense_loss: nats per token. increase: their difference, mean over windows; standard_error: of that mean.
-    """
-
-    loss: float
-    dense_loss: float
-    increase: float
-    standard_error: float
-    num_windows: int
-
-    def __repr__(self) -> str:
-        return (
-            f"{self.loss:.4f} nats/token, {self.increase:+.4f} ± {self.standard_error:.4f} against the dense model "
-            f"({self.num_windows} windows)"
-        )
-
-    def _repr_html_(self) -> str:
-        return f"<pre>{escape(repr(self))}</pre>"
-
-
-class Session:
-    """One model, worked on step by step. Plans are cheap: measure once, plan as often as you like."""
-
-    def __init__(self, inner: "RunSession", say: Say) -> None:
-        self._inner, self._say = inner, say
-
-    def __repr__(self) -> str:
-        return self._inner.describe()
-
-    @property
-    def model(self) -> Any:
-        """The dense model, loaded where it is not yet. Stages leave it as found."""
-        return self._do(self._inner.dense)
-
-    @property
-    def tokenizer(self) -> Any:
-        return self._inner.tokenizer
-
-    def score(
-        self,
-        method: str = "obs",
-        *,
-        normalise: str | None = None,
-        clip: bool | tuple[float, float] = False,
-        temperature: float = 0.0,
-        tau: float | Literal["auto"] = 0.0,
-        prior: str = "loss",
-        prior_samples: int = 32,
-        gradient_reduction: str = "sequence",
-    ) -> Scores:
-        """Measure importance, and a prior where ``temperature`` is above 0.
-
-        method: ``--importance_method``. normalise: ``log``, ``minmax``, ``zscore``, ``sqrt`` or None. clip: percentiles
-        of the whole model, or True for 5 and 95. Measurements are cached; other transforms cost nothing.
-        """
-        from core.criteria import CRITERIA
-        from run.recall import importance_of, prior_of
-        from run.settings import ScoreSettings
-
-        if method not in CRITERIA:
-            raise UsageError(f"score({method!r}): needs one of {', '.join(CRITERIA)}")
-        low, high = clip if isinstance(clip, tuple) else (5.0, 95.0)
-        asked = ScoreSettings(
-            importance_method=method,
-            gradient_reduction=gradient_reduction,
-            enable_grad_clip=bool(clip),
-            clip_percentile_low=low,
-            clip_percentile_high=high,
-            enable_grad_norm=normalise is not None,
-            norm_method=normalise or "log",
-            temperature=temperature,
-            tau=tau,
-            prior=prior,
-            prior_samples=prior_samples,
-        )
-        importance = self._do(lambda: importance_of(self._inner, asked))
-        measured = self._do(lambda: prior_of(self._inner, asked)) if temperature > 0 else None
-        return Scores(importance, measured, asked.transforms, method)
-
-    def plan(self, scores: Scores, ratio: float = 0.2, *, ratio_of: str = "total", **limits: Any) -> "PruningPlan":
-        """Rank all groups and choose which go. limits: ``max_block_ratio``, ``freeze_first_n_layers``,
-        ``freeze_last_n_layers``, ``min_kv_heads``, ``round_to``, ``epsilon``, ``target``, ``tensor_parallel``.
-
-        Raises BudgetError where the ratio is out of reach.
-        """
-        return self._ranked(scores, ratio, ratio_of, limits).plan
-
-    def explain(self, scores: Scores, ratio: float = 0.2, *, ratio_of: str = "total", **limits: Any) -> list["Finding"]:
-        """What the plan looks like and what to try next: findings, the most severe first."""
-        from run.explain import diagnosis_of
-
-        return list(diagnosis_of(self._inner, self._ranked(scores, ratio, ratio_of, limits)).findings)
-
-    def check(self, plan: "PruningPlan") -> Check:
-        """Held-out loss of a plan, repaired as ``prune`` would repair it; nothing is cut and the model left as
-        found."""
-        return self._do(lambda: self._check(plan))
-
-    def prune(self, plan: "PruningPlan") -> Any:
-        """Repair and cut: a transformers model of the plan's widths, in eval mode.
-
-        The session's own model stays usable: weights come from its checkpoint again, or, where you brought the model,
-        from a copy.
-        """
-        return self._do(lambda: self._prune(plan))
-
-    def save(self, small: Any, path: str | Path, *, verify: bool = True, overwrite: bool = False) -> Path:
-        """Write a model of ``prune``, trained on since or not, as a folder that ``from_pretrained`` loads; prove that
-        the folder computes what ``small`` does. Raises OutputError, VerificationError."""
-        from run.save_model import save_model
-
-        return self._do(lambda: save_model(self._inner, small, Path(path), verify_it=verify, overwrite=overwrite))
-
-    def _ranked(self, scores: Scores, ratio: float, ratio_of: str, limits: dict[str, Any]) -> Any:
-        from pruning.targets import default_round_to
-        from run.decision import rank
-        from run.session import limits_of
-        from run.settings import BudgetSettings, LimitSettings
-
-        unknown = sorted(set(limits) - {option.name for option in fields(LimitSettings)})
-        if unknown:
-            raise UsageError(f"plan({unknown[0]}=...): limits are {', '.join(f.name for f in fields(LimitSettings))}")
-        round_to = limits.pop("round_to", None) or default_round_to(self._inner.architecture)
-        asked = LimitSettings(**limits, round_to=round_to)
-        return rank(
-            self._inner.architecture,
-            scores.importance,
-            scores.prior,
-            transforms=scores.transforms,
-            limits=limits_of(self._inner.source, asked)[0],
-            budget=BudgetSettings(ratio, ratio_of),
-        )
-
-    def _check(self, plan: "PruningPlan") -> Check:
-        from core.plan import nothing_removed
-        from run.judging import loss_difference
-
-        judge = self._inner.judge
-        loss, dense = judge.loss(plan, "plan"), judge.loss(nothing_removed(plan.architecture), "dense")
-        difference = loss_difference(loss, dense)
-        return Check(
-            float(loss.mean()), float(dense.mean()), difference["mean"], difference["standard_error"], len(loss)
-        )
-
-    def _prune(self, plan: "PruningPlan") -> Any:
-        from run.deliver import cut_model, repair_model
-
-        model = self._inner.take_dense()
-        if self._inner.settings.repairs and not plan.keep.all():
-            repair_model(self._inner, model, plan)
-        return cut_model(model, self._inner.family, plan, stock=False)
-
-    def _do(self, step: Callable[[], Any]) -> Any:
-        with heard_by(self._say), _surroundings(self._inner.settings.calibration.seed):
-            return step()
-
-
-def _settings(model: Any, asked: dict[str, Any]) -> Any:
-    from run.complete import complete
-
+def _named(model: Any, options: dict[str, Any]) -> tuple[Any, str]:
+    """(the model where it is in memory, else None, its name). UsageError for options that such a model rules out."""
     if isinstance(model, (str, Path)):
-        name = str(model)
-    else:
-        name = getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
-    return complete({"base_model": name, **asked})
+        return None, str(model)
+    _refuse(options, ("device", "dtype", "low_memory", "trust_remote_code"), "a model in memory is taken as it is")
+    return model, getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
 
 
-def _surroundings(seed: int) -> Any:
-    from run.surroundings import surroundings
-
-    return surroundings(seed)
+def _refuse(options: dict[str, Any], names: Any, reason: str) -> None:
+    for name in names:
+        if name in options:
+            raise UsageError(f"{name}={options[name]!r}: {reason}")

@@ -35,7 +35,7 @@ def find_our_rooms() -> None:
         if module is not None and not _is_ours(module):
             raise ImportError(
                 f"a package named {name!r} was imported before ours ({_place(module)}): start Python without it, or "
-                "import global-pruning first"
+                "import global_pruning first"
             )
 
 

@@ -13,11 +13,10 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
 from calibration.pydoc import parse
 from core.errors import DataError
 from core.files import write_text
+from core.progress import tqdm
 
 DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 PROGRESS_DELAY_S = 2.0

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cli.options import OneLineParser
-from core.errors import PruningError
+from core.errors import ModelError, VerificationError
+from core.failures import exit_code
 from core.program import program_name
+from core.say import heard_by, say_on_stderr
 
 
 def build_parser(prog: str) -> OneLineParser:
@@ -30,15 +32,27 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Exit code 0 where every check passed, 4 where one failed, 2 where the folder or its base model cannot be read."""
     asked = build_parser(prog or f"{program_name()} verify").parse_args(argv)
 
+    try:
+        with heard_by(say_on_stderr):
+            return exit_code(lambda: _prove(asked))
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
+
+
+def _prove(asked: argparse.Namespace) -> None:
+    """Print every check. Raises VerificationError where one failed, PruningError where none can be made."""
     from run.prove_again import prove_again
     from run.surroundings import surroundings
 
-    try:
-        with surroundings(0):
-            proof = prove_again(asked.folder, base_model=asked.base_model, device=asked.device)
-    except PruningError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    print("\n".join([f"{check.name:<14}{'passed' if check.passed else 'FAILED'}" for check in proof.checks]))
+    with surroundings(0):
+        proof = prove_again(asked.folder, base_model=asked.base_model, device=asked.device)
+    for check in proof.checks:
+        print(f"{check.name:<14}{'passed' if check.passed else 'FAILED'}  error {check.error:.1e}")
+    for name, reason in proof.not_run.items():
+        print(f"{name:<14}not run ({reason})")
+    if not proof.passed:
+        raise VerificationError(proof.line())
+    if proof.unproved:
+        raise ModelError(f"the proof cannot be made here: {proof.unproved}")
     print(proof.line())
-    return 0 if proof.passed else 4

@@ -5,9 +5,9 @@ from functools import partial
 from typing import TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from core.errors import UsageError
+from core.progress import tqdm
 
 T = TypeVar("T")
 TOKENS_A_BATCH = 2048  # what "auto" starts from: enough to keep a GPU busy, little enough for a 7B on one card

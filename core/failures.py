@@ -69,17 +69,26 @@ def _is_memory(error: BaseException) -> bool:
 def exit_code(run: Callable[[], object]) -> int:
     """Call ``run``: 0, or one line on stderr and the code of an expected failure. Bugs and Ctrl-C pass through."""
     try:
-        run()
+        with in_the_programs_words():
+            run()
     except PruningError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    return 0
+
+
+@contextmanager
+def in_the_programs_words() -> Iterator[None]:
+    """Inside, a disk, a connection or a memory that gives out raises a PruningError in one line. Bugs pass through."""
+    try:
+        yield
+    except PruningError:
+        raise
     except Exception as error:
         said = of_the_machine(error)
         if said is None:
             raise
-        print(f"error: {said}", file=sys.stderr)
-        return PruningError.exit_code
-    return 0
+        raise PruningError(said) from error
 
 
 @contextmanager

@@ -14,9 +14,7 @@ import numpy as np
 
 from core.kinds import ATTENTION, MLP, TABLE, Kind
 
-__all__ = ["ATTENTION", "KINDS", "MLP", "Architecture", "Block", "BlockTable", "GroupTable", "LayerShape"]
-
-KINDS = tuple(kind.name for kind in TABLE)  # names by position, for messages
+__all__ = ["ATTENTION", "MLP", "Architecture", "Block", "BlockTable", "GroupTable", "LayerShape"]
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,14 @@ import numpy as np
 
 from core.families import Member, member_rows
 from core.groups import Architecture, GroupTable, LayerShape
+from core.kinds import TABLE
+from core.shown import html_table
 
 SCHEMA_VERSION = 1
 EQUAL_SIZE = 0.001  # of all parameters: plans that differ by less are of equal size
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PruningPlan:
     """Which groups stay. Surgery follows it and holds no opinions.
 
@@ -32,6 +34,20 @@ class PruningPlan:
     budget_params: int
     removed_params: int
     gap_reason: str
+
+    def __repr__(self) -> str:
+        rates = 100 * self.layer_rates()
+        return (
+            f"PruningPlan({self.removed_params:,} of {self.architecture.total_params:,} parameters go, "
+            f"{100 * self.achieved_of_total:.1f} %; layers lose {rates.min():.0f} % to {rates.max():.0f} %)"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [
+            [str(layer), f"{100 * rate:.1f} %", *(f"{100 * part:.1f} %" for part in blocks)]
+            for layer, (rate, blocks) in enumerate(zip(self.layer_rates(), self.block_rates(), strict=True))
+        ]
+        return html_table(repr(self), rows, ["layer", "removed", *(TABLE[kind].name for kind in self.groups.kinds)])
 
     @property
     def groups(self) -> GroupTable:

@@ -21,6 +21,11 @@ _listener: ContextVar[Say] = ContextVar("listener", default=say_on_stderr)
 _said: ContextVar[set[str] | None] = ContextVar("said", default=None)
 
 
+def on_stderr() -> bool:
+    """Whether lines go to stderr, where progress bars belong too."""
+    return _listener.get() is say_on_stderr
+
+
 def say(line: str) -> None:
     """Tell the listener."""
     _listener.get()(line)

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from core.as_found import evaluating
 from core.batching import TOKENS_A_BATCH, with_batch_that_fits
 from core.errors import DataError
+from core.progress import tqdm
 from core.windows import TokenWindows
 
 if TYPE_CHECKING:

@@ -8,6 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from core.say import on_stderr
+
 
 @contextmanager
 def quiet(*, bars: bool = True) -> Iterator[None]:
@@ -24,7 +26,7 @@ def quiet(*, bars: bool = True) -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     for module in modules:
-        module.tqdm = functools.partial(tqdm, leave=False, mininterval=1.0) if bars else _no_bar
+        module.tqdm = functools.partial(tqdm, leave=False, mininterval=1.0) if bars and on_stderr() else _no_bar
     datasets.disable_progress_bars()
     try:
         yield

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from core.families import IN, Family, Member
 from core.groups import Architecture
 from core.measured import Importance
+from core.progress import tqdm
 from importance.sums import group_sums
 
 BLOCK_VALUES = 1 << 24  # weights summed at once by magnitude: 64 MiB in float32

@@ -1,6 +1,6 @@
 """Normalisation: what a score means inside its layer, all its blocks together.
 
-For the groups of one layer, s = importance per parameter, statistics cost-weighted (importance/weighted.py):
+For the groups of one layer, s = importance per parameter, statistics cost-weighted (core/weighted.py):
 
     log     y = ln(1 + s/median(s)),  score = y / mean(y)      ≥ 0, scale-free, robust to a few huge channels
     sqrt    y = √s,                   score = y / mean(y)      ≥ 0, scale-free, milder

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from core.batching import TOKENS_A_BATCH, is_out_of_memory
 from core.errors import UsageError
 from core.families import Family
 from core.groups import ATTENTION, MLP, Architecture, LayerShape
 from core.measured import GRADIENTS_OF_OUTPUTS, GradientStatistics
+from core.progress import tqdm
 from core.windows import TokenWindows
 from importance.over_windows import GradientNorms, Key, Measurement, Tally, over_windows
 from importance.passes import Backward, Batch

@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+from transformers import PretrainedConfig
+
 from core.errors import ModelError
 from models.architecture import architecture_of
 from models.family_table import family_of
@@ -16,7 +19,10 @@ def source_of(model: Any, tokenizer: Any) -> ModelSource:
     on several devices, and a missing tokenizer.
     """
     config = getattr(model, "config", None)
-    if config is None or not hasattr(model, "named_parameters"):
+    if hasattr(model, "_orig_mod"):
+        raise ModelError("the model is compiled; give what was compiled, model._orig_mod")
+    is_module = isinstance(model, nn.Module)  # in a name of its own: the model stays Any to the type checker
+    if not isinstance(config, PretrainedConfig) or not is_module:
         raise ModelError(
             f"{type(model).__name__} is not a transformers model; give a model, a folder, a hub id, or demo"
         )
@@ -27,6 +33,8 @@ def source_of(model: Any, tokenizer: Any) -> ModelSource:
     if tokenizer is None:
         raise ModelError("a model in memory needs its tokenizer: tokenizer=AutoTokenizer.from_pretrained(...)")
     family = family_of(config.model_type)
+    if model.get_output_embeddings() is None:
+        raise ModelError(f"{type(model).__name__} has no language-model head; load it with AutoModelForCausalLM")
     devices = {str(parameter.device) for parameter in model.parameters()}
     if len(devices) != 1 or "meta" in devices:
         raise ModelError(f"the model's weights lie on {', '.join(sorted(devices))}; move it to one device first")

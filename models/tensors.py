@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
-from tqdm import tqdm
 
 from core.errors import ModelError, OutputError, reason_of
+from core.progress import tqdm
 from models.rounding import check_tensor_range
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -25,12 +25,12 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from core.errors import NumericalError, UsageError
 from core.families import IN, Family, Member, member_rows
-from core.groups import KINDS
+from core.kinds import TABLE
 from core.plan import PruningPlan
+from core.progress import tqdm
 from core.windows import TokenWindows
 from pruning.moments import InputMoments, Moments
 from pruning.products import product
@@ -268,7 +268,7 @@ class LayerwiseRepair:
         choice = choose(fit, held_out, weight, bias, ridges=settings.ridges, stored_dtype=settings.stored_dtype)
         errors = choice.error_before, choice.error_after
         changed = choice.ridge is not None
-        self.blocks.append(RepairedBlock(block.layer, KINDS[block.kind], side, changed, choice.ridge, *errors))
+        self.blocks.append(RepairedBlock(block.layer, TABLE[block.kind].name, side, changed, choice.ridge, *errors))
         return choice
 
     def _over_windows(self, sums: list[S], step: Callable[[S, slice], None]) -> list[S]:

@@ -4,11 +4,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from core.decoder import Decoder
 from core.families import Family, Member
 from core.plan import PruningPlan
+from core.progress import tqdm
 
 
 def slice_member(

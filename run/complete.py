@@ -1,8 +1,9 @@
 """From options as they were given to whole settings: what they imply is filled in, what cannot work is refused."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ def complete(asked: Mapping[str, Any]) -> Settings:
     """
     unknown = sorted(set(asked) - set(OPTIONS))
     if unknown:
-        raise UsageError(f"{unknown[0]} is not an option; they are: {', '.join(OPTIONS)}")
+        near = get_close_matches(unknown[0], OPTIONS, 3)
+        raise UsageError(f"{unknown[0]} is not an option; {_near(near)}")
     given = {name: _typed(name, value) for name, value in asked.items() if value is not None}
     if not given.get("base_model"):
         raise UsageError("--base_model is empty; give a hub id, a folder, or demo")
@@ -37,6 +39,10 @@ def complete(asked: Mapping[str, Any]) -> Settings:
     settings = replace(settings, repair=_repair(settings, given))
     refuse_conflicts(settings)
     return replace(settings, output=_output(settings, given))
+
+
+def _near(names: Sequence[str]) -> str:
+    return f"did you mean {' or '.join(names)}?" if names else f"they are: {', '.join(OPTIONS)}"
 
 
 def _sections(given: Mapping[str, Any]) -> Settings:

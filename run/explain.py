@@ -66,15 +66,16 @@ def diagnosis_of(session: Session, decision: Decision) -> Diagnosis:
 
 
 def active_remedies(session: Session, decision: Decision) -> ActiveRemedies:
-    transforms, limits = session.settings.scores.transforms, session.limits
+    scores, limits = session.settings.scores, session.limits
+    transforms, criterion = scores.transforms, scores.importance_method
     if isinstance(decision, Ranked):
-        transforms, limits = decision.transforms, decision.limits
+        transforms, limits, criterion = decision.transforms, decision.limits, decision.importance.criterion
     return ActiveRemedies(
         clip=transforms.clip,
         normalise=transforms.normalise,
         temperature=transforms.temperature,
         max_block_ratio=limits.max_block_ratio,
-        criterion=session.settings.scores.importance_method,
+        criterion=criterion,
         clip_percentiles=(transforms.clip_low, transforms.clip_high),
         dtype=str(session.dtype).removeprefix("torch."),
         refusal=partial(_refusal, session, decision),

@@ -23,7 +23,8 @@ def open_session(settings: Settings, *, model: Any = None, tokenizer: Any = None
 
     Raises PruningError with one line for the first problem; an earlier run in the folder is then as it was.
     """
-    with writable_folders() as replaced, surroundings(settings.calibration.seed), _claimed(settings) as folder:
+    around = surroundings(settings.calibration.seed, model)
+    with around, writable_folders() as replaced, _claimed(settings) as folder:
         for sentence in replaced:
             note(sentence)
         session = Session(settings, model=model, tokenizer=tokenizer, folder=folder)

@@ -1,11 +1,11 @@
 """What a run hands to its caller."""
 
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from core.plan import PruningPlan
+from core.shown import html_list, html_table
 from diagnostics.findings.diagnosis import Diagnosis
 from diagnostics.findings.finding import Finding
 from pruning.repair_report import RepairReport
@@ -57,4 +57,9 @@ class Result:
         return self.report
 
     def _repr_html_(self) -> str:
-        return f"<pre>{escape(self.report)}</pre>"
+        dense, pruned = self.plan.architecture.total_params, self.plan.pruned_architecture.total_params
+        rows = [["parameters", f"{dense:,}", f"{pruned:,}"]]
+        for dataset, pair in self.perplexity.items():
+            rows.append([f"perplexity on {dataset}", *("not measured" if x is None else f"{x:.3f}" for x in pair)])
+        table = html_table(str(self.path), rows, ["", "dense", "pruned"])
+        return table + html_list("findings", [f"{item.severity}: {item.description}" for item in self.findings])

@@ -193,8 +193,9 @@ class Session:
 
     @cached_property
     def streamed(self) -> bool:
-        """Whether the model is never held: weights are read, cut and written one at a time."""
-        return self._given is None and must_stream(self.settings, self.source, self.device, self.dtype)
+        """Whether the model is never held: weights are read, cut and written one at a time, into a run's folder."""
+        written = self._given is None and self.run_folder is not None
+        return written and must_stream(self.settings, self.source, self.device, self.dtype)
 
     @cached_property
     def judge(self) -> Judge:

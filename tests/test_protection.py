@@ -13,7 +13,8 @@ from tables import cheap_groups
 from workspace import Workspace, call, observe
 
 from core.errors import NumericalError
-from core.groups import ATTENTION, KINDS, MLP
+from core.groups import ATTENTION, MLP
+from core.kinds import TABLE
 from core.measured import Outliers
 from core.plan_check import PlanCheck, check_of
 from diagnostics.findings.diagnosis import diagnose
@@ -269,7 +270,7 @@ def test_a_check_is_written_and_repeats_byte_for_byte(workspace: Workspace) -> N
     record = json.loads(first)
     (taken,) = [trial for trial in record["tried"] if trial["taken"]]
     assert taken["nll_nats_per_token"] <= record["tried"][0]["nll_nats_per_token"]
-    assert {row["kind"] for row in taken["blocks"]} <= {KINDS[ATTENTION], KINDS[MLP]}
+    assert {row["kind"] for row in taken["blocks"]} <= {TABLE[ATTENTION].name, TABLE[MLP].name}
 
 
 def test_a_flagged_block_is_capped_and_kept_only_if_nothing_is_lost(

@@ -10,7 +10,8 @@ from conftest import build, token_ids, windows_of
 from repairs import IDS, family, plan_for, repaired
 
 from core.families import OUT, member_rows
-from core.groups import ATTENTION, KINDS
+from core.groups import ATTENTION
+from core.kinds import TABLE
 from models.architecture import decoder_layers
 from pruning.repair import RepairSettings, repair
 from pruning.repair_report import INPUT, OUTPUT
@@ -25,7 +26,7 @@ def test_errors_of_inputs_are_those_of_what_the_kept_rows_give(name: str, kind: 
     plan, row = plan_for(dense_model), family(dense_model)
     model, done = repaired(dense_model, plan)
     (block,) = (block for block in done.of(INPUT) if (block.layer, block.kind) == (1, kind))
-    readers = [member for member in row.members if member.axis == OUT and KINDS[member.kind] == kind]
+    readers = [member for member in row.members if member.axis == OUT and TABLE[member.kind].name == kind]
     held_out = IDS[torch.from_numpy(held_out_windows(len(IDS)))]
     outputs: list[list[torch.Tensor]] = [[], []]
     for found, net in zip(outputs, (dense_model, model), strict=True):

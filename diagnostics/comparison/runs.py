@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from core.errors import UsageError
+from core.progress import tqdm
 from diagnostics.comparison.health import Health, health
 from diagnostics.run_folder import FILES, SCHEMA_VERSION, Run, at, number, read_run
 

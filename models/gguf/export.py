@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, RopeScalingType, quants
-from tqdm import tqdm
 
 from core.errors import ModelError, OutputError, UsageError
 from core.files import write_atomically
+from core.progress import tqdm
 from models.gguf import OUTTYPES, Exported
 from models.gguf.gguf_tensors import Tensor, check_shapes, read_tensor, tensors_of
 from models.gguf.row_order import BLOCK, quantisation_notes

@@ -1,0 +1,12 @@
+"""Progress bars: drawn on stderr, so for those who hear a run there; whoever listens elsewhere is spared them."""
+
+from typing import Any
+
+import tqdm as bars
+
+from core.say import on_stderr
+
+
+def tqdm(*values: Any, **options: Any) -> Any:
+    """``tqdm.tqdm`` with the same arguments; it draws nothing where ``say`` goes elsewhere than to stderr."""
+    return bars.tqdm(*values, **options if on_stderr() else options | {"disable": True})
