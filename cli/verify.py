@@ -1,14 +1,12 @@
 """``global-pruning verify FOLDER``: the self-proof of a folder that this program wrote, made again."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.program import program_name
-
 from cli.options import OneLineParser
-from core.errors import PruningError
+from core.failures import exit_code
+from core.program import program_name
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -25,15 +23,17 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default auto)")
     asked = parser.parse_args(argv)
 
+    passed = []
+    failed = exit_code(lambda: passed.append(_prove(asked)))
+    return failed or (0 if passed[0] else 4)
+
+
+def _prove(asked: argparse.Namespace) -> bool:
     from run.prove_again import prove_again
     from run.surroundings import surroundings
 
-    try:
-        with surroundings(0):
-            proof = prove_again(asked.folder, base_model=asked.base_model, device=asked.device)
-    except PruningError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    with surroundings(0):
+        proof = prove_again(asked.folder, base_model=asked.base_model, device=asked.device)
     print("\n".join([f"{check.name:<14}{'passed' if check.passed else 'FAILED'}" for check in proof.checks]))
     print(proof.line())
-    return 0 if proof.passed else 4
+    return proof.passed
