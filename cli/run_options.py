@@ -36,7 +36,7 @@ def model_options(group: argparse._ArgumentGroup) -> None:
         "memory "
         "(default off)",
     )
-    add("--trust_remote_code", action="store_true", help="run Python that a model brings along (default off)")
+    add("--trust_remote_code", action="store_true", help="run Python that a tokenizer brings along (default off)")
 
 
 def calibration_options(group: argparse._ArgumentGroup) -> None:

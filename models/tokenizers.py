@@ -27,6 +27,8 @@ def load_tokenizer(path: str, config: Any, trust_remote_code: bool) -> Any:
 
 
 def _reason(path: str, error: Exception) -> str:
+    if isinstance(error, ValueError) and "trust_remote_code" in str(error):
+        return "it brings Python of its own; read that, then add --trust_remote_code to run it"
     folder = Path(path)
     held = [file for file in FILES if (folder / file).is_file()]
     if folder.is_dir() and not held:

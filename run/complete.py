@@ -68,14 +68,17 @@ def _evaluation(settings: Settings, given: Mapping[str, Any]) -> Any:
 
 
 def _repair(settings: Settings, given: Mapping[str, Any]) -> Any:
-    asked = settings.repair
-    unasked = "least_squares" if _repairs_unasked(settings) else "none"
-    modules = "outputs" if asked.reconstruct_target == "pruned" else "all"
     return replace(
-        asked,
-        reconstruct=given.get("reconstruct", unasked),
-        reconstruct_modules=given.get("reconstruct_modules", modules),
+        settings.repair, **{name: given.get(name, value) for name, value in _implied_repair(settings).items()}
     )
+
+
+def _implied_repair(settings: Settings) -> dict[str, str]:
+    """What is taken for options of repair that were not given: it depends on the others."""
+    return {
+        "reconstruct": "least_squares" if _repairs_unasked(settings) else "none",
+        "reconstruct_modules": "outputs" if settings.repair.reconstruct_target == "pruned" else "all",
+    }
 
 
 def _repairs_unasked(settings: Settings) -> bool:
@@ -88,9 +91,10 @@ def _repairs_unasked(settings: Settings) -> bool:
 
 
 def _output(settings: Settings, given: Mapping[str, Any]) -> Any:
+    unasked = _DEFAULTS | _implied_repair(settings)
     return replace(
         settings.output,
-        output=settings.output.output or default_folder({**_DEFAULTS, **given}, _DEFAULTS, DATASETS),
+        output=settings.output.output or default_folder({**unasked, **given}, unasked, DATASETS),
         cache_dir=cache_folder(given.get("cache_dir")),
     )
 

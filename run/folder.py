@@ -207,8 +207,11 @@ def _end_badly(folder: RunFolder, error: BaseException) -> None:
 
 
 def _is_about(folder: RunFolder, error: OSError) -> bool:
+    """Whether the error names a path in the folder; a full or broken disk that names none is taken for the folder's."""
     names = [Path(str(name)) for name in (error.filename, error.filename2) if name]
-    return error.errno in DISK or any(path.resolve().is_relative_to(folder.root) for path in names)
+    if not names:
+        return error.errno in DISK
+    return any(path.resolve().is_relative_to(folder.root) for path in names)
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:

@@ -22,6 +22,7 @@ from calibration.files import documents, files_of
 from calibration.readers import PART_BYTES
 from calibration.splits import CALIBRATION, EVALUATION
 from core.errors import DataError
+from core.say import heard_by, say_on_stderr
 
 TEXTS = ["The first, with a comma.", 'The "second"; quoted.', "Das dritte: äöü €."]
 
@@ -100,7 +101,8 @@ def test_nulls_of_a_table_are_left_out_and_counted(
 ) -> None:
     path = tmp_path / ("a.parquet" if write is pyarrow.parquet.write_table else "a.arrow")
     write(table([*TEXTS, None, None]), str(path))
-    assert list(documents(path)) == list(documents(path)) == TEXTS
+    with heard_by(say_on_stderr):
+        assert list(documents(path)) == list(documents(path)) == TEXTS
     assert capsys.readouterr().err == f'note: {path}: 2 rows without text in "text" left out\n'
 
 

@@ -94,7 +94,7 @@ ELSEWHERE = {
     "--base_model": "test_base_model_and_output_name_what_is_read_and_written",
     "--output": "test_base_model_and_output_name_what_is_read_and_written",
     "--device": "test_device",
-    "--trust_remote_code": "test_trust_remote_code_alone_runs_a_models_python",
+    "--trust_remote_code": "test_trust_remote_code_alone_runs_a_tokenizers_python",
     "--dataset": "test_datasets",
     "--eval_datasets": "test_datasets",
     "--text_column": "test_text_column_names_where_rows_keep_their_text",
@@ -173,25 +173,21 @@ def test_device(workspace: Workspace) -> None:
     assert "auto, cpu, cuda, cuda:N" in error
 
 
-def test_trust_remote_code_alone_runs_a_models_python(
-    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_trust_remote_code_alone_runs_a_tokenizers_python(workspace: Workspace, tmp_path: Path) -> None:
     folder = write_model(tmp_path / "remote")
-    config = json.loads((folder / "config.json").read_text())
-    config["auto_map"] = {
-        "AutoConfig": "brought_along.BroughtConfig",
-        "AutoModelForCausalLM": "brought_along.BroughtForCausalLM",
-    }
-    (folder / "config.json").write_text(json.dumps(config))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["auto_map"] = {"AutoTokenizer": [None, "brought_along.BroughtTokenizer"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "BroughtTokenizer"}))
     marker = tmp_path / "ran"
     (folder / "brought_along.py").write_text(
-        "from pathlib import Path\nfrom transformers import LlamaConfig, LlamaForCausalLM\n"
+        "from pathlib import Path\nfrom transformers import PreTrainedTokenizerFast\n"
         f"Path({str(marker)!r}).write_text('yes')\n"
-        "class BroughtConfig(LlamaConfig):\n    pass\n"
-        "class BroughtForCausalLM(LlamaForCausalLM):\n    config_class = BroughtConfig\n"
+        "class BroughtTokenizer(PreTrainedTokenizerFast):\n    pass\n"
     )
     arguments = ["--base_model", str(folder), "--dry_run", "--run_evaluation", "none"]
-    workspace.run("untrusted", *arguments)
+    refused = call([*workspace.base_arguments(), *arguments, "--output", str(tmp_path / "untrusted")])
+    assert refused[0] == 2
+    assert refused[2].endswith("it brings Python of its own; read that, then add --trust_remote_code to run it\n")
     assert not marker.exists()
     workspace.run("trusted", *arguments, "--trust_remote_code")
     assert marker.exists()

@@ -267,7 +267,7 @@ def test_a_small_factor_is_found_only_where_the_block_was_emptied() -> None:
     assert "empties layer 6" in finding.description
     assert finding.flags == "--temperature 0.5"
     weak = found(judge(points, scores={"factor": factor}, active={"temperature": 0.25}), "correction_near_zero")
-    assert weak.flags == "--temperature 0"
+    assert weak.flags == "--temperature 0.0"
     factor[6, 1] = 0.1
     assert "correction_near_zero" not in issues(judge(points, scores={"factor": factor}))
 
@@ -378,7 +378,7 @@ def test_the_smallest_ratio_that_covers_a_step(params: int, whole: int, ratio: f
 
 def test_what_the_other_options_of_a_run_rule_out_is_not_advised() -> None:
     def refuses(word: str) -> dict[str, Any]:
-        return {"refusal": lambda flags: f"{word} cannot act here" if word in flags else None}
+        return {"refusal": lambda remedy: f"{word} cannot act here" if word in remedy.flags else None}
 
     both = found(judge([10, 10, 91, 92, 93] + [10] * 7), "early_layers_over_pruned")
     assert both.flags == f"{LOG} {BY_PRIOR}"

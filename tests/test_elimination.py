@@ -108,22 +108,16 @@ def test_chunks_pay_the_true_error_and_little_more_than_the_greedy_one(chunk: in
 
 
 def test_wide_blocks_go_in_chunks_of_a_hundredth(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: list[int] = []
-    original = elimination._cheapest
-
-    def watching(state: elimination._State, count: int) -> tuple[torch.Tensor, np.ndarray]:
-        sizes.append(count)
-        return original(state, count)
-
-    monkeypatch.setattr(elimination, "_cheapest", watching)
-    monkeypatch.setattr(elimination, "EXACT", 20)
+    """Of 20 groups one at a time while 20 are few; else a fifth at a time, where a fifth is the chunk."""
     x, weight = problem(inputs=20)
-    eliminate(x.T @ x, weight, 1)
-    assert set(sizes) == {1}
+    one, four = (eliminate(x.T @ x, weight, 1, chunk=size) for size in (1, 4))
+    assert one.cost.tolist() != four.cost.tolist()
     monkeypatch.setattr(elimination, "CHUNKS", 5)
-    monkeypatch.setattr(elimination, "EXACT", 19)
-    eliminate(x.T @ x, weight, 1)
-    assert sizes.count(4) == 5
+    for exact, expected in ((20, one), (19, four)):
+        monkeypatch.setattr(elimination, "EXACT", exact)
+        found = eliminate(x.T @ x, weight, 1)
+        assert found.order.tolist() == expected.order.tolist()
+        assert found.cost.tolist() == expected.cost.tolist()
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e12])

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -64,8 +65,8 @@ def test_latency_is_positive_and_leaves_the_model_as_found() -> None:
 def test_latency_is_the_median_of_the_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Warm-up 100 s and 100 s, which does not count; prefill 1, 4, 2 s and decode 10, 5, 20 s, medians 2 and 10."""
     seconds = [(100.0, 100.0), (1.0, 10.0), (4.0, 5.0), (2.0, 20.0)]
-    runs = iter(seconds)
-    monkeypatch.setattr("evaluation.speed._generate", lambda *_: next(runs))
+    moments = iter([moment for prefill, decode in seconds for moment in (0.0, prefill, prefill + decode)])
+    monkeypatch.setattr("evaluation.speed.time", SimpleNamespace(perf_counter=lambda: next(moments)))
     result = latency(tiny_model(), vocab_size=50, seq_len=20, new_tokens=5, repeats=3, seed=0)
     assert (result["prefill_tokens_per_s"], result["decode_tokens_per_s"]) == (10.0, 0.5)
 

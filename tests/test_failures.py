@@ -17,6 +17,7 @@ import core.cache
 import core.files
 import diagnostics.canvas
 import diagnostics.page.run_page
+import diagnostics.reports
 from cli.doors import other_command
 from core.errors import NumericalError, UsageError
 from core.failures import convenience, exit_code, in_one_line, of_the_machine
@@ -141,7 +142,7 @@ def test_a_run_whose_convenience_fails_is_a_finished_run(
 
 
 def test_a_result_that_cannot_be_written_is_one_line(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(core.files, "_write_utf8", fail(FULL))
+    monkeypatch.setattr(diagnostics.reports, "write_atomically", fail(FULL))
     code, _, said = call([*workspace.base_arguments(), "--dry_run", "--output", str(workspace.root / "unwritten")])
     assert code == 2
     assert said.splitlines()[-1].startswith("error: /full: No space left on device; free some space there")

@@ -18,7 +18,7 @@ CHEAP = ("--importance_method", "magnitude", "--run_evaluation", "none", "--no_v
 # Everything is imported once; each run is a fork of that, killed after a random share of the time that a run takes.
 KILLER = """
 import json, os, random, sys, time
-import run_global_pruning, cli.deliver, cli.remedy, diagnostics.page.run_page, transformers.models.llama.modeling_llama
+import run_global_pruning, run.deliver, run.finish, diagnostics.page.run_page, transformers.models.llama.modeling_llama
 
 def start(arguments):
     child = os.fork()

@@ -53,7 +53,9 @@ def test_runs_that_differ_differ_in_their_folder() -> None:
         assert folder("", one) != folder("", other), (one, other)
 
 
-@pytest.mark.parametrize("same", ["--seed 0", "--norm_method sqrt", "--tau 3", "--device cpu", "--no_verify"])
+@pytest.mark.parametrize(
+    "same", ["--seed 0", "--norm_method sqrt", "--tau 3", "--device cpu", "--no_verify", "--reconstruct least_squares"]
+)
 def test_what_does_not_act_or_is_the_default_changes_nothing(same: str) -> None:
     assert folder(same) == folder("")
 

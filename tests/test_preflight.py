@@ -144,7 +144,8 @@ def test_without_any_temporary_folder_there_is_one_line(tmp_path: Path, monkeypa
 def test_a_run_without_tasks_imports_nothing_for_them() -> None:
     code = (
         "import sys\nfrom evaluation.catalogue import check_tasks\ncheck_tasks([], None)\n"
-        "import cli.job\nassert not {'lm_eval', 'datasets', 'matplotlib'} & set(sys.modules)"
+        "import run.opening, run.decide, run.finish\n"
+        "assert not {'lm_eval', 'datasets', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
 

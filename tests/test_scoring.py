@@ -198,7 +198,7 @@ def test_nothing_to_score_when_all_is_frozen() -> None:
         ({"clip_low": -1.0}, "--clip_percentile_low -1"),
         ({"clip_high": 101.0}, "--clip_percentile_high 101"),
         ({"clip_low": math.nan}, "--clip_percentile_low nan"),
-        ({"normalise": "softmax"}, "--norm_method softmax: needs one of log, sqrt, minmax, zscore"),
+        ({"normalise": "softmax"}, "--norm_method softmax: needs one of log, minmax, zscore, sqrt"),
         ({"temperature": -1.0}, "--temperature -1"),
         ({"temperature": math.inf}, "--temperature inf"),
         ({"tau": -0.1}, "--tau -0.1"),

@@ -180,6 +180,6 @@ def test_a_disk_without_room_is_one_line_before_anything_is_written(
     source = stored(tmp_path / "dense", "llama")
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
-    with pytest.raises(OutputError, match="the disk has 1000 left"):
+    with pytest.raises(OutputError, match="the disk has 1,000 left"):
         streamed(source, random_plan(source.architecture), tmp_path / "out" / "model", SHARD)
     assert list((tmp_path / "out").iterdir()) == []

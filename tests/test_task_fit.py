@@ -122,7 +122,7 @@ def test_the_empty_model_knows_nothing() -> None:
 def test_a_run_asks_before_it_loads_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace = Workspace.make(tmp_path)
     name = written(workspace.task_folder, 10_000)
-    monkeypatch.setattr("cli.measured.load_model", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("run.session.load_model", lambda *_: pytest.fail("weights were loaded"))
     asked = ["--run_evaluation", "tasks", "--eval_tasks", name, "--eval_task_path", str(workspace.task_folder)]
     code, _, error = call([*workspace.base_arguments(), "--output", str(tmp_path / "out"), *asked])
     assert code == 2
