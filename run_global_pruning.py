@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """Global structured pruning of a Hugging Face causal LM, from a shell. ``--help`` lists the options."""
 
-import importlib
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,15 +22,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    from cli.doors import prune_command
+    from cli.doors import other_command, prune_command
     from core.console import console
     from core.program import program_name
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     with console():
         if arguments and arguments[0] in COMMANDS:
-            command = importlib.import_module(COMMANDS[arguments[0]])
-            return int(command.main(arguments[1:], f"{program_name()} {arguments[0]}"))
+            return other_command(COMMANDS[arguments[0]], arguments[1:], f"{program_name()} {arguments[0]}")
         return prune_command(arguments, run)
 
 

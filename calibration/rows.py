@@ -10,6 +10,7 @@ TEXT_COLUMN = "text"
 MOST_NAMES = 12
 LONGEST_NAME = 40  # characters; what is longer is text where a name should be
 CHAT_COLUMNS = ("messages", "conversations", "conversation")
+GIVE_ROWS = f': give rows of text, e.g. {{"{TEXT_COLUMN}": "..."}} one a line, or a list of strings'
 
 
 class NoTextError(DataError):
@@ -36,7 +37,7 @@ def _text_of(row: Any, column: str, where: str, first: bool) -> str | None:
     if isinstance(row, str):
         return encodable(row)
     if not isinstance(row, dict):
-        raise NoTextError(f'{where} has no "{column}" string (it has: {type(row).__name__})')
+        raise NoTextError(f'{where} has no "{column}" string (it is {_in_words(row)}){GIVE_ROWS}')
     text = row.get(column)
     if isinstance(text, str):
         return encodable(text)
@@ -71,4 +72,9 @@ def _next_step(columns: list[str], strings: list[str]) -> str:
         return f": add --text_column {names[0]}"
     if strings and not names:
         return f': its first line must name its columns, "{TEXT_COLUMN}" among them'
-    return ": give the one that holds the text as --text_column" if names else ""
+    return ": give the one that holds the text as --text_column" if names else GIVE_ROWS
+
+
+def _in_words(value: Any) -> str:
+    names = {type(None): "null", bool: "true or false", int: "a number", float: "a number"}
+    return names.get(type(value), f"a {type(value).__name__}")

@@ -1,5 +1,6 @@
 """From a command line to an exit code: parse, say what cannot act, run, print the report."""
 
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +29,19 @@ def prune_command(arguments: Sequence[str], run: Callable[..., Any]) -> int:
     except KeyboardInterrupt as interrupt:
         assert command.settings.output.output is not None
         print(interrupted(command.settings.output.output), file=sys.stderr)
+        return interruption.exit_code(interrupt)
+
+
+def other_command(module: str, arguments: Sequence[str], prog: str) -> int:
+    """``global-pruning verify …`` and its like. module: its ``main(arguments, prog)`` returns the exit code.
+
+    A request to end, by Ctrl-C or SIGTERM, is a line here too, and what was half written goes.
+    """
+    try:
+        with interruption.terminations():
+            return int(importlib.import_module(module).main(arguments, prog))
+    except KeyboardInterrupt as interrupt:
+        print("interrupted; nothing was finished", file=sys.stderr)
         return interruption.exit_code(interrupt)
 
 

@@ -111,9 +111,13 @@ def parse_options(argv: Sequence[str] | None = None) -> Command:
 
 
 def _refuse_blank_arguments(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
-    for index, word in enumerate(arguments):
+    """``--output ""`` and ``--output=``, which would mean the current folder; and a lone space."""
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        option = before if not word else word.removesuffix("=") if word.endswith("=") else ""
+        if option.startswith("--") and "=" not in option:
+            parser.error(f"{option} is empty: is a variable of the shell unset? Give a value, or leave the option out")
         if word and not word.strip():
-            after = f"after '{arguments[index - 1]}'" if index else "as the first argument"
+            after = f"after '{before}'" if before else "as the first argument"
             parser.error(
                 f"empty argument {after}: a space or a comment follows the backslash that continues the line; let the "
                 "line end with the backslash itself"

@@ -1,7 +1,6 @@
 """``global-pruning verify FOLDER``: the self-proof of a folder that this program wrote, made again."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,12 +31,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Exit code 0 where every check passed, 4 where one failed, 2 where the folder or its base model cannot be read."""
     asked = build_parser(prog or f"{program_name()} verify").parse_args(argv)
 
-    try:
-        with heard_by(say_on_stderr):
-            return exit_code(lambda: _prove(asked))
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
+    with heard_by(say_on_stderr):
+        return exit_code(lambda: _prove(asked))
 
 
 def _prove(asked: argparse.Namespace) -> None:

@@ -144,5 +144,6 @@ def _check_importance(groups: GroupTable, importance: np.ndarray, frozen: np.nda
         row = bad[0]
         raise NumericalError(
             f"importance of layer {groups.layer[row]} {TABLE[groups.kind[row]].name} group {groups.index[row]} is "
-            f"{importance[row]} ({len(bad)} of {len(groups)} groups are not finite and >= 0)"
+            f"{importance[row]} ({len(bad)} of {len(groups)} groups are not finite and >= 0): look for NaN or Inf in "
+            "the weights, or try --dtype float32 or another --importance_method"
         )

@@ -43,7 +43,7 @@ def check_places(name: str, headers: Headers, empty: Any, family: Family) -> Non
     over = [f"{stored} is left over" for stored in left]
     if wrong:
         told = "; ".join(first_of(lines) for lines in (wrong, over) if lines)
-        raise ModelError(f"{name}: {told}; its weights and its config.json do not match")
+        raise ModelError(f"{name}: {told}; {_not_together(missing, left)}")
     if left:
         raise ModelError(f"{name}: {first_of(over)}; {_no_place(left, empty, family)}")
 
@@ -107,6 +107,17 @@ def _refuse_quantised(name: str, headers: Headers, names: set[str]) -> None:
         raise ModelError(
             f"{name} is quantised: {first_of(packed)}; prune the unquantised checkpoint, then quantise the result"
         )
+
+
+def _not_together(missing: list[str], left: list[str]) -> str:
+    """What to do where tensors are missing or of another shape, as far as names tell."""
+    if missing == ["lm_head.weight"] and not left:
+        return "give the weights with their head, or set tie_word_embeddings to true in config.json if it has none"
+    known = next((name for name in missing if any(stored.endswith(f".{name}") for stored in left)), None)
+    if known is not None:
+        prefix = next(stored for stored in left if stored.endswith(f".{known}")).removesuffix(known)
+        return f"take the prefix {prefix} off the names in its weights (a wrapper was saved with them)"
+    return "its weights and its config.json do not belong together; give both as they were saved together"
 
 
 def _no_place(left: list[str], empty: Any, family: Family) -> str:

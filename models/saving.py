@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from core.errors import OutputError
+from core.failures import ELSEWHERE, NEXT_STEP
 from core.families import Family
 from core.groups import Architecture
 from models.shipped import render
@@ -111,7 +112,8 @@ def explained_by_space(folder: Path, weight_bytes: int) -> Iterator[None]:
         if number is None:
             raise
         if number not in (errno.ENOSPC, errno.EDQUOT):
-            raise OutputError(f"{folder.parent} cannot be written: {os.strerror(number)}") from error
+            next_step = NEXT_STEP.get(number, ELSEWHERE)
+            raise OutputError(f"{folder.parent} cannot be written ({os.strerror(number)}); {next_step}") from error
         sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
         beside = sum(size for path, size in sizes.items() if path.suffix != ".safetensors")
         raise OutputError(

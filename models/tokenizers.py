@@ -1,6 +1,7 @@
 """Load a checkpoint's tokenizer, and refuse one that cannot be used with its model."""
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from core.errors import ModelError, reason_of
 from core.hub import offline_if_unreachable
 
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of them holds the vocabulary
+JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "added_tokens.json", "special_tokens_map.json")
 SENTENCEPIECE = ("sentencepiece", "google.protobuf")  # modules that turn a tokenizer.model into a fast tokenizer
 
 
@@ -38,6 +40,9 @@ def _reason(path: str, error: Exception) -> str:
         return "its tokenizer.model is read by packages that are not installed: pip install sentencepiece protobuf"
     if held == ["tokenizer.model"] and not _is_sentencepiece(folder / "tokenizer.model"):
         return "its tokenizer.model is not a complete SentencePiece model; download it again"
+    broken = next((name for name in JSON_FILES if _is_broken_json(folder / name)), None)
+    if broken is not None:
+        return f"its {broken} is not complete JSON; download it again"
     return f"{reason_of(error)}; copy its tokenizer files into the folder"
 
 
@@ -48,6 +53,16 @@ def _is_sentencepiece(file: Path) -> bool:
         return bool(SentencePieceProcessor().Load(str(file)))
     except (OSError, RuntimeError):
         return False
+
+
+def _is_broken_json(file: Path) -> bool:
+    try:
+        json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, RecursionError):
+        return True
+    return False
 
 
 def _is_installed(module: str) -> bool:

@@ -39,7 +39,7 @@ def read_plan(path: Path, architecture: Architecture) -> PruningPlan:
     try:
         return from_json(_load(path), architecture)
     except _MisfitError as misfit:
-        raise PlanError(f"plan {path}: {misfit}") from None
+        raise PlanError(f"plan {path}: {misfit}; give analysis/pruning_plan.json of a run on this model") from None
 
 
 def as_json(plan: PruningPlan) -> dict[str, Any]:

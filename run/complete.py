@@ -31,9 +31,12 @@ def complete(asked: Mapping[str, Any]) -> Settings:
     if unknown:
         near = get_close_matches(unknown[0], OPTIONS, 3)
         raise UsageError(f"{unknown[0]} is not an option; {_near(near)}")
+    empty = next((name for name, value in asked.items() if value == ""), None)
+    if empty is not None:
+        raise UsageError(f"--{empty} is empty; give a value, or leave it out")
     given = {name: _typed(name, value) for name, value in asked.items() if value is not None}
-    if not given.get("base_model"):
-        raise UsageError("--base_model is empty; give a hub id, a folder, or demo")
+    if "base_model" not in given:
+        raise UsageError("--base_model is missing; give a hub id, a folder, or demo")
     settings = _sections(given)
     settings = replace(settings, evaluation=_evaluation(settings, given))
     settings = replace(settings, repair=_repair(settings, given))

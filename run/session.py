@@ -19,7 +19,7 @@ from importance.measure import measure_importance
 from models.gguf import check_gguf
 from models.in_memory import source_of
 from models.loading import ModelSource, check_context, check_model, choose_device, choose_dtype, load_model
-from models.rounding import check_range
+from models.rounding import check_finite, check_range
 from models.stock import possible_kv_widths
 from models.travel import dense_folder
 from pruning.budget import budget_params, requested_params
@@ -212,6 +212,7 @@ class Session:
                     self._dense = StreamedModel(self.source, asked)
                 else:
                     self._dense = load_model(self.source, self.device, self.dtype)
+                    check_finite(self._dense)
                     check_range(self._dense, self.saved_dtype)
         return self._dense
 

@@ -208,3 +208,12 @@ def test_the_packages_that_a_sentencepiece_model_wants_are_named(folder: Path, m
 def test_a_folder_without_any_tokenizer_says_so(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     assert "it has none of tokenizer.json, tokenizer.model, vocab.json" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", [b"", b'{"model": ', b"version https://git-lfs.github.com/spec/v1\n"])
+def test_a_tokenizer_file_that_is_no_json_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    folder = write_model(tmp_path / "model")
+    (folder / name).write_bytes(content)
+    with pytest.raises(ModelError, match=f"its {name} is no JSON, or a part of one; get it again"):
+        check_model(str(folder))

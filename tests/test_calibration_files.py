@@ -123,6 +123,8 @@ BAD_FILES = [
     ("number.json", b'[{"text": 1}]', 'row 0 has no "text" string'),
     ("plain.json.gz", b'{"text": "a"}\n', "not a complete gzip file"),
     ("cut.json.gz", gzip.compress(b'{"text": "a"}\n' * 99)[:-20], "not a complete gzip file"),
+    ("numbers.jsonl", b"1\n2\n", r'has no "text" string \(it is a number\): give rows of text'),
+    ("table.json", b'{"text": ["a", "b"]}', r"it has: text, a list\): give rows of text"),
     ("fake.parquet", b"PAR1 not really", "not a readable parquet file"),
     ("model.safetensors", b"abc", "its name must end in one of .txt"),
 ]

@@ -3,7 +3,10 @@
 import errno
 import json
 import os
+import signal
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +17,11 @@ import core.cache
 import core.files
 import diagnostics.page.run_page
 import diagnostics.reports
+from cli.doors import other_command
 from core.errors import NumericalError, UsageError
 from core.failures import convenience, exit_code, in_one_line, of_the_machine
 from diagnostics.reports import canvas
+from run.interruption import Terminated
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +105,7 @@ def test_a_convenience_is_said_once_and_ctrl_c_is_none(capsys: pytest.CaptureFix
         raise KeyboardInterrupt
 
 
-def fail(error: Exception) -> Any:
+def fail(error: BaseException) -> Any:
     def failing(*_: Any, **__: Any) -> None:
         raise error
 
@@ -158,3 +163,20 @@ def test_a_text_with_a_path_that_is_not_utf_8_is_written(tmp_path: Path) -> None
     name = os.fsdecode(b"caf\xe9")
     path = core.files.write_json(tmp_path / "x.json", {"output": name})
     assert json.loads(path.read_text())["output"] == name
+
+
+@pytest.mark.parametrize(("interrupt", "code"), [(KeyboardInterrupt(), 130), (Terminated(signal.SIGTERM), 143)])
+def test_every_command_ends_in_a_line_when_asked_to(
+    interrupt: KeyboardInterrupt, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "slow", SimpleNamespace(main=fail(interrupt)))
+    assert other_command("slow", [], "global-pruning slow") == code
+    assert capsys.readouterr().err == "interrupted; nothing was finished\n"
+
+
+def test_a_proof_that_the_disk_ends_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("run.prove_again.prove_again", fail(system_error(errno.EIO, "/x/model")))
+    assert other_command("cli.verify", [str(tmp_path)], "global-pruning verify") == 2
+    assert capsys.readouterr().err.startswith("error: /x/model: Input/output error; ")

@@ -1,5 +1,6 @@
 """What cannot be exported to GGUF exactly is refused, in one line that says why."""
 
+import errno
 import json
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from gguf_cases import CONFIGS, SHARED, build, edit, pruned, save, tokenizer
 from tokenizers import normalizers, pre_tokenizers, processors
 from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from core.errors import ModelError, UsageError
+from core.errors import ModelError, OutputError, UsageError
 from models.gguf import check_gguf, export_gguf
 from models.loading import check_model
 
@@ -149,3 +150,23 @@ def test_a_missing_package_is_one_line_too(folder: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(UsageError, match=r"needs the package gguf: pip install gguf"):
         export_gguf(folder)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError("8192 requested and 1696 written"), "No space left on device"),  # numpy's way to say so
+        (OSError(errno.EROFS, "Read-only"), "Read-only file system"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_named(
+    folder: Path, tmp_path: Path, error: OSError, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("gguf.GGUFWriter.write_tensor_data", fail)
+    target = tmp_path / "out" / "model.gguf"
+    with pytest.raises(OutputError, match=rf"model\.gguf cannot be written \({reason}\); "):
+        export_gguf(folder, target)
+    assert not list(target.parent.iterdir())

@@ -127,3 +127,22 @@ def test_a_base_model_whose_embedding_is_its_head_is_told_of(tmp_path: Path) -> 
     config_with(lambda config: config.update(architectures=["LlamaModel"]))(folder)
     (note,) = check_model(str(folder)).notes
     assert "config.json says LlamaModel; it is pruned and saved as LlamaForCausalLM" in note
+
+
+WRAPPED = ["base_model.model.", "_orig_mod.", "module."]
+
+
+@pytest.mark.parametrize("prefix", WRAPPED)
+def test_names_that_a_wrapper_added_to_are_told_with_its_prefix(tmp_path: Path, prefix: str) -> None:
+    folder = write_model(tmp_path / "model")
+    tensors = {prefix + name: tensor for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=f"take the prefix {re.escape(prefix)} off the names"):
+        check_model(str(folder))
+
+
+def test_weights_without_a_head_come_with_a_next_step(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model")
+    tensors_with(lambda tensors: tensors.pop("lm_head.weight"))(folder)
+    with pytest.raises(ModelError, match=r"lm_head\.weight is missing; give the weights with their head, or set tie_"):
+        check_model(str(folder))

@@ -22,7 +22,7 @@ from models import verification
 from models.family_table import family_of
 from models.faults import fault_of_the_machine
 from models.module_cache import own_module_cache
-from models.rounding import check_range, round_parameters
+from models.rounding import check_finite, check_range, round_parameters
 from models.verification import CHECKS, insist, not_verified
 
 LLAMA = family_of("llama")
@@ -200,3 +200,21 @@ def test_a_checkpoint_beyond_float16_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(NumericalError, match="65504"):
         prune(model, plan_of(model), tmp_path / "model", torch.float16)
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_weight_that_is_no_number_is_named(value: float) -> None:
+    model = build("llama")
+    check_finite(model)
+    model.model.layers[1].mlp.up_proj.weight.data[3, 5] = value
+    with pytest.raises(
+        NumericalError, match=r"layers\.1\.mlp\.up_proj\.weight holds NaN or Inf as float32; give weights"
+    ):
+        check_finite(model)
+
+
+def test_weights_that_only_float16_cannot_hold_come_with_a_wider_dtype() -> None:
+    model = build("llama")
+    model.model.norm.weight.data[0] = 70_000.0
+    with pytest.raises(NumericalError, match="too narrow for them, add --dtype bfloat16"):
+        check_finite(model.half())

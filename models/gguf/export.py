@@ -1,5 +1,7 @@
 """Write the file: metadata first, then one tensor after the other."""
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ import torch
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, RopeScalingType, quants
 
 from core.errors import ModelError, OutputError, UsageError
+from core.failures import ELSEWHERE, NEXT_STEP
 from core.files import write_atomically
 from core.progress import tqdm
 from models.gguf import OUTTYPES, Exported
@@ -54,9 +57,18 @@ def write_gguf(folder: Path, outfile: Path | None, outtype: str) -> Exported:
         finally:
             writer.close()
 
-    write_atomically(path, write)
+    try:
+        write_atomically(path, write)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
     notes = (*source.notes, *vocabulary.notes, *quantisation_notes(source.architecture, outtype))
     return Exported(path, arch, len(tensors), path.stat().st_size, notes)
+
+
+def _cannot_write(path: Path, error: OSError) -> OutputError:
+    """numpy writes the tensors, and says of a full disk only how many values it took."""
+    number = error.errno or errno.ENOSPC
+    return OutputError(f"{path} cannot be written ({os.strerror(number)}); {NEXT_STEP.get(number, ELSEWHERE)}")
 
 
 def _describe(writer: GGUFWriter, source: ModelSource) -> None:
