@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from run.settings import Settings
 
 # Word after the program's name -> module whose main(arguments, prog) answers. Without such a word, a model is pruned.
-COMMANDS = {"compare": "diagnostics.compare", "gguf": "models.gguf.__main__", "verify": "cli.verify"}
+COMMANDS = {"compare": "cli.compare", "gguf": "cli.gguf", "verify": "cli.verify"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

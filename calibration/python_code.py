@@ -6,7 +6,6 @@ Docstrings and comments are left out: docstrings are what ``pydoc`` is made of, 
 model the paragraphs that it is evaluated on. One interpreter always gives the same file.
 """
 
-import argparse
 import ast
 import sys
 import sysconfig
@@ -23,11 +22,12 @@ PROGRESS_DELAY_S = 2.0
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path, help="written whole or not at all; its name should end in .txt")
-    file = parser.parse_args().file
+    """The one argument is the file, written whole or not at all; its name should end in .txt."""
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        print(__doc__.strip(), file=sys.stderr)
+        return 2
     try:
-        print(write_text(file, "\n\n".join(code_documents())))
+        print(write_text(Path(sys.argv[1]), "\n\n".join(code_documents())))
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -4,8 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NoReturn
 
+from cli.one_line_parser import OneLineParser
 from cli.plan_options import (
     allocation_options,
     correction_options,
@@ -55,13 +55,6 @@ exit codes: 0 done; 2 the input cannot work (one line on stderr says why and wha
 3 NaN or Inf while measuring; 4 the saved model failed its own proof; 129 ended by SIGHUP;
 130 interrupted with Ctrl-C; 143 ended by SIGTERM
 """
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """A wrong option is one line on stderr and exit code 2; the usage is for those who ask for it."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; --help lists all options\n")
 
 
 def build_parser() -> argparse.ArgumentParser:

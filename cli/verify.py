@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from cli.options import OneLineParser
+from cli.one_line_parser import OneLineParser
 from core.errors import ModelError, VerificationError
 from core.failures import exit_code
 from core.program import program_name

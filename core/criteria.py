@@ -14,7 +14,7 @@ class Criterion:
 
     measured_by: ``module:function``, imported when it is called (``importance.measure``).
     says: what it is, in a phrase for lists of choices.
-    options: keyword arguments that the function gets in any case.
+    keywords: keyword arguments that the function gets in any case.
     reads_text: needs calibration windows; without, it never changes, from round to round and from text to text.
     needs_gradients: runs backward passes.
     batches: takes ``batch_size``; where False, a criterion that reads text takes one sequence a pass.
@@ -26,7 +26,7 @@ class Criterion:
 
     measured_by: str
     says: str
-    options: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    keywords: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     reads_text: bool = True
     needs_gradients: bool = True
     batches: bool = True
@@ -49,7 +49,7 @@ CRITERIA: dict[str, Criterion] = {
     "taylor_2nd": Criterion(
         "importance.taylor:taylor_importance",
         "the same and half its square",
-        options=MappingProxyType({"second_order": True}),
+        keywords=MappingProxyType({"second_order": True}),
         batches=False,
         uses_gradient_reduction=True,
         why_no_halves=_OF_A_SUM,

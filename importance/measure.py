@@ -30,12 +30,12 @@ def measure_importance(
     if chosen.reads_text:
         assert windows is not None, f"{criterion} needs calibration windows"
         arguments.append(windows)
-    options: dict[str, Any] = dict(chosen.options)
+    keywords: dict[str, Any] = dict(chosen.keywords)
     if chosen.uses_gradient_reduction:
-        options["reduction"] = gradient_reduction
+        keywords["reduction"] = gradient_reduction
     if chosen.batches:
-        options["batch_size"] = batch_size
-    importance: Importance = _function(chosen)(*arguments, **options)
+        keywords["batch_size"] = batch_size
+    importance: Importance = _function(chosen)(*arguments, **keywords)
     return importance
 
 

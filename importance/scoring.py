@@ -51,7 +51,7 @@ class Scores:
 def score_groups(
     groups: GroupTable,
     importance: np.ndarray,
-    options: Transforms,
+    transforms: Transforms,
     *,
     frozen: np.ndarray,
     prior: Prior | None,
@@ -68,16 +68,16 @@ def score_groups(
     notes = _zero_notes(np.flatnonzero(zero))
 
     score, clipped_share = s, None
-    if options.clip:
-        score, clipped_share = clip(groups, s, counted, options.clip_low, options.clip_high)
-    if options.normalise is not None:
-        score = normalise(groups, score, counted, options.normalise)
+    if transforms.clip:
+        score, clipped_share = clip(groups, s, counted, transforms.clip_low, transforms.clip_high)
+    if transforms.normalise is not None:
+        score = normalise(groups, score, counted, transforms.normalise)
     correction = None
-    if options.temperature > 0:
+    if transforms.temperature > 0:
         if prior is None:
             raise ValueError("a temperature above 0 needs a prior")
         open_blocks = groups.by_block(counted) > 0
-        correction = correct(groups, prior, open_blocks, temperature=options.temperature, tau=options.tau)
+        correction = correct(groups, prior, open_blocks, temperature=transforms.temperature, tau=transforms.tau)
         score = _shifted(score, counted) * groups.gathered(correction.factor)[groups.block]
         notes += correction.notes
     score = _with_zero_layers(score, zero[groups.layer], counted)

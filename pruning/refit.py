@@ -59,22 +59,22 @@ class Choice:
 
 def choose(
     fit: Moments,
-    held_out: Moments,
+    check: Moments,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     *,
     ridges: tuple[float, ...],
     stored_dtype: torch.dtype | None = None,
 ) -> Choice:
-    """Refit on ``fit`` with every ridge; keep the largest that gains KEPT_GAIN of what the best does on ``held_out``.
+    """Refit on ``fit`` with every ridge; keep the largest that gains KEPT_GAIN of what the best does on ``check``.
 
     Nothing changes where no ridge lowers the held-out error. The best ridge fits its own kind of text so closely that
     other text loses; a larger one that gains nearly as much stays nearer to the weights there were.
 
-    weight (C, n): W_k, bias (C,): b, which ``fit`` and ``held_out`` were taken with. The errors are those of weights
+    weight (C, n): W_k, bias (C,): b, which ``fit`` and ``check`` were taken with. The errors are those of weights
     rounded to stored_dtype, the one they will be saved in (None: their own).
     """
-    before = held_out.error()
+    before = check.error()
     gains: list[tuple[float, Choice]] = []
     for ridge in ridges:
         solved = refit(fit, ridge, intercept=bias is not None)
@@ -84,7 +84,7 @@ def choose(
         new_weight = _rounded(weight.double() + change, weight.dtype, stored_dtype)
         new_bias = None if bias is None or shift is None else _rounded(bias.double() + shift, bias.dtype, stored_dtype)
         moved = None if bias is None or new_bias is None else new_bias.double() - bias.double()
-        after = held_out.error(new_weight.double() - weight.double(), moved)
+        after = check.error(new_weight.double() - weight.double(), moved)
         if after < before:
             gains.append((before - after, Choice(new_weight, new_bias, ridge, before, after)))
     if not gains:

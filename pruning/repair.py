@@ -146,7 +146,7 @@ class LayerwiseRepair:
             ridges=self.settings.ridges,
             windows_fitted=self.windows.num_fitted,
             windows_shuffled=self.windows.num_shuffled,
-            windows_held_out=len(self.windows.judge),
+            windows_held_out=len(self.windows.check),
             blocks=tuple(self.blocks),
         )
 
@@ -190,8 +190,8 @@ class LayerwiseRepair:
             moments.add(x.flatten(0, 1), k.flatten(0, 1))
 
         sums = [InputMoments(weight.shape[1], weight.device, judge=judge) for judge in (False, True)]
-        fit, held_out = (moments.seen_by(weight) for moments in self._over_windows(sums, step))
-        choice = self._choose(block, INPUT, fit, held_out, weight, None)
+        fit, check = (moments.seen_by(weight) for moments in self._over_windows(sums, step))
+        choice = self._choose(block, INPUT, fit, check, weight, None)
         for module, kept, values in zip(modules, rows, choice.weight.split([len(r) for r in rows]), strict=True):
             module.weight[kept] = values
 
@@ -219,8 +219,8 @@ class LayerwiseRepair:
 
         shape, biased = (module.out_features, len(kept), left.device), module.bias is not None
         sums = [Moments(*shape, bias=biased, judge=judge) for judge in (False, True)]
-        fit, held_out = self._over_windows(sums, step)
-        choice = self._choose(block, OUTPUT, fit, held_out, left, module.bias)
+        fit, check = self._over_windows(sums, step)
+        choice = self._choose(block, OUTPUT, fit, check, left, module.bias)
         module.weight.zero_()
         module.weight[:, kept] = choice.weight
         if module.bias is not None and choice.bias is not None:
@@ -257,15 +257,15 @@ class LayerwiseRepair:
         block: Block,
         side: str,
         fit: Moments,
-        held_out: Moments,
+        check: Moments,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
     ) -> Choice:
         """Raises NumericalError where the sums are not finite."""
-        if not (fit.finite and held_out.finite):
+        if not (fit.finite and check.finite):
             raise NumericalError(f"the repair of layer {block.layer} met NaN or Inf; try --dtype float32")
         settings = self.settings
-        choice = choose(fit, held_out, weight, bias, ridges=settings.ridges, stored_dtype=settings.stored_dtype)
+        choice = choose(fit, check, weight, bias, ridges=settings.ridges, stored_dtype=settings.stored_dtype)
         errors = choice.error_before, choice.error_after
         changed = choice.ridge is not None
         self.blocks.append(RepairedBlock(block.layer, TABLE[block.kind].name, side, changed, choice.ridge, *errors))
@@ -273,7 +273,7 @@ class LayerwiseRepair:
 
     def _over_windows(self, sums: list[S], step: Callable[[S, slice], None]) -> list[S]:
         """The first of the two over fitted windows, the second over held-out ones."""
-        for moments, windows in zip(sums, (self.windows.fit, self.windows.judge), strict=True):
+        for moments, windows in zip(sums, (self.windows.fit, self.windows.check), strict=True):
             self.runner.in_batches(partial(step, moments), windows)
         return sums
 

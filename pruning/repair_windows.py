@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-HELD_OUT_EVERY = 4
+CHECK_EVERY = 4
 SHUFFLES = 2
 
 
@@ -23,10 +23,10 @@ class RepairWindows:
     @staticmethod
     def of(ids: np.ndarray, text: str) -> "RepairWindows":
         """ids: int64 (N, T), the calibration windows. text: ``mixed``, or ``calibration`` for nothing shuffled."""
-        held_out = held_out_windows(len(ids))
-        fitted = ids[~held_out]
+        check = check_windows(len(ids))
+        fitted = ids[~check]
         shuffled = shuffled_tokens(fitted) if text == "mixed" else fitted[:0]
-        return RepairWindows(np.concatenate([fitted, shuffled, ids[held_out]]), len(fitted), len(shuffled))
+        return RepairWindows(np.concatenate([fitted, shuffled, ids[check]]), len(fitted), len(shuffled))
 
     @property
     def fit(self) -> range:
@@ -34,16 +34,16 @@ class RepairWindows:
         return range(self.num_fitted + self.num_shuffled)
 
     @property
-    def judge(self) -> range:
+    def check(self) -> range:
         """Windows that decide how strongly, and whether at all."""
         return range(self.num_fitted + self.num_shuffled, len(self.ids))
 
 
-def held_out_windows(num_windows: int) -> np.ndarray:
+def check_windows(num_windows: int) -> np.ndarray:
     """bool (N,): every fourth window, or the last one where there are fewer."""
-    held_out = np.arange(num_windows) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
-    held_out[-1] |= not held_out.any()
-    return held_out
+    check = np.arange(num_windows) % CHECK_EVERY == CHECK_EVERY - 1
+    check[-1] |= not check.any()
+    return check
 
 
 def shuffled_tokens(ids: np.ndarray, times: int = SHUFFLES) -> np.ndarray:

@@ -21,7 +21,7 @@ class Conflict(NamedTuple):
 class Idle(NamedTuple):
     """Options that cannot act beside the others. why: what follows the option's name in the note."""
 
-    options: tuple[str, ...]
+    names: tuple[str, ...]
     when: Test
     why: str
 
@@ -247,8 +247,5 @@ IDLE = (
 def idle_notes(settings: Settings, given: Collection[str]) -> list[str]:
     """One sentence for each option that was given but cannot act beside the others. given: option names."""
     return [
-        f"--{name} {rule.why}"
-        for rule in IDLE
-        if rule.when(settings)
-        for name in sorted(set(rule.options) & set(given))
+        f"--{name} {rule.why}" for rule in IDLE if rule.when(settings) for name in sorted(set(rule.names) & set(given))
     ]

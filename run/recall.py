@@ -5,7 +5,7 @@ from typing import Any
 from core.cache import Entry
 from core.measured import Importance, Outliers, Prior
 from core.windows import TokenWindows
-from importance.kept import (
+from importance.entries import (
     importance_entry,
     importance_from,
     outliers_entry,

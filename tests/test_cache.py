@@ -16,7 +16,7 @@ from cli.options import parse_options
 from core.cache import BadEntryError, Entry, entry_path, read_entry, write_entry
 from core.measured import GradientStatistics, Importance, Prior
 from core.windows import TokenWindows
-from importance.kept import importance_entry, importance_from, prior_entry, prior_from
+from importance.entries import importance_entry, importance_from, prior_entry, prior_from
 from models.identity import model_identity
 from models.loading import check_model
 from run import cache_keys, session

@@ -18,9 +18,10 @@ from run_folders import record, write_run
 from tables import reshaped
 from workspace import Workspace
 
+from cli.compare import main
 from core.files import write_json
 from core.plan import PruningPlan
-from diagnostics.compare import compare, main
+from diagnostics.comparison.compare import compare
 from diagnostics.comparison.health import health
 from diagnostics.comparison.page import next_steps
 from diagnostics.comparison.ranking import rankings

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from tokenizers import normalizers
 from transformers import LlamaConfig
 
+from cli.gguf import main
 from core.errors import ModelError, UsageError
 from core.groups import Architecture, LayerShape
 from models.gguf import export_gguf
-from models.gguf.__main__ import main
 from models.gguf.gguf_tensors import halves_to_pairs
 from models.gguf.row_order import quantisation_notes
 from models.loading import check_model, load_model

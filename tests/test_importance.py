@@ -93,7 +93,7 @@ def test_every_criterion_says_what_it_takes() -> None:
         assert criterion.reads_text == ("windows" in taken), name
         assert criterion.batches == ("batch_size" in taken), name
         assert criterion.uses_gradient_reduction == ("reduction" in taken), name
-        assert set(criterion.options) <= set(taken), name
+        assert set(criterion.keywords) <= set(taken), name
 
 
 @pytest.mark.parametrize("name", CRITERIA)

@@ -15,7 +15,7 @@ from run_folders import record, write_run
 from workspace import Workspace
 
 from core.files import write_json
-from diagnostics.compare import compare
+from diagnostics.comparison.compare import compare
 from diagnostics.page.charts import Values, axis, layer_bars, layer_lines, scatter
 from diagnostics.page.headline import headline
 from diagnostics.page.render import TEMPLATES

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from run_folders import record, write_run
 
-from diagnostics.compare import compare
+from diagnostics.comparison.compare import compare
 from diagnostics.page.run_page import write_run_page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")

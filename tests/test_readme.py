@@ -9,14 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from cli import verify
+from cli import compare, gguf, verify
 from cli.options import EPILOG, build_parser, parse_options
 from cli.reference import help_parts, markdown
 from core.errors import PruningError
 from core.names import DATASETS
-from diagnostics import compare
 from models.family_table import FAMILIES
-from models.gguf import __main__ as gguf
 from run.complete import complete
 from run.settings import OPTIONS
 from run_global_pruning import COMMANDS as COMMANDS_OF_THE_ENTRY

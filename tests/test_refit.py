@@ -94,8 +94,8 @@ def test_a_column_that_is_a_combination_of_the_others_is_restored_exactly() -> N
 def test_what_does_not_carry_over_to_held_out_tokens_is_not_done() -> None:
     """The removed input follows the kept one in the fitted tokens and opposes it in the held-out ones."""
     k, weight = random(20, 1), torch.tensor([[1.0]])
-    fit, held_out = moments(k, 3 * k, weight), moments(k, -k, weight)
-    choice = choose(fit, held_out, weight, None, ridges=(1e-3, 1.0))
+    fit, check = moments(k, 3 * k, weight), moments(k, -k, weight)
+    choice = choose(fit, check, weight, None, ridges=(1e-3, 1.0))
     assert choice.ridge is None
     assert choice.weight is weight
     assert choice.error_after == choice.error_before > 0

@@ -18,7 +18,7 @@ from models.expected import reference
 from models.narrow import empty_narrow_model
 from pruning.repair import RepairSettings, repair, repaired_for_now
 from pruning.repair_report import OUTPUT, write_repair_report
-from pruning.repair_windows import held_out_windows, shuffled_tokens
+from pruning.repair_windows import check_windows, shuffled_tokens
 from pruning.surgery import operate
 
 
@@ -80,7 +80,7 @@ def test_a_whole_block_is_refitted_where_its_layer_lost_something_and_its_inputs
         assert [(block.layer, block.kind) for block in done.of(OUTPUT)][:2] == expected
 
 
-def test_errors_are_those_of_the_blocks_outputs_on_held_out_windows(llama: Any) -> None:
+def test_errors_are_those_of_the_blocks_outputs_on_check_windows(llama: Any) -> None:
     """The first two blocks, with nothing pruned before the first, against outputs taken by hooks."""
     keep = plan_for(llama).keep.copy()
     keep[:10] = np.arange(10) % 2 == 0  # of layer 0: 2 of 4 KV heads, 3 of the first 6 channels
@@ -88,14 +88,14 @@ def test_errors_are_those_of_the_blocks_outputs_on_held_out_windows(llama: Any) 
     first = done.of(OUTPUT)[:2]
     assert [(block.layer, block.kind) for block in first] == [(0, "attention"), (0, "mlp")]
     assert first[0].repaired
-    held_out = IDS[torch.from_numpy(held_out_windows(len(IDS)))]
+    check = IDS[torch.from_numpy(check_windows(len(IDS)))]
     outputs: list[torch.Tensor] = []
     for net in (llama, model):
         for path in ("self_attn.o_proj", "mlp.down_proj"):
             module = net.model.layers[0].get_submodule(path)
             module.register_forward_hook(lambda _m, _a, out: outputs.append(out.double()))
         with torch.no_grad():
-            net(input_ids=held_out)
+            net(input_ids=check)
     for block, target, output in zip(first, outputs[:2], outputs[2:], strict=True):
         error = float((target - output).square().sum() / target.square().sum())
         assert block.error_after == pytest.approx(error, rel=1e-4)
@@ -182,8 +182,8 @@ def test_a_bfloat16_model_is_repaired_in_float32_sums(llama: Any) -> None:
 def test_two_windows_are_needed_and_finite_streams(llama: Any) -> None:
     with pytest.raises(UsageError, match="--num_samples 1"):
         repair(llama, family(llama), plan_for(llama), windows_of(IDS[:1]))
-    assert held_out_windows(2).tolist() == [False, True]
-    assert held_out_windows(8).tolist() == [False, False, False, True] * 2
+    assert check_windows(2).tolist() == [False, True]
+    assert check_windows(8).tolist() == [False, False, False, True] * 2
     with torch.no_grad():
         llama.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
     with pytest.raises(NumericalError, match="layer 1"):

@@ -15,7 +15,7 @@ from core.kinds import TABLE
 from models.architecture import decoder_layers
 from pruning.repair import RepairSettings, repair
 from pruning.repair_report import INPUT, OUTPUT
-from pruning.repair_windows import held_out_windows
+from pruning.repair_windows import check_windows
 
 
 @pytest.mark.parametrize("name", ["llama", "phi3", "gemma3_text", "qwen2"])
@@ -27,7 +27,7 @@ def test_errors_of_inputs_are_those_of_what_the_kept_rows_give(name: str, kind: 
     model, done = repaired(dense_model, plan)
     (block,) = (block for block in done.of(INPUT) if (block.layer, block.kind) == (1, kind))
     readers = [member for member in row.members if member.axis == OUT and TABLE[member.kind].name == kind]
-    held_out = IDS[torch.from_numpy(held_out_windows(len(IDS)))]
+    check = IDS[torch.from_numpy(check_windows(len(IDS)))]
     outputs: list[list[torch.Tensor]] = [[], []]
     for found, net in zip(outputs, (dense_model, model), strict=True):
         for member in readers:
@@ -36,7 +36,7 @@ def test_errors_of_inputs_are_those_of_what_the_kept_rows_give(name: str, kind: 
             bias = 0.0 if module.bias is None else module.bias
             module.register_forward_hook(lambda _m, _a, out, f=found, r=rows, b=bias: f.append((out - b)[..., r]))
         with torch.no_grad():
-            net(input_ids=held_out)
+            net(input_ids=check)
     target, output = (torch.cat(found, -1).double() for found in outputs)
     error = float((target - output).square().sum() / target.square().sum())
     assert block.error_after == pytest.approx(error, rel=1e-3)

@@ -12,7 +12,7 @@ from repairs import IDS, family, hidden_states, plan_for, repaired
 from models.architecture import architecture_of
 from pruning.repair import RepairSettings, repair
 from pruning.repair_targets import before_norm, one_over_mean_square
-from pruning.repair_windows import held_out_windows
+from pruning.repair_windows import check_windows
 
 
 def test_targets_agree_until_the_streams_part(llama: Any) -> None:
@@ -44,11 +44,11 @@ def test_error_of_the_last_block_is_that_of_the_stream_behind_it(llama: Any) -> 
     """Target minus output is h_dense - h_pruned behind the block; a token counts by 1 / mean(h_dense^2)."""
     plan = plan_for(llama)
     model, done = repaired(llama, plan, target="stream")
-    held_out = IDS[torch.from_numpy(held_out_windows(len(IDS)))]
+    check = IDS[torch.from_numpy(check_windows(len(IDS)))]
     outputs: list[torch.Tensor] = []
     model.model.layers[2].mlp.down_proj.register_forward_hook(lambda _m, _a, out: outputs.append(out))
-    dense = hidden_states(llama, held_out)[-1]
-    gap = dense - hidden_states(model, held_out)[-1]
+    dense = hidden_states(llama, check)[-1]
+    gap = dense - hidden_states(model, check)[-1]
     weight = 1 / dense.square().mean(-1, keepdim=True)
     error = float((weight * gap.square()).sum() / (weight * (outputs[0] + gap).square()).sum())
     assert done.blocks[-1].error_after == pytest.approx(error, rel=1e-3)

@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.program import run_program
 from cli.finished import is_finished
 from cli.options import parse_options
-from diagnostics.compare import compare
+from diagnostics.comparison.compare import compare
 
 BASELINE = "baseline"
 RUNS = {

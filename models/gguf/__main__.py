@@ -1,44 +1,7 @@
-"""global-pruning gguf FOLDER [--outfile FILE] [--outtype {f32,f16,bf16,q8_0}]
+"""``python -m models.gguf``: an older name of ``global-pruning gguf``."""
 
-``python -m models.gguf`` does the same where no other package of that name is in the way.
-"""
-
-import argparse
+import importlib
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-
-from core.console import console
-from core.failures import exit_code
-from core.program import called_as
-from models.gguf import OUTTYPES, export_gguf
-
-
-def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """prog: how it was called, for usage. Exit code 0, or that of the failure whose one line went to stderr."""
-    with console():
-        options = build_parser(prog or called_as()).parse_args(arguments)
-        return exit_code(lambda: export(options))
-
-
-def build_parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Export a saved checkpoint, pruned or dense, to one GGUF file for llama.cpp.",
-    )
-    parser.add_argument("folder", type=Path, help="folder written by this tool or by save_pretrained")
-    parser.add_argument("--outfile", type=Path, help="file to write (default FOLDER/<its name>-<outtype>.gguf)")
-    parser.add_argument("--outtype", choices=OUTTYPES, default="f16", help="type of the matrices (default %(default)s)")
-    return parser
-
-
-def export(options: argparse.Namespace) -> None:
-    exported = export_gguf(options.folder, options.outfile, options.outtype)
-    megabytes = exported.size_bytes / 1e6
-    print(f"{exported.path}: {exported.arch}, {exported.tensors} tensors, {options.outtype}, {megabytes:.1f} MB")
-    for note in exported.notes:
-        print(f"note: {note}")
-
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(importlib.import_module("cli.gguf").main())
