@@ -7,6 +7,6 @@ import tqdm as bars
 from core.say import on_stderr
 
 
-def tqdm(*values: Any, **options: Any) -> Any:
+def tqdm(*values: Any, **how: Any) -> Any:
     """``tqdm.tqdm`` with the same arguments; it draws nothing where ``say`` goes elsewhere than to stderr."""
-    return bars.tqdm(*values, **options if on_stderr() else options | {"disable": True})
+    return bars.tqdm(*values, **how if on_stderr() else how | {"disable": True})

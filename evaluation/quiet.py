@@ -39,5 +39,5 @@ def quiet(*, bars: bool = True) -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _no_bar(*values: Any, **options: Any) -> Any:
-    return tqdm(*values, **options | {"disable": True})  # lm-eval says itself when its bars are shown
+def _no_bar(*values: Any, **how: Any) -> Any:
+    return tqdm(*values, **how | {"disable": True})  # lm-eval says itself when its bars are shown

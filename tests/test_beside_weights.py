@@ -215,5 +215,5 @@ def test_a_folder_without_any_tokenizer_says_so(folder: Path) -> None:
 def test_a_tokenizer_file_that_is_no_json_is_named(tmp_path: Path, name: str, content: bytes) -> None:
     folder = write_model(tmp_path / "model")
     (folder / name).write_bytes(content)
-    with pytest.raises(ModelError, match=f"its {name} is no JSON, or a part of one; get it again"):
+    with pytest.raises(ModelError, match=f"its {name} is not complete JSON; download it again"):
         check_model(str(folder))
