@@ -1,4 +1,4 @@
-"""The supported families. Adding one is adding a row here and a line in tests/conftest.py."""
+"""The supported families. Adding one is adding a row here and a line in tests/support/tiny_models.py."""
 
 from typing import Any
 

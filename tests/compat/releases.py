@@ -4,7 +4,7 @@
 Saves a pruned folder of every family with the installed release. For each older one it installs transformers and its
 dependencies into a folder of DIR (about 250 MB each, from the package index, used again the next time) and puts that
 before the installed packages, so torch, accelerate and peft stay the installed ones. There it runs
-``tests/round_trips.py`` and prints a Markdown table: how many folders pass each check, and below it what did not.
+``tests/support/round_trips.py`` and prints a Markdown table: how many folders pass each check, and what did not.
 """
 
 import argparse
@@ -17,11 +17,11 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent.parent
 ROOT = TESTS.parent
-sys.path[:0] = [str(ROOT), str(TESTS)]  # as pytest has it, so that the tests' own models can be built here
+sys.path[:0] = [str(ROOT), str(TESTS / "support")]  # as pytest has it, so that the tests' own models can be built here
 
-from conftest import CONFIGS  # noqa: E402 (after the line above)
 from pruned_folders import prune_and_save  # noqa: E402
 from round_trips import CHECKS  # noqa: E402
+from tiny_models import CONFIGS  # noqa: E402 (after the line above)
 
 Table = dict[str, dict[str, str]]  # folder -> check -> outcome
 
@@ -52,7 +52,7 @@ def check(packages: Path | None, folders: list[str], cache: Path) -> Table:
     if packages is not None:
         settings["PYTHONPATH"] = str(packages)
     done = subprocess.run(
-        [sys.executable, TESTS / "round_trips.py", *folders],
+        [sys.executable, TESTS / "support" / "round_trips.py", *folders],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
