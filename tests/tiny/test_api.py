@@ -432,10 +432,10 @@ def test_a_model_in_memory_is_left_as_found(dtype: torch.dtype, workspace: Works
 
 # Where each step is interrupted: in a function of ours that it calls once weights, hooks or gradients are in use.
 INTERRUPTED = {
-    "score": "importance.taylor.summed_nll",
+    "score": "importance.passes.summed_nll",
     "check": "run.judging.window_nll",
-    "prune": "run.deliver.reconstruct",
-    "everything": "run.deliver.reconstruct",
+    "prune": "run.deliver.repair_dense",
+    "everything": "run.deliver.repair_dense",
 }
 
 
@@ -476,8 +476,8 @@ def test_what_is_no_causal_model_is_refused(workspace: Workspace) -> None:
     adapted.peft_config = {}
     wrong = {
         "a model in memory needs its tokenizer": (model, None),
-        "object is no transformers model": (object(), tokenizer),
-        "Linear is no transformers model": (torch.nn.Linear(2, 2), tokenizer),
+        "object is not a transformers model": (object(), tokenizer),
+        "Linear is not a transformers model": (torch.nn.Linear(2, 2), tokenizer),
         "LlamaModel has no language-model head": (model.model, tokenizer),
         "merge it first": (adapted, tokenizer),
     }

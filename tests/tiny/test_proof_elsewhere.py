@@ -153,6 +153,18 @@ def test_without_temporary_files_the_models_own_disk_will_do(tmp_path: Path, mon
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_model_loaded_before_does_not_stand_in_the_proofs_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading one leaves the user's cache of such code on the import path, where it would be searched first."""
+    cache = tmp_path / "cache"
+    (cache / "transformers_modules").mkdir(parents=True)
+    (cache / "transformers_modules" / "__init__.py").touch()
+    monkeypatch.setattr(dynamic_modules, "HF_MODULES_CACHE", str(cache))
+    monkeypatch.setattr(sys, "path", [*sys.path, str(cache)])
+    model = build("llama")
+    assert prune(model, plan_of(model), tmp_path / "model").verify().loaded
+    assert str(cache) in sys.path
+
+
 def test_two_folders_of_one_name_are_two_models(tmp_path: Path) -> None:
     """Each proof imports its own folder's code, whatever was imported under that name before."""
     for name in ("first", "second"):
