@@ -88,7 +88,7 @@ WRONG_VALUES: list[tuple[list[str], list[str]]] = [
     ([" "], ["empty argument", "backslash"]),
     (["\t"], ["empty argument", "backslash"]),
     (["--device", "cuda:77"], ["cuda:77", "CUDA"]),
-    (["--freeze_first_n_layers", "3"], ["0.4", "none go", "freeze fewer"]),
+    (["--freeze_first_n_layers", "3"], ["0.4", "allow none to be removed", "freeze fewer"]),
 ]
 
 

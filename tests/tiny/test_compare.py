@@ -206,7 +206,7 @@ def test_one_file_of_analysis_is_enough(kept: str, tmp_path: Path) -> None:
         if name != kept:
             (folder / path).unlink(missing_ok=True)
     text = compare([folder, write_run(tmp_path / "whole", EVEN)], tmp_path / "out")
-    assert "part: run.json: not finished" in text
+    assert "part: run.json: the run is not finished" in text
     assert json.loads((tmp_path / "out" / "comparison.json").read_text())["runs"][0]["name"] == "part"
 
 

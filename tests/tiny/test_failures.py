@@ -16,7 +16,7 @@ from workspace import Workspace, call
 import core.cache
 import core.files
 import diagnostics.page.run_page
-import diagnostics.reports
+import diagnostics.reports.analysis
 from cli.doors import other_command
 from core.errors import NumericalError, UsageError
 from core.failures import convenience, exit_code, in_one_line, of_the_machine
@@ -39,7 +39,7 @@ def system_error(number: int, path: str | None = None) -> OSError:
         (system_error(errno.ENOSPC, "/x/y"), "/x/y: No space left on device"),
         (system_error(errno.EIO), "Input/output error"),
         (ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib"), "the package matplotlib is not"),
-        (RuntimeError("first\n  second"), "first second"),
+        (RuntimeError("first\n  second"), "first; second"),
         (ValueError(), "ValueError"),
     ],
 )
@@ -152,7 +152,7 @@ def test_a_run_whose_convenience_fails_is_a_finished_run(
 
 
 def test_a_result_that_cannot_be_written_is_one_line(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diagnostics.reports, "write_atomically", fail(FULL))
+    monkeypatch.setattr(diagnostics.reports.analysis, "write_atomically", fail(FULL))
     code, _, said = call([*workspace.base_arguments(), "--dry_run", "--output", str(workspace.root / "unwritten")])
     assert code == 2
     assert said.splitlines()[-1].startswith("error: /full: No space left on device; free some space there")

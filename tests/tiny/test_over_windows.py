@@ -205,7 +205,7 @@ def test_one_window_that_does_not_fit_recomputes_before_it_gives_up(llama: Any) 
     handle.remove()
     np.testing.assert_allclose(values, reference, rtol=1e-4)
     handle = llama.model.layers[0].mlp.register_forward_pre_hook(_always_full)
-    with pytest.raises(UsageError, match="one window does not fit in memory: name a shorter --seq_len"):
+    with pytest.raises(UsageError, match="one window does not fit in memory: use a shorter --seq_len"):
         measured(llama, "taylor")
     handle.remove()
 

@@ -153,7 +153,9 @@ def test_without_temporary_files_the_models_own_disk_will_do(tmp_path: Path, mon
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_model_loaded_before_does_not_stand_in_the_proofs_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_loaded_before_does_not_stand_in_the_proofs_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Loading one leaves the user's cache of such code on the import path, where it would be searched first."""
     cache = tmp_path / "cache"
     (cache / "transformers_modules").mkdir(parents=True)

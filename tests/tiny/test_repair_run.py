@@ -68,7 +68,7 @@ def test_a_dry_run_repairs_nothing_and_says_so(workspace: Workspace) -> None:
     output = workspace.root / "dry"
     code, _, error = call([*workspace.base_arguments(), "--output", str(output), "--dry_run", *REPAIR])
     assert code == 0, error
-    assert "note: --reconstruct does not act with --dry_run, which prunes nothing\n" in error
+    assert "note: --reconstruct has no effect with --dry_run, which prunes nothing\n" in error
     assert not (output / "analysis" / "reconstruction.json").exists()
 
 
