@@ -224,7 +224,7 @@ def test_missing_task_folder(tmp_path: Path) -> None:
 
 def test_missing_data_of_a_task(task_folder: Path) -> None:
     (task_folder / "rows.jsonl").unlink()
-    with pytest.raises(DataError, match="toy_choice cannot be loaded: .*rows.jsonl"):
+    with pytest.raises(DataError, match=r"toy_choice cannot be loaded: .*rows\.jsonl"):
         check_tasks(["toy_choice"], task_folder)
 
 
