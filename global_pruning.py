@@ -300,7 +300,8 @@ class Session:
         return cut_model(model, self._inner.family, plan, stock=False)
 
     def _do(self, step: Callable[[], Any]) -> Any:
-        with heard_by(self._say), _surroundings(self._inner.settings.calibration.seed):
+        seed = self._inner.settings.calibration.seed
+        with heard_by(self._say), _surroundings(seed), self._inner.within_its_memory():
             return step()
 
 

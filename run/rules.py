@@ -217,6 +217,11 @@ IDLE = (
         lambda s: not _batches(s),
         "does not act here: taylor takes one sequence a backward pass, magnitude none",
     ),
+    Idle(
+        ("gpu_memory",),
+        lambda s: s.model.device == "cpu" or s.model.low_memory,
+        "acts on a GPU only",
+    ),
     Idle(("eval_task_path",), lambda s: not s.evaluation.eval_tasks, "needs --eval_tasks or --run_evaluation tasks"),
     Idle(
         ("eval_datasets", "eval_seq_len", "eval_samples"),

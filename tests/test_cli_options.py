@@ -94,6 +94,7 @@ ELSEWHERE = {
     "--base_model": "test_base_model_and_output_name_what_is_read_and_written",
     "--output": "test_base_model_and_output_name_what_is_read_and_written",
     "--device": "test_device",
+    "--gpu_memory": "test_device",
     "--trust_remote_code": "test_trust_remote_code_alone_runs_a_models_python",
     "--dataset": "test_datasets",
     "--eval_datasets": "test_datasets",
@@ -171,6 +172,7 @@ def test_device(workspace: Workspace) -> None:
     code, _, error = call([*workspace.base_arguments(), "--device", "tpu", "--output", str(workspace.root / "x")])
     assert code == 2
     assert "auto, cpu, cuda, cuda:N" in error
+    assert notes_on("--device", "cpu", "--gpu_memory", "17GB") == ["--gpu_memory acts on a GPU only"]
 
 
 def test_trust_remote_code_alone_runs_a_models_python(
