@@ -75,9 +75,8 @@ def calibration_options(group: argparse._ArgumentGroup) -> None:
         "--batch_size",
         type=batch_size,
         metavar="B",
-        help="windows per pass, for everything but taylor*, which takes one; auto halves it when memory runs out "
-        "(default "
-        "auto)",
+        help="windows per pass; auto starts with what keeps the device busy (taylor on a CPU with one) and halves when "
+        "memory runs out (default auto)",
     )
     add(
         "--seed",

@@ -5,10 +5,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.program import program_name
-
 from cli.options import OneLineParser
 from core.errors import PruningError
+from core.program import program_name
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:

@@ -48,6 +48,19 @@ def free_gpu_bytes(device: "torch.device") -> int | None:
     return max(0, int(min(free + held - used, capped)))
 
 
+def gpu_capacity(device: "torch.device") -> int | None:
+    """Bytes of a GPU that tensors of this process may take in all; None for any other device.
+
+    Unlike what is free this is the same at any moment, for what must not change a result.
+    """
+    if device.type != "cuda":
+        return None
+    import torch
+
+    total = torch.cuda.mem_get_info(device)[1]
+    return int(total * torch.cuda.get_per_process_memory_fraction(device))
+
+
 def bytes_of(size: str) -> int:
     """A size such as ``17GB`` in bytes, 1 KB being 1,000. UsageError for what is none, or is less than a byte."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]B)", size.upper())

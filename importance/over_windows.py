@@ -36,6 +36,9 @@ class Run(Protocol):
     def __call__(self, batch: Batch) -> torch.Tensor | None:
         """The loss, float (), where there is one."""
 
+    def first_windows(self, seq_len: int) -> int:
+        """How many windows of so many tokens to begin with."""
+
     def saves_memory(self) -> bool:
         """Whether there is something left to do without after a pass that ran out of memory; it is given up now."""
 
@@ -97,9 +100,10 @@ def over_windows(
     out; UsageError when memory does not suffice.
     """
     way = _Way(len(windows), run, measurement, next(model.parameters()).dtype)
+    first = run.first_windows(windows.seq_len)
     with left_as_found(model) as handles:
         measurement.attach(handles)
-        for_each_batch(windows.ids, way.step, batch_size, description)
+        for_each_batch(windows.ids, way.step, batch_size, description, first)
     return Tally((way.windows[0], way.windows[1]), way.guard.skipped, way.statistics())
 
 
@@ -189,26 +193,25 @@ class GradientNorms:
         self.start()
 
     def start(self) -> None:
-        self.l1: dict[int, torch.Tensor] = {}
-        self.l2: dict[int, torch.Tensor] = {}
+        self.found: dict[int, list[torch.Tensor]] = {}  # by layer: l1 and l2 of a tensor, of the next, ...
         self.count = np.zeros(self.num_layers)
 
     def add(self, layer: int, l1: torch.Tensor, l2: torch.Tensor, count: int) -> None:
         """l1, l2: (B,), sum |g| and L2 norm of one tensor's gradients. count: its values in one window."""
-        l1, l2 = l1.double(), l2.double().square()
-        self.l1[layer] = self.l1[layer] + l1 if layer in self.l1 else l1
-        self.l2[layer] = self.l2[layer] + l2 if layer in self.l2 else l2
+        self.found.setdefault(layer, []).extend((l1, l2))
         self.count[layer] += count
 
     def tensors(self) -> list[torch.Tensor]:
-        """(B,) by watched layer: sums of |g|, then sums of g^2."""
-        return [*self.l1.values(), *self.l2.values()]
+        """float64 (B,) by watched layer: sums of |g|, then sums of g^2. One stack a layer: kernels are few."""
+        stacked = [torch.stack(norms).double() for norms in self.found.values()]
+        return [*(norms[::2].sum(0) for norms in stacked), *(norms[1::2].square().sum(0) for norms in stacked)]
 
     def read(self, rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """mean |g| and L2 norm, each float64 (B, L), from what ``tensors`` gave; 0 in layers that were not watched."""
         l1, l2 = np.zeros((2, len(rows[0]), self.num_layers))
-        l1[:, list(self.l1)] = np.stack(rows[: len(self.l1)], 1)
-        l2[:, list(self.l2)] = np.stack(rows[len(self.l1) :], 1)
+        watched = list(self.found)
+        l1[:, watched] = np.stack(rows[: len(watched)], 1)
+        l2[:, watched] = np.stack(rows[len(watched) :], 1)
         return l1 / np.maximum(self.count, 1), np.sqrt(l2)
 
 

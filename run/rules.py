@@ -176,7 +176,8 @@ def _corrects(s: Settings) -> bool:
 
 def _batches(s: Settings) -> bool:
     """Whether several windows are ever run at once."""
-    ranks = s.ranks_on_text and (s.criterion.batches or s.tries_plans)
+    one_by_one = s.criterion.uses_gradient_reduction and s.scores.gradient_reduction == "sum"
+    ranks = s.ranks_on_text and (not one_by_one or s.tries_plans)
     return bool(s.evaluation.run_evaluation) or _corrects(s) or ranks or s.repairs
 
 
@@ -215,7 +216,7 @@ IDLE = (
     Idle(
         ("batch_size",),
         lambda s: not _batches(s),
-        "does not act here: taylor takes one sequence a backward pass, magnitude none",
+        "does not act here: --gradient_reduction sum takes one sequence a backward pass, magnitude none",
     ),
     Idle(
         ("gpu_memory",),
