@@ -39,8 +39,8 @@ class Run(Protocol):
     def first_windows(self, seq_len: int) -> int:
         """How many windows of so many tokens to begin with."""
 
-    def saves_memory(self) -> bool:
-        """Whether there is something left to do without after a pass that ran out of memory; it is given up now."""
+    def gives_way(self, error: RuntimeError) -> bool:
+        """Whether a pass that failed so has something left to do without; it is given up now."""
 
 
 class Measurement:
@@ -49,13 +49,18 @@ class Measurement:
     sees = "activations"  # what is NaN or Inf, in the message
     norms: "GradientNorms | None" = None
     scales = False  # whether what is seen may be multiplied by Batch.scale (as gradients are), and keep divides by it
-    repeatable = True  # False: hooks have added to the sums by themselves, so no batch can come again or be left out
+    repeatable = (
+        True  # False: hooks add to the sums by themselves, so no batch but the first can come again or be left out
+    )
 
     def attach(self, handles: list[Any]) -> None:
         """Put the handles of all hooks into the list; they are removed at the end."""
 
     def start(self, batch: Batch) -> None:
         """Forget what was seen of a batch before, which may have ended half way."""
+
+    def begin_again(self) -> None:
+        """The first batch comes again: forget what hooks have added to the sums by themselves."""
 
     def seen(self) -> Iterable[tuple[int, torch.Tensor]]:
         """(layer, values of any shape) of the batch; where a value is NaN or Inf, nothing of the batch is kept."""
@@ -152,20 +157,27 @@ class _Way:
             raise UsageError("one window does not fit in memory: name a shorter --seq_len") from None
 
     def _pass(self, batch: Batch) -> torch.Tensor | None:
-        """A single window that does not fit is tried again, with all that the pass can do without given up."""
+        """What fails is tried again without what the pass can do without; a batch that does not fit comes in pieces
+        first."""
         self.measurement.start(batch)
         try:
             return self.run(batch)
         except RuntimeError as error:
-            if len(batch) > 1 or not is_out_of_memory(error) or not self.run.saves_memory():
+            full = is_out_of_memory(error)
+            if (full and len(batch) > 1) or not self.run.gives_way(error):
+                raise
+            if not (self.measurement.repeatable or batch.first == 0):
+                if full:
+                    raise UsageError(
+                        "a window does not fit in memory beside the sum of gradients: name a shorter --seq_len"
+                    ) from None
                 raise
         # Outside the handler, where the traceback would still hold the tensors that filled the memory.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if not self.measurement.repeatable:
-            raise UsageError("a window does not fit in memory beside the sum of gradients: name a shorter --seq_len")
-        self.measurement.start(batch)
-        return self.run(batch)
+        if batch.first == 0:
+            self.measurement.begin_again()
+        return self._pass(batch)
 
     def _keep(self, batch: Batch, found: "_Found") -> None:
         self.measurement.keep(batch)

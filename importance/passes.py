@@ -11,10 +11,13 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from core.batching import TOKENS_A_BATCH, busy_tokens
+from core.batching import TOKENS_A_BATCH, busy_tokens, is_out_of_memory
+from core.determinism import is_refusal, only_deterministic
+from core.errors import reason_of
 from core.families import Family
 from core.groups import Architecture, LayerShape
 from core.memory import RESTING_SHARE, free_gpu_bytes, gpu_capacity
+from core.say import note
 from importance.measuring import summed_nll
 
 SHARE_OF_FREE = 0.7  # of a device's free memory, for activations
@@ -70,8 +73,8 @@ class Forward:
             tokens = min(tokens, max(TOKENS_A_BATCH, LOGITS_BYTES // (4 * _vocabulary(self.model))))
         return max(1, tokens // seq_len)
 
-    def saves_memory(self) -> bool:
-        """Whether there is something left to do without after a pass that ran out of memory; it is given up now."""
+    def gives_way(self, error: RuntimeError) -> bool:
+        """Whether a pass that failed so has something left to do without; it is given up now."""
         return False
 
 
@@ -84,7 +87,7 @@ class Backward:
     def __init__(self, model: Any, family: Family, architecture: Architecture, *, held: int = 0) -> None:
         self.model, self.family, self.architecture, self.held = model, family, architecture, held
         self.device = next(model.parameters()).device
-        self.keeps_activations = True
+        self.keeps_activations = self.deterministic = True
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         """The loss, float32 (), on the model's device."""
@@ -93,7 +96,8 @@ class Backward:
         if self.keeps_activations:
             recomputed = layers_to_recompute(self.model, self.architecture, ids.numel(), self.held)
         layers = checkpointed_layers(self.model, self.family, recomputed)
-        with torch.enable_grad(), layers, no_gradient_at_zeros(self.model, self.family):
+        same_order = only_deterministic(self.device, self.deterministic)
+        with torch.enable_grad(), layers, no_gradient_at_zeros(self.model, self.family), same_order:
             loss = summed_nll(self.model, ids)
             loss.backward(torch.full_like(loss, batch.scale))
         return loss.detach()
@@ -110,9 +114,14 @@ class Backward:
             tokens = min(tokens, max(TOKENS_A_BATCH, int(RESTING_SHARE * room) // needed))
         return max(1, tokens // seq_len)
 
-    def saves_memory(self) -> bool:
-        """As ``Forward``: from now on all layers recompute their activations."""
-        could, self.keeps_activations = self.keeps_activations, False
+    def gives_way(self, error: RuntimeError) -> bool:
+        """As ``Forward``: from now on all layers recompute their activations, or sums come in any order."""
+        if is_refusal(error):
+            could, self.deterministic = self.deterministic, False
+            if could:
+                note(f"gradients differ in their last digits from run to run: {reason_of(error, 160)}")
+        else:
+            could, self.keeps_activations = self.keeps_activations and is_out_of_memory(error), False
         return could
 
 

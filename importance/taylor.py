@@ -157,6 +157,9 @@ class _Products(Measurement):
             seen.clear()
         self.norms.start()
 
+    def begin_again(self) -> None:
+        self.sums.clear()
+
     def seen(self) -> Iterable[tuple[int, torch.Tensor]]:
         return ((layer, sums) for seen in self.window for (layer, _), sums in seen.items())
 

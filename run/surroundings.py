@@ -7,16 +7,19 @@ from contextlib import contextmanager
 import torch
 from transformers.utils import logging
 
+from core.determinism import full_float32
+
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 
 @contextmanager
 def surroundings(seed: int) -> Iterator[None]:
-    """Inside, the same machine, threads and seed give the same plan, byte for byte, and libraries keep quiet.
+    """Inside, the same machine, threads and seed give the same plan, byte for byte, float32 is float32, and libraries
+    keep quiet.
 
     Afterwards everything is as it was, also after an exception: a notebook's own settings are none of ours.
     """
-    with _deterministic(seed), _quiet_transformers():
+    with _deterministic(seed), full_float32(), _quiet_transformers():
         yield
 
 

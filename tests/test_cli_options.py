@@ -226,7 +226,7 @@ def test_batch_size_sets_the_windows_of_a_pass_and_not_the_result(
     sizes: list[list[int]] = []
     original = over_windows.for_each_batch
 
-    def watching(ids: np.ndarray, step: Any, batch_size: int | None, description: str) -> None:
+    def watching(ids: np.ndarray, step: Any, batch_size: int | None, description: str, first: int) -> None:
         seen: list[int] = []
         sizes.append(seen)
 
@@ -234,7 +234,7 @@ def test_batch_size_sets_the_windows_of_a_pass_and_not_the_result(
             seen.append(len(batch))
             step(batch)
 
-        original(ids, counted, batch_size, description)
+        original(ids, counted, batch_size, description, first)
 
     monkeypatch.setattr(over_windows, "for_each_batch", watching)
     plans = []
