@@ -49,9 +49,7 @@ class Measurement:
     sees = "activations"  # what is NaN or Inf, in the message
     norms: "GradientNorms | None" = None
     scales = False  # whether what is seen may be multiplied by Batch.scale (as gradients are), and keep divides by it
-    repeatable = (
-        True  # False: hooks add to the sums by themselves, so no batch but the first can come again or be left out
-    )
+    repeatable = True  # False: hooks add to the sums by themselves; no batch but the first comes again or is left out
 
     def attach(self, handles: list[Any]) -> None:
         """Put the handles of all hooks into the list; they are removed at the end."""
