@@ -6,7 +6,7 @@ and passes cuDNN over.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,23 +14,29 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def only_deterministic(device: "torch.device", strict: bool = True) -> Iterator[None]:
-    """Inside, algorithms that are not deterministic on a GPU raise (``is_refusal``); nothing changes on other devices,
-    or where not ``strict``."""
-    if device.type != "cuda" or not strict:
-        yield
-        return
+def deterministic(*, strict: bool) -> Iterator[None]:
+    """Inside, torch takes deterministic algorithms where there are any; others raise (``is_refusal``) where ``strict``
+    and warn elsewhere. Afterwards all is as it was."""
     import torch
 
-    was, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    was, utils = torch.get_deterministic_debug_mode(), torch.utils.deterministic
+    filled = utils.fill_uninitialized_memory  # type: ignore[attr-defined]
     try:
-        torch.use_deterministic_algorithms(True, warn_only=False)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        torch.set_deterministic_debug_mode("error" if strict else "warn")
+        # The other half of that switch writes every buffer before its use, which helps debugging only.
+        utils.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         yield
     finally:
-        torch.use_deterministic_algorithms(was, warn_only=warned)
-        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+        torch.set_deterministic_debug_mode(was)
+        utils.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+
+
+@contextmanager
+def only_deterministic(device: "torch.device", strict: bool = True) -> Iterator[None]:
+    """Inside, algorithms that are not deterministic on a GPU raise; nothing changes on other devices, or where not
+    ``strict``."""
+    with deterministic(strict=True) if device.type == "cuda" and strict else nullcontext():
+        yield
 
 
 def is_refusal(error: RuntimeError) -> bool:

@@ -22,7 +22,7 @@ from importance.measuring import summed_nll
 
 SHARE_OF_FREE = 0.7  # of a device's free memory, for activations
 LOGITS_BYTES = 2**30  # float32 logits of a forward pass that needs all of them, at first
-LEAST_KEPT_BYTES, MOST_KEPT_BYTES = 256 << 20, 512 << 20  # of activations, between forward and backward
+LEAST_KEPT_BYTES, MOST_KEPT_BYTES = 384 << 20, 512 << 20  # of activations, between forward and backward
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def activation_budget(model: Any, architecture: Architecture, tokens: int, held:
     """Bytes of activations that may live between forward and backward.
 
     Where the device says what is free: that, less the logits, one gradient of their size and what is held, less a
-    margin for what layers need while they run. Elsewhere a quarter of the weights, but no less than 256 MiB (a small
+    margin for what layers need while they run. Elsewhere a quarter of the weights, but no less than 384 MiB (a small
     model need not be slow) and no more than 512 MiB (a large one must fit).
     """
     first = next(model.parameters())

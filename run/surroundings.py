@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from transformers.utils import logging
 
-from core.determinism import full_float32
+from core.determinism import deterministic, full_float32
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
@@ -26,22 +26,14 @@ def surroundings(seed: int) -> Iterator[None]:
 @contextmanager
 def _deterministic(seed: int) -> Iterator[None]:
     """cuBLAS reads its variable when it is first used."""
-    was = torch.are_deterministic_algorithms_enabled()
-    warned = torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     unset = CUBLAS not in os.environ
     os.environ.setdefault(CUBLAS, ":4096:8")
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     try:
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(devices), deterministic(strict=False):
             torch.manual_seed(seed)
-            torch.use_deterministic_algorithms(True, warn_only=True)
-            # The other half of that switch writes every buffer before its use, which helps debugging only.
-            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
             yield
     finally:
-        torch.use_deterministic_algorithms(was, warn_only=warned)
-        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
         if unset:
             os.environ.pop(CUBLAS, None)
 
