@@ -308,7 +308,7 @@ class Session:
         return settings_of({"base_model": self._inner.settings.model.base_model, **asked})
 
     def _do(self, step: Callable[[], Any]) -> Any:
-        with self._at_work():
+        with self._at_work(), self._inner.within_its_memory():
             return step()
 
     @contextmanager

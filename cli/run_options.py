@@ -28,6 +28,13 @@ def model_options(group: argparse._ArgumentGroup) -> None:
         "dtype on a GPU, save in the checkpoint's)",
     )
     add(
+        "--gpu_memory",
+        type=shard_size,
+        metavar="SIZE",
+        help="most that tensors may take of the GPU, e.g. 17GB; what would take more is computed again or in smaller "
+        "batches (default all that is free)",
+    )
+    add(
         "--low_memory",
         action="store_true",
         help="never hold the model in memory: read, cut and write it tensor by tensor on the CPU; works with magnitude "
@@ -70,8 +77,8 @@ def calibration_options(group: argparse._ArgumentGroup) -> None:
         "--batch_size",
         type=batch_size,
         metavar="B",
-        help="windows per pass, or auto, which halves it when memory runs out; taylor* always takes one window "
-        "(default auto)",
+        help="windows per pass; auto starts with what keeps the device busy (taylor on a CPU with one) and halves when "
+        "memory runs out (default auto)",
     )
     add(
         "--seed",

@@ -2,27 +2,40 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from core.errors import UsageError
 from core.progress import tqdm
 
+if TYPE_CHECKING:
+    import torch
+
 T = TypeVar("T")
-TOKENS_A_BATCH = 2048  # what "auto" starts from: enough to keep a GPU busy, little enough for a 7B on one card
+TOKENS_A_BATCH = 2048  # what "auto" starts from: all that caches of a CPU hold, and little enough for a 7B on one card
+BUSY_BYTES = 2**28  # on a GPU: float32 values of the widest module that a batch makes, at first
+
+
+def busy_tokens(device: "torch.device", widest: int) -> int:
+    """Tokens a batch that keep a device busy, where its widest module has so many inputs.
+
+    More than TOKENS_A_BATCH on a GPU where modules are small, since each kernel takes some microseconds to launch. A
+    fixed number for a model, so that rounding does not depend on what else runs there.
+    """
+    return TOKENS_A_BATCH if device.type == "cpu" else max(TOKENS_A_BATCH, BUSY_BYTES // (4 * widest))
 
 
 def for_each_batch(
-    ids: np.ndarray, step: Callable[[np.ndarray], None], batch_size: int | None, description: str
+    ids: np.ndarray, step: Callable[[np.ndarray], None], batch_size: int | None, description: str, first: int = 1
 ) -> None:
     """Call ``step`` with consecutive rows of ``ids`` (N, T) until all have been seen.
 
-    batch_size None starts at TOKENS_A_BATCH tokens and halves whenever a step runs out of memory, down to one
-    window. A step must not keep anything of a batch that it did not finish, because its windows come again.
+    batch_size None starts with ``first`` rows and halves whenever a step runs out of memory, down to one window. A step
+    must not keep anything of a batch that it did not finish, because its windows come again.
     Raises UsageError when memory does not suffice.
     """
-    size = batch_size or max(1, TOKENS_A_BATCH // ids.shape[1])
+    size = batch_size or first
     start = 0
     with tqdm(total=len(ids), desc=description, unit="window", leave=False) as progress:
         while start < len(ids):

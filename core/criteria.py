@@ -17,7 +17,7 @@ class Criterion:
     keywords: keyword arguments that the function gets in any case.
     reads_text: needs calibration windows; without, it never changes, from round to round and from text to text.
     needs_gradients: runs backward passes.
-    batches: takes ``batch_size``; where False, a criterion that reads text takes one sequence a pass.
+    batches: takes ``batch_size``.
     uses_gradient_reduction: takes ``reduction``, ``sequence`` or ``sum``.
     priced_in_loss: importance is the loss that a removal costs once the rest is refitted, in one unit for all blocks.
     streams: can be measured tensor by tensor from a checkpoint on disk, without the model.
@@ -42,7 +42,6 @@ CRITERIA: dict[str, Criterion] = {
     "taylor": Criterion(
         "importance.taylor:taylor_importance",
         "weight times gradient",
-        batches=False,
         uses_gradient_reduction=True,
         why_no_halves=_OF_A_SUM,
     ),
@@ -50,7 +49,6 @@ CRITERIA: dict[str, Criterion] = {
         "importance.taylor:taylor_importance",
         "the same and half its square",
         keywords=MappingProxyType({"second_order": True}),
-        batches=False,
         uses_gradient_reduction=True,
         why_no_halves=_OF_A_SUM,
     ),

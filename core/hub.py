@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,20 +14,27 @@ TIMEOUT_S = 3.0
 
 @contextmanager
 def offline_if_unreachable() -> Iterator[None]:
-    """Offline mode inside, where the hub does not answer: what is cached loads, all else fails at once."""
-    import datasets.config
-    import huggingface_hub.constants
+    """Offline mode inside, where the hub does not answer: what is cached loads, all else fails at once.
 
-    switches: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
-    found = [switch.HF_HUB_OFFLINE for switch in switches]
-    if not any(found) and not is_reachable(huggingface_hub.constants.ENDPOINT):
-        for switch in switches:
+    datasets, which has a switch of its own, need not be installed, and is not imported for it.
+    """
+    import huggingface_hub.constants as hub
+
+    found = hub.HF_HUB_OFFLINE
+    before = {id(switch): switch.HF_HUB_OFFLINE for switch in _switches()}
+    if not any(before.values()) and not is_reachable(hub.ENDPOINT):
+        for switch in _switches():
             switch.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
-        for switch, value in zip(switches, found, strict=True):
-            switch.HF_HUB_OFFLINE = value
+        for switch in _switches():  # datasets may have been imported inside, and taken the hub's value
+            switch.HF_HUB_OFFLINE = before.get(id(switch), found)
+
+
+def _switches() -> list[Any]:
+    """Of the hub's client, and of datasets where it has been imported."""
+    return [sys.modules[name] for name in ("huggingface_hub.constants", "datasets.config") if name in sys.modules]
 
 
 def is_reachable(url: str) -> bool:

@@ -3,13 +3,19 @@
 torch is imported where it is used.
 """
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from core.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
 
 RESTING_SHARE = 0.5  # of free memory, for what only rests in it; the other half is left to the batches that compute
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
@@ -40,6 +46,48 @@ def free_gpu_bytes(device: "torch.device") -> int | None:
     used, held = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
     capped = total * torch.cuda.get_per_process_memory_fraction(device) - used
     return max(0, int(min(free + held - used, capped)))
+
+
+def gpu_capacity(device: "torch.device") -> int | None:
+    """Bytes of a GPU that tensors of this process may take in all; None for any other device.
+
+    Unlike what is free this is the same at any moment, for what must not change a result.
+    """
+    if device.type != "cuda":
+        return None
+    import torch
+
+    total = torch.cuda.mem_get_info(device)[1]
+    return int(total * torch.cuda.get_per_process_memory_fraction(device))
+
+
+def bytes_of(size: str) -> int:
+    """A size such as ``17GB`` in bytes, 1 KB being 1,000. UsageError for what is none, or is less than a byte."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]B)", size.upper())
+    count = int(float(found[1]) * UNITS[found[2]]) if found else 0
+    if count < 1:
+        raise UsageError(f"{size!r} is not a size above 0 in KB, MB, GB or TB, e.g. 17GB")
+    return count
+
+
+@contextmanager
+def capped(device: "torch.device", most_bytes: int | None) -> Iterator[None]:
+    """Inside, tensors of this process take no more than so many bytes of a GPU; what asks for more is out of memory.
+
+    A cap that there was already holds as well and is back afterwards. None, and any other device: nothing changes.
+    """
+    if most_bytes is None or device.type != "cuda":
+        yield
+        return
+    import torch
+
+    before = torch.cuda.get_per_process_memory_fraction(device)
+    total = torch.cuda.mem_get_info(device)[1]
+    torch.cuda.set_per_process_memory_fraction(min(before, most_bytes / total), device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(before, device)
 
 
 def _free_ram_bytes() -> int | None:

@@ -83,16 +83,17 @@ def _single_inputs(inverse: torch.Tensor, weight: torch.Tensor) -> tuple[torch.T
 class _Block:
     """Consecutive removals from the inputs left, R of them, without touching the matrices.
 
-    inverse, gram: (R, R), H^-1 and G as the block begins; a, g: (R,), their diagonals as they are now. both: (2, size,
-    R), s and h of each removal; scaled: (size, R), s times the root of (H^-1)_cc. gone: int64 (size,), places among
-    those left. cost: (size,).
+    inverse, gram: (R, R), H^-1 and G as the block begins; a, g: (R,), their diagonals as they are now. rows, shares:
+    (size, R), row c of H^-1 and s of each removal, whose product is what H^-1 loses. left, right: (2 size, R), s and h
+    of each removal, and h and s: G loses their product. gone: int64 (size,), places among those left. cost: (size,).
     """
 
     def __init__(self, inverse: torch.Tensor, gram: torch.Tensor, size: int) -> None:
         self.inverse, self.gram, self.size = inverse, gram, size
         self.a, self.g = inverse.diagonal().clone(), gram.diagonal().clone()
-        self.scaled = gram.new_empty(size, len(gram))
-        self.both = gram.new_empty(2, size, len(gram))  # s and h
+        self.rows = gram.new_empty(size, len(gram))
+        self.left, self.right = gram.new_empty(2, 2 * size, len(gram))
+        self.shares = self.left[::2]
         self.gone = torch.empty(size, dtype=torch.int64, device=gram.device)
         self.cost = gram.new_empty(size)
 
@@ -102,21 +103,20 @@ class _Block:
         self.gone[step : step + 1] = c
         self.cost[step : step + 1] = errors.index_select(0, c)
         row, g = self._rows(c, step)
-        pivot = row.index_select(0, c)
-        s = torch.div(row, pivot, out=self.both[0, step])
-        h = torch.sub(g, 0.5 * g.index_select(0, c) * s, out=self.both[1, step])
-        torch.div(row, pivot.sqrt(), out=self.scaled[step])
+        s = torch.div(row, row.index_select(0, c), out=self.left[2 * step])
+        h = torch.addcmul(g, s, g.index_select(0, c), value=-0.5, out=self.left[2 * step + 1])
+        self.right[2 * step], self.right[2 * step + 1] = h, s
         self.a.addcmul_(s, row, value=-1).index_fill_(0, c, 1.0)
         self.g.addcmul_(s, h, value=-2).index_fill_(0, c, torch.inf)  # never the cheapest again
 
     def _rows(self, c: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows c of H^-1 and of G as they are now, each (R,)."""
+        """Rows c of H^-1, which is kept, and of G as they are now, each (R,)."""
         row, g = self.inverse.index_select(0, c)[0], self.gram.index_select(0, c)[0]
         if step:
-            scaled, (s, h) = self.scaled[:step], self.both[:, :step]
-            row = torch.addmv(row, scaled.T, scaled.index_select(1, c)[:, 0], alpha=-1)
-            g = torch.addmv(g, s.T, h.index_select(1, c)[:, 0], alpha=-1)
-            g = torch.addmv(g, h.T, s.index_select(1, c)[:, 0], alpha=-1)
+            before, pairs = self.rows[:step], self.left[: 2 * step]
+            row = torch.addmv(row, before.T, self.shares[:step].index_select(1, c)[:, 0], alpha=-1)
+            g = torch.addmv(g, pairs.T, self.right[: 2 * step].index_select(1, c)[:, 0], alpha=-1)
+        self.rows[step] = row
         return row, g
 
     def stays(self) -> torch.Tensor:
@@ -126,10 +126,12 @@ class _Block:
 
     def updated(self, stays: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """H^-1 and G of those left, after all removals of the block."""
-        inverse, gram = (m.index_select(0, stays)[:, stays] for m in (self.inverse, self.gram))
-        scaled, (s, h) = self.scaled[:, stays], self.both[:, :, stays]
-        gram.addmm_(torch.cat([s, h]).T, torch.cat([h, s]), alpha=-1)
-        return inverse.addmm_(scaled.T, scaled, alpha=-1), gram
+        pairs = (self.inverse, self.rows, self.shares), (self.gram, self.left, self.right)
+        inverse, gram = (
+            matrix[stays[:, None], stays].addmm_(x.index_select(1, stays).T, y.index_select(1, stays), alpha=-1)
+            for matrix, x, y in pairs
+        )
+        return inverse, gram
 
 
 def _groups(inverse: torch.Tensor, weight: torch.Tensor, run: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,6 +18,7 @@ from core.measured import GRADIENTS_OF_INPUTS, Importance
 from core.windows import TokenWindows
 from importance.over_windows import GradientNorms, Key, Measurement, by_group, over_windows
 from importance.passes import Backward, Batch
+from importance.reductions import times, window_norms
 from importance.sums import group_sums, output_projections
 
 
@@ -87,12 +88,10 @@ class _Squares(Measurement):
         return (watched, *args[1:])
 
     def _reduce(self, inputs: torch.Tensor, gradient: torch.Tensor, layer: int, member: Member) -> None:
-        gradient = gradient.float()
-        per_input = (inputs.float() * gradient).sum(1)  # (B, rows): sum over tokens
+        per_input = times(inputs, gradient).sum(1)  # (B, rows): sum over tokens
         per_group = group_sums(member, self.architecture.layers[layer], per_input)  # (B, K or F)
         self.squared[layer, member.kind] = per_group.double().square()
-        l1, l2 = (torch.linalg.vector_norm(gradient, order, dim=(1, 2)) for order in (1, 2))
-        self.norms.add(layer, l1, l2, gradient[0].numel())
+        self.norms.add(layer, *window_norms(gradient), gradient[0].numel())
 
     def start(self, batch: Batch) -> None:
         self.squared.clear()

@@ -7,8 +7,9 @@ NLL summed over the sequence. H (x) diag(g) is K-FAC's approximation of the loss
 Grosse 2015, arXiv:1503.05671), outputs taken as independent and gradients those of the true targets. Weights are
 frozen: no weight gradient is formed.
 
-H takes 4 n^2 bytes, 0.8 GB for 14,336 channels, so layers are measured in as many passes as the memory for them asks.
-Where one pass can hold them twice, windows 0, 2, 4, ... and the others are summed apart, each half in a set of its own.
+H takes 4 n^2 bytes, 0.8 GB for 14,336 channels, so layers are measured in as many passes as the memory for them asks:
+on a GPU half of what is free, elsewhere a share of the weights. Where one pass can hold them twice, windows 0, 2,
+4, ... and the others are summed apart, each half in a set of its own.
 """
 
 from collections.abc import Iterator
@@ -24,10 +25,13 @@ from core.errors import UsageError
 from core.families import Family
 from core.groups import ATTENTION, MLP, Architecture, LayerShape
 from core.measured import GRADIENTS_OF_OUTPUTS, GradientStatistics
+from core.memory import RESTING_SHARE, free_gpu_bytes, gpu_capacity
+from core.products import HALF, half_product, multiplies_halves
 from core.progress import tqdm
 from core.windows import TokenWindows
 from importance.over_windows import GradientNorms, Key, Measurement, Tally, over_windows
 from importance.passes import Backward, Batch
+from importance.reductions import column_squares, window_norms
 from importance.sums import output_projections
 
 LEAST_BYTES = 1 << 30
@@ -60,28 +64,42 @@ class MomentMeter:
         most_bytes: int | None = None,
         halves: bool = False,
     ) -> None:
-        """most_bytes: of moments that are held at once; None: half the weights' bytes, at least 1 GiB.
+        """most_bytes: of moments that are held at once; None: on a GPU half of what is free, elsewhere half the
+        weights' bytes, at least 1 GiB.
 
-        halves: hold the moments of both halves of the windows, unless one pass cannot hold those of all layers.
+        halves: hold the moments of both halves of the windows, unless one pass cannot hold those of all layers. That
+        shows in rounding, so on a GPU it follows from what the card has beside the weights, not from what is free.
         """
         self.model, self.family, self.architecture, self.windows = model, family, architecture, windows
         self.batch_size = batch_size
         self.parameter = next(model.parameters())
-        weights = architecture.total_params * self.parameter.element_size()
-        self.most_bytes = most_bytes or max(LEAST_BYTES, weights // 2)
+        held = sum(n + architecture.hidden_size for layer in architecture.layers for n in inputs_of(layer))
+        self.run = Backward(model, family, architecture, held=held)
+        self.most_bytes = most_bytes or self._most_bytes(free_gpu_bytes(self.parameter.device))
+        capacity = gpu_capacity(self.parameter.device)
+        for_all = most_bytes or self._most_bytes(None if capacity is None else capacity - self._weights)
         self.statistics = np.zeros((4, architecture.num_layers))
         self.windows_used, self.windows_skipped = len(windows), 0
         self.counts = [0, 0]  # windows that count, even ones and odd ones
-        self.sets = 2 if halves and sum(self._bytes(sets=2)) <= self.most_bytes else 1
+        self.sets = 2 if halves and sum(self._bytes(sets=2)) <= for_all else 1
 
     @property
     def has_halves(self) -> bool:
         """Whether each half is held and had a window; known once the moments have been measured."""
         return self.sets == 2 and min(self.counts) > 0
 
+    @property
+    def _weights(self) -> int:
+        return self.architecture.total_params * self.parameter.element_size()
+
+    def _most_bytes(self, gpu: int | None) -> int:
+        """gpu: bytes there are on a GPU; None elsewhere."""
+        return max(LEAST_BYTES, self._weights // 2) if gpu is None else int(RESTING_SHARE * gpu)
+
     def _bytes(self, sets: int) -> list[int]:
         """By layer."""
-        tokens = max(TOKENS_A_BATCH, (self.batch_size or 1) * self.windows.seq_len)
+        windows = self.batch_size or self.run.first_windows(self.windows.seq_len)
+        tokens = max(TOKENS_A_BATCH, windows * self.windows.seq_len)
         hidden, element = self.architecture.hidden_size, self.parameter.element_size()
         return [layer_bytes(shape, hidden, tokens, element, sets) for shape in self.architecture.layers]
 
@@ -111,8 +129,9 @@ class MomentMeter:
     def _measure(self, layers: range, description: str) -> Iterator[LayerMoments]:
         with enough_memory(self.architecture, layers):
             sums = _Sums(self.model, self.family, self.architecture, layers, self.sets)
-        run = Backward(self.model, self.family, self.architecture)
-        tally = over_windows(self.model, self.windows, run, sums, batch_size=self.batch_size, description=description)
+        tally = over_windows(
+            self.model, self.windows, self.run, sums, batch_size=self.batch_size, description=description
+        )
         self._note(layers, tally)
         tokens = [count * self.windows.seq_len for count in self.counts]
         for layer in tqdm(layers, desc=f"{description} solving", unit="layer", leave=False):
@@ -184,9 +203,7 @@ class _Sums(Measurement):
 
     def _hold(self, key: Key, inputs: torch.Tensor, gradient: torch.Tensor) -> None:
         self.pending[key] = inputs, gradient
-        flat = gradient.flatten(1).float()
-        l1, l2 = (torch.linalg.vector_norm(flat, order, dim=1) for order in (1, 2))
-        self.norms.add(key[0], l1, l2, flat.shape[1])
+        self.norms.add(key[0], *window_norms(gradient), gradient[0].numel())
 
     def start(self, batch: Batch) -> None:
         self.pending.clear()
@@ -198,10 +215,13 @@ class _Sums(Measurement):
             for key, (inputs, gradient) in self.pending.items():
                 for number in range(self.sets):
                     of_set = batch.half(number) if self.sets > 1 else slice(None)
-                    rows = inputs[of_set].flatten(0, 1).float()
-                    self.inputs[key][number].addmm_(rows.T, rows)  # in place: no second matrix of that size
-                    squares = gradient[of_set].float().square().sum((0, 1), dtype=torch.float64)
-                    self.outputs[key][number].add_(squares, alpha=batch.scale**-2)
+                    rows = inputs[of_set].flatten(0, 1)
+                    if multiplies_halves(rows.device) and rows.dtype in HALF:
+                        self.inputs[key][number] += half_product(rows.T, rows)
+                    else:
+                        rows = rows.float()
+                        self.inputs[key][number].addmm_(rows.T, rows)  # in place: no second matrix of that size
+                    self.outputs[key][number].add_(column_squares(gradient[of_set]), alpha=batch.scale**-2)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise

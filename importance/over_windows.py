@@ -36,8 +36,11 @@ class Run(Protocol):
     def __call__(self, batch: Batch) -> torch.Tensor | None:
         """The loss, float (), where there is one."""
 
-    def saves_memory(self) -> bool:
-        """Whether there is something left to do without after a pass that ran out of memory; it is given up now."""
+    def first_windows(self, seq_len: int) -> int:
+        """How many windows of so many tokens to begin with."""
+
+    def gives_way(self, error: RuntimeError) -> bool:
+        """Whether a pass that failed so has something left to do without; it is given up now."""
 
 
 class Measurement:
@@ -46,13 +49,16 @@ class Measurement:
     sees = "activations"  # what is NaN or Inf, in the message
     norms: "GradientNorms | None" = None
     scales = False  # whether what is seen may be multiplied by Batch.scale (as gradients are), and keep divides by it
-    repeatable = True  # False: hooks have added to the sums by themselves, so no batch can come again or be left out
+    repeatable = True  # False: hooks add to the sums by themselves; no batch but the first comes again or is left out
 
     def attach(self, handles: list[Any]) -> None:
         """Put the handles of all hooks into the list; they are removed at the end."""
 
     def start(self, batch: Batch) -> None:
         """Forget what was seen of a batch before, which may have ended half way."""
+
+    def begin_again(self) -> None:
+        """The first batch comes again: forget what hooks have added to the sums by themselves."""
 
     def seen(self) -> Iterable[tuple[int, torch.Tensor]]:
         """(layer, values of any shape) of the batch; where a value is NaN or Inf, nothing of the batch is kept."""
@@ -97,9 +103,10 @@ def over_windows(
     out; UsageError when memory does not suffice.
     """
     way = _Way(len(windows), run, measurement, next(model.parameters()).dtype)
+    first = run.first_windows(windows.seq_len)
     with left_as_found(model) as handles:
         measurement.attach(handles)
-        for_each_batch(windows.ids, way.step, batch_size, description)
+        for_each_batch(windows.ids, way.step, batch_size, description, first)
     return Tally((way.windows[0], way.windows[1]), way.guard.skipped, way.statistics())
 
 
@@ -148,20 +155,27 @@ class _Way:
             raise UsageError("one window does not fit in memory: name a shorter --seq_len") from None
 
     def _pass(self, batch: Batch) -> torch.Tensor | None:
-        """A single window that does not fit is tried again, with all that the pass can do without given up."""
+        """What fails is tried again without what the pass can do without; a batch that does not fit comes in pieces
+        first."""
         self.measurement.start(batch)
         try:
             return self.run(batch)
         except RuntimeError as error:
-            if len(batch) > 1 or not is_out_of_memory(error) or not self.run.saves_memory():
+            full = is_out_of_memory(error)
+            if (full and len(batch) > 1) or not self.run.gives_way(error):
+                raise
+            if not (self.measurement.repeatable or batch.first == 0):
+                if full:
+                    raise UsageError(
+                        "a window does not fit in memory beside the sum of gradients: name a shorter --seq_len"
+                    ) from None
                 raise
         # Outside the handler, where the traceback would still hold the tensors that filled the memory.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if not self.measurement.repeatable:
-            raise UsageError("a window does not fit in memory beside the sum of gradients: name a shorter --seq_len")
-        self.measurement.start(batch)
-        return self.run(batch)
+        if batch.first == 0:
+            self.measurement.begin_again()
+        return self._pass(batch)
 
     def _keep(self, batch: Batch, found: "_Found") -> None:
         self.measurement.keep(batch)
@@ -189,26 +203,25 @@ class GradientNorms:
         self.start()
 
     def start(self) -> None:
-        self.l1: dict[int, torch.Tensor] = {}
-        self.l2: dict[int, torch.Tensor] = {}
+        self.found: dict[int, list[torch.Tensor]] = {}  # by layer: l1 and l2 of a tensor, of the next, ...
         self.count = np.zeros(self.num_layers)
 
     def add(self, layer: int, l1: torch.Tensor, l2: torch.Tensor, count: int) -> None:
         """l1, l2: (B,), sum |g| and L2 norm of one tensor's gradients. count: its values in one window."""
-        l1, l2 = l1.double(), l2.double().square()
-        self.l1[layer] = self.l1[layer] + l1 if layer in self.l1 else l1
-        self.l2[layer] = self.l2[layer] + l2 if layer in self.l2 else l2
+        self.found.setdefault(layer, []).extend((l1, l2))
         self.count[layer] += count
 
     def tensors(self) -> list[torch.Tensor]:
-        """(B,) by watched layer: sums of |g|, then sums of g^2."""
-        return [*self.l1.values(), *self.l2.values()]
+        """float64 (B,) by watched layer: sums of |g|, then sums of g^2. One stack a layer: kernels are few."""
+        stacked = [torch.stack(norms).double() for norms in self.found.values()]
+        return [*(norms[::2].sum(0) for norms in stacked), *(norms[1::2].square().sum(0) for norms in stacked)]
 
     def read(self, rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """mean |g| and L2 norm, each float64 (B, L), from what ``tensors`` gave; 0 in layers that were not watched."""
         l1, l2 = np.zeros((2, len(rows[0]), self.num_layers))
-        l1[:, list(self.l1)] = np.stack(rows[: len(self.l1)], 1)
-        l2[:, list(self.l2)] = np.stack(rows[len(self.l1) :], 1)
+        watched = list(self.found)
+        l1[:, watched] = np.stack(rows[: len(watched)], 1)
+        l2[:, watched] = np.stack(rows[len(watched) :], 1)
         return l1 / np.maximum(self.count, 1), np.sqrt(l2)
 
 

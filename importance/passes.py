@@ -8,15 +8,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from core.batching import TOKENS_A_BATCH, busy_tokens, is_out_of_memory
+from core.determinism import is_refusal, only_deterministic
+from core.errors import reason_of
 from core.families import Family
-from core.groups import Architecture
-from core.memory import free_gpu_bytes
+from core.groups import Architecture, LayerShape
+from core.memory import RESTING_SHARE, free_gpu_bytes, gpu_capacity
+from core.say import note
 from importance.sums import summed_nll
 
 SHARE_OF_FREE = 0.7  # of a device's free memory, for activations
-LEAST_KEPT_BYTES, MOST_KEPT_BYTES = 256 << 20, 512 << 20  # of activations, between forward and backward
+LOGITS_BYTES = 2**30  # float32 logits of a forward pass that needs all of them, at first
+LEAST_KEPT_BYTES, MOST_KEPT_BYTES = 384 << 20, 512 << 20  # of activations, between forward and backward
 
 
 @dataclass(frozen=True)
@@ -60,67 +66,109 @@ class Forward:
         self.model(input_ids=ids, use_cache=False, logits_to_keep=1)
         return None
 
-    def saves_memory(self) -> bool:
-        """Whether there is something left to do without after a pass that ran out of memory; it is given up now."""
+    def first_windows(self, seq_len: int) -> int:
+        """As many as keep the device busy, and their logits, where all of them are needed, below a GB."""
+        tokens = busy_tokens(self.device, _widest(self.model))
+        if self.compute is not None:
+            tokens = min(tokens, max(TOKENS_A_BATCH, LOGITS_BYTES // (4 * _vocabulary(self.model))))
+        return max(1, tokens // seq_len)
+
+    def gives_way(self, error: RuntimeError) -> bool:
+        """Whether a pass that failed so has something left to do without; it is given up now."""
         return False
 
 
 class Backward:
-    """Forward and backward of the NLL summed over the batch. As many activations are kept as the budget allows."""
+    """Forward and backward of the NLL summed over the batch. As many activations are kept as the budget allows.
 
-    def __init__(self, model: Any, family: Family, architecture: Architecture) -> None:
-        self.model, self.family, self.architecture = model, family, architecture
+    held: values a token that the measurement keeps beside them until the pass has ended.
+    """
+
+    def __init__(self, model: Any, family: Family, architecture: Architecture, *, held: int = 0) -> None:
+        self.model, self.family, self.architecture, self.held = model, family, architecture, held
         self.device = next(model.parameters()).device
-        self.keeps_activations = True
+        self.keeps_activations = self.deterministic = True
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         """The loss, float32 (), on the model's device."""
         ids = torch.from_numpy(batch.ids).to(self.device)
         recomputed = self.architecture.num_layers
         if self.keeps_activations:
-            recomputed = layers_to_recompute(self.model, self.architecture, ids.numel())
+            recomputed = layers_to_recompute(self.model, self.architecture, ids.numel(), self.held)
         layers = checkpointed_layers(self.model, self.family, recomputed)
-        with torch.enable_grad(), layers, no_gradient_at_zeros(self.model, self.family):
+        same_order = only_deterministic(self.device, self.deterministic)
+        with torch.enable_grad(), layers, no_gradient_at_zeros(self.model, self.family), same_order:
             loss = summed_nll(self.model, ids)
             loss.backward(torch.full_like(loss, batch.scale))
         return loss.detach()
 
-    def saves_memory(self) -> bool:
-        """As ``Forward``: from now on all layers recompute their activations."""
-        could, self.keeps_activations = self.keeps_activations, False
+    def first_windows(self, seq_len: int) -> int:
+        """As many as keep the device busy, and their activations within a share of what the weights leave of it: to
+        compute layers twice costs more than a larger batch gains."""
+        tokens, room = busy_tokens(self.device, _widest(self.model)), gpu_capacity(self.device)
+        if room is not None:
+            first = next(self.model.parameters())
+            values = sum(values_kept(self.architecture, layer) for layer in self.architecture.layers) + self.held
+            needed = first.element_size() * (values + 2 * _vocabulary(self.model))  # a token
+            room -= self.architecture.total_params * first.element_size()
+            tokens = min(tokens, max(TOKENS_A_BATCH, int(RESTING_SHARE * room) // needed))
+        return max(1, tokens // seq_len)
+
+    def gives_way(self, error: RuntimeError) -> bool:
+        """As ``Forward``: from now on all layers recompute their activations, or sums come in any order."""
+        if is_refusal(error):
+            could, self.deterministic = self.deterministic, False
+            if could:
+                note(f"gradients differ in their last digits from run to run: {reason_of(error, 160)}")
+        else:
+            could, self.keeps_activations = self.keeps_activations and is_out_of_memory(error), False
         return could
 
 
-def layers_to_recompute(model: Any, architecture: Architecture, tokens: int) -> int:
+def values_kept(architecture: Architecture, layer: LayerShape) -> int:
+    """Activations that a layer keeps between forward and backward, values a token, roughly."""
+    return 7 * architecture.hidden_size + 4 * layer.intermediate_size
+
+
+def layers_to_recompute(model: Any, architecture: Architecture, tokens: int, held: int = 0) -> int:
     """How many layers, from the first, must recompute their activations in backward so that the rest may keep theirs.
 
-    A layer keeps about 7 C + 4 F values a token.
+    held: values a token that are kept beside activations.
     """
     first = next(model.parameters())
-    budget = activation_budget(model, architecture, tokens)
+    budget = activation_budget(model, architecture, tokens, held)
     kept = 0
     for layer in reversed(architecture.layers):
-        budget -= tokens * first.element_size() * (7 * architecture.hidden_size + 4 * layer.intermediate_size)
+        budget -= tokens * first.element_size() * values_kept(architecture, layer)
         if budget < 0:
             break
         kept += 1
     return architecture.num_layers - kept
 
 
-def activation_budget(model: Any, architecture: Architecture, tokens: int) -> float:
+def activation_budget(model: Any, architecture: Architecture, tokens: int, held: int = 0) -> float:
     """Bytes of activations that may live between forward and backward.
 
-    Where the device says what is free: that, less the logits and one gradient of their size, less a margin for what
-    layers need while they run. Elsewhere a quarter of the weights, but no less than 256 MiB (a small model need not be
-    slow) and no more than 512 MiB (a large one must fit).
+    Where the device says what is free: that, less the logits, one gradient of their size and what is held, less a
+    margin for what layers need while they run. Elsewhere a quarter of the weights, but no less than 384 MiB (a small
+    model need not be slow) and no more than 512 MiB (a large one must fit).
     """
     first = next(model.parameters())
     free = free_gpu_bytes(first.device)
     if free is None:
         weights = architecture.total_params * first.element_size()
         return min(max(weights / 4, LEAST_KEPT_BYTES), MOST_KEPT_BYTES)
-    logits = 2 * tokens * model.get_output_embeddings().weight.shape[0] * first.element_size()
-    return SHARE_OF_FREE * max(0, free - logits)
+    beside = tokens * first.element_size() * (2 * _vocabulary(model) + held)
+    return SHARE_OF_FREE * max(0, free - beside)
+
+
+def _vocabulary(model: Any) -> int:
+    return int(model.get_output_embeddings().weight.shape[0])
+
+
+def _widest(model: Any) -> int:
+    """Inputs of the widest linear module."""
+    return max((module.in_features for module in model.modules() if isinstance(module, nn.Linear)), default=1)
 
 
 @contextmanager

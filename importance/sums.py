@@ -59,7 +59,8 @@ class _SummedNLL(torch.autograd.Function):
         for rows, target, n in zip(gradient.split(size), targets.split(size), norm.split(size), strict=True):
             probability = (rows.float() - n[:, None]).exp_()
             counted = (target != IGNORED).float()
-            probability.scatter_add_(1, target.clamp(min=0)[:, None], -torch.ones_like(counted)[:, None])
+            place = target.clamp(min=0)[:, None]
+            probability.scatter_(1, place, probability.gather(1, place) - 1)
             rows.copy_(probability.mul_((counted * outer)[:, None]))
         return gradient, None
 

@@ -6,7 +6,7 @@ computed, so one that runs out of memory leaves no trace, and nothing waits for 
 
 import torch
 
-from pruning.products import product
+from core.products import product
 
 PANEL = 128  # rows of a Gram matrix computed at once, at least; what lies below its diagonal is mirrored
 

@@ -30,10 +30,10 @@ from core.errors import NumericalError, UsageError
 from core.families import IN, Family, Member, member_rows
 from core.kinds import TABLE
 from core.plan import PruningPlan
+from core.products import product
 from core.progress import tqdm
 from core.windows import TokenWindows
 from pruning.moments import InputMoments, Moments
-from pruning.products import product
 from pruning.refit import Choice, choose
 from pruning.repair_report import INPUT, OUTPUT, RepairedBlock, RepairReport
 from pruning.repair_targets import TARGETS, Seen

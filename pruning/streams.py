@@ -14,13 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from core.batching import TOKENS_A_BATCH, with_batch_that_fits
+from core.batching import TOKENS_A_BATCH, busy_tokens, with_batch_that_fits
 from core.families import IN, OUT, Family, Member
 from core.groups import ATTENTION
 from core.layers import bypassed
 from core.memory import has_room
-
-BATCH_BYTES = 2**28  # on a GPU: float32 values of the widest module that a batch makes, at first
 
 
 class Block(NamedTuple):
@@ -69,11 +67,10 @@ class LayerRunner:
         self.size = batch_size or max(1, self._first_tokens() // ids.shape[1])
 
     def _first_tokens(self) -> int:
-        """A fixed number for a model on a device, so that rounding does not depend on what else runs there."""
-        if self.device.type == "cpu" or not self.layers:
+        if not self.layers:
             return TOKENS_A_BATCH
-        writers = (self.layers[0].get_submodule(member.path) for member in self.family.members if member.axis == IN)
-        return max(TOKENS_A_BATCH, BATCH_BYTES // (4 * max(module.in_features for module in writers)))
+        writers = [self.layers[0].get_submodule(member.path) for member in self.family.members if member.axis == IN]
+        return busy_tokens(self.device, max(module.in_features for module in writers))
 
     def blocks(self, index: int) -> list[Block]:
         """Of layer ``index``, attention first."""

@@ -30,15 +30,16 @@ def open_session(settings: Settings, *, model: Any = None, tokenizer: Any = None
         session = Session(settings, model=model, tokenizer=tokenizer, folder=folder)
         for sentence in session.source.notes:
             note(sentence)
-        with session.stages("check", quietly=True):
-            _ask_beforehand(session)
-        with session.stages("windows", quietly=True):
-            session.read_windows()
-        say(session.describe())
-        session.cache  # noqa: B018 - says where it is, before anything is measured
-        if not settings.output.dry_run:
-            session.dense()
-        yield session
+        with session.within_its_memory():
+            with session.stages("check", quietly=True):
+                _ask_beforehand(session)
+            with session.stages("windows", quietly=True):
+                session.read_windows()
+            say(session.describe())
+            session.cache  # noqa: B018 - says where it is, before anything is measured
+            if not settings.output.dry_run:
+                session.dense()
+            yield session
 
 
 def _claimed(settings: Settings) -> AbstractContextManager[RunFolder]:

@@ -176,7 +176,8 @@ def _corrects(s: Settings) -> bool:
 
 def _batches(s: Settings) -> bool:
     """Whether several windows are ever run at once."""
-    ranks = s.ranks_on_text and (s.criterion.batches or s.tries_plans)
+    one_by_one = s.criterion.uses_gradient_reduction and s.scores.gradient_reduction == "sum"
+    ranks = s.ranks_on_text and (not one_by_one or s.tries_plans)
     return bool(s.evaluation.run_evaluation) or _corrects(s) or ranks or s.repairs
 
 
@@ -219,7 +220,12 @@ IDLE = (
     Idle(
         ("batch_size",),
         lambda s: not _batches(s),
-        "has no effect here: taylor takes one sequence per backward pass, and magnitude reads none",
+        "has no effect here: --gradient_reduction sum takes one sequence per backward pass, and magnitude reads none",
+    ),
+    Idle(
+        ("gpu_memory",),
+        lambda s: s.model.device == "cpu" or s.model.low_memory,
+        "has an effect on a GPU only",
     ),
     Idle(("eval_task_path",), lambda s: not s.evaluation.eval_tasks, "needs --eval_tasks or --run_evaluation tasks"),
     Idle(

@@ -1,6 +1,7 @@
 """One model being worked on: checked settings, its source, device, windows, the dense model on demand, the cache."""
 
 import copy
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ from typing import Any
 import torch
 
 from calibration import check_dataset, draw_windows, evaluation_windows
+from core.errors import UsageError
 from core.families import Family
 from core.groups import Architecture
 from core.measured import Importance
+from core.memory import capped
 from core.say import note
 from core.windows import TokenWindows
 from evaluation.catalogue import check_tasks
@@ -67,6 +70,7 @@ class Session:
                 round_to=settings.limits.round_to or default_round_to(source.architecture),
                 eval_seq_len=settings.evaluation.eval_seq_len or min(2048, source.context),
             )
+            check_gpu_memory(settings, source, self.device, self.dtype)
             self.limits, shapes = limits_of(source, self.settings.limits)
             self.replayed = read_plan(settings.output.plan, source.architecture) if settings.output.plan else None
             self._check(shapes)
@@ -251,6 +255,10 @@ class Session:
             stored_dtype=self.saved_dtype,
         )
 
+    def within_its_memory(self) -> AbstractContextManager[None]:
+        """Inside, tensors take no more of a GPU than ``--gpu_memory``."""
+        return capped(self.device, self.settings.model.gpu_memory_bytes)
+
     def describe(self) -> str:
         """For the console: the model, its size, where it is computed; a line for each restriction of the target."""
         shape, target = self.architecture, self.settings.limits.target
@@ -258,8 +266,15 @@ class Session:
         headline = (
             f"{self.source.name}: {shape.model_type}, {shape.num_layers} layers, {shape.total_params:,} parameters "
             f"({shape.prunable_params:,} prunable), on {self.device} in {str(self.dtype).removeprefix('torch.')}"
+            f"{self._of_memory()}"
         )
         return "\n".join([headline, *lines])
+
+    def _of_memory(self) -> str:
+        asked = self.settings.model.gpu_memory
+        if asked is None:
+            return ""
+        return f" within {asked}" if self.device.type == "cuda" else f" (--gpu_memory {asked} acts on a GPU only)"
 
 
 def source_for(settings: Settings, model: Any = None, tokenizer: Any = None) -> ModelSource:
@@ -267,6 +282,17 @@ def source_for(settings: Settings, model: Any = None, tokenizer: Any = None) -> 
     if model is not None:
         return source_of(model, tokenizer)
     return check_model(settings.model.base_model, settings.model.trust_remote_code)
+
+
+def check_gpu_memory(settings: Settings, source: ModelSource, device: torch.device, dtype: torch.dtype) -> None:
+    """UsageError where ``--gpu_memory`` is not even enough for the weights."""
+    most = settings.model.gpu_memory_bytes
+    weights = source.architecture.total_params * dtype.itemsize
+    if most is not None and device.type == "cuda" and most <= weights:
+        raise UsageError(
+            f"--gpu_memory {settings.model.gpu_memory} is no more than the weights take, {weights / 1e9:.1f} GB in "
+            f"{str(dtype).removeprefix('torch.')}: name a larger size, or --device cpu"
+        )
 
 
 def limits_of(source: ModelSource, asked: LimitSettings) -> tuple[Limits, dict[str, Any]]:

@@ -11,18 +11,30 @@ from pathlib import Path
 from typing import Any, Literal
 
 from core.criteria import CRITERIA, Criterion
+from core.memory import bytes_of
 from core.transforms import Transforms
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Which model, and where and how it is computed. base_model: hub id, folder or ``demo``."""
+    """Which model, and where and how it is computed. base_model: hub id, folder or ``demo``.
+
+    gpu_memory: what tensors may take of a GPU, such as ``17GB``; None: all of it. What is no size: UsageError.
+    """
 
     base_model: str
     device: str = "auto"
     dtype: str = "auto"
+    gpu_memory: str | None = None
     low_memory: bool = False
     trust_remote_code: bool = False
+
+    @property
+    def gpu_memory_bytes(self) -> int | None:
+        return None if self.gpu_memory is None else bytes_of(self.gpu_memory)
+
+    def __post_init__(self) -> None:
+        self.gpu_memory_bytes  # noqa: B018 - raises where it is no size
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_b
 from transformers.utils import logging
 
 from core.as_found import left_as_found
+from core.determinism import deterministic, full_float32
 from core.say import on_stderr
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
@@ -19,36 +20,29 @@ _ONE_AT_A_TIME = threading.RLock()
 
 @contextmanager
 def surroundings(seed: int, model: Any = None) -> Iterator[None]:
-    """Inside, the same machine, threads and seed give the same plan, byte for byte, and libraries keep quiet.
+    """Inside, the same machine, threads and seed give the same plan, byte for byte, float32 is float32, and libraries
+    keep quiet.
 
     Afterwards everything is as it was, also after an exception: a notebook's own settings are none of ours. They
     belong to the process, so calls from several threads take turns. model: one that the caller brought; inside it is
     in eval mode and frozen, afterwards it is left as found.
     """
     found = left_as_found(model) if isinstance(model, torch.nn.Module) else nullcontext()
-    with _ONE_AT_A_TIME, _deterministic(seed), _quiet_transformers(), _quiet_hub(), found:
+    with _ONE_AT_A_TIME, _deterministic(seed), full_float32(), _quiet_transformers(), _quiet_hub(), found:
         yield
 
 
 @contextmanager
 def _deterministic(seed: int) -> Iterator[None]:
     """cuBLAS reads its variable when it is first used."""
-    was = torch.are_deterministic_algorithms_enabled()
-    warned = torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     unset = CUBLAS not in os.environ
     os.environ.setdefault(CUBLAS, ":4096:8")
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     try:
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(devices), deterministic(strict=False):
             torch.manual_seed(seed)
-            torch.use_deterministic_algorithms(True, warn_only=True)
-            # The other half of that switch writes every buffer before its use, which helps debugging only.
-            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
             yield
     finally:
-        torch.use_deterministic_algorithms(was, warn_only=warned)
-        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
         if unset:
             os.environ.pop(CUBLAS, None)
 

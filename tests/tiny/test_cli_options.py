@@ -94,6 +94,7 @@ ELSEWHERE = {
     "--base_model": "test_base_model_and_output_name_what_is_read_and_written",
     "--output": "test_base_model_and_output_name_what_is_read_and_written",
     "--device": "test_device",
+    "--gpu_memory": "test_device",
     "--trust_remote_code": "test_trust_remote_code_alone_runs_a_tokenizers_python",
     "--dataset": "test_datasets",
     "--eval_datasets": "test_datasets",
@@ -171,6 +172,7 @@ def test_device(workspace: Workspace) -> None:
     code, _, error = call([*workspace.base_arguments(), "--device", "tpu", "--output", str(workspace.root / "x")])
     assert code == 2
     assert "auto, cpu, cuda, cuda:N" in error
+    assert notes_on("--device", "cpu", "--gpu_memory", "17GB") == ["--gpu_memory acts on a GPU only"]
 
 
 def test_trust_remote_code_alone_runs_a_tokenizers_python(workspace: Workspace, tmp_path: Path) -> None:
@@ -220,7 +222,7 @@ def test_batch_size_sets_the_windows_of_a_pass_and_not_the_result(
     sizes: list[list[int]] = []
     original = over_windows.for_each_batch
 
-    def watching(ids: np.ndarray, step: Any, batch_size: int | None, description: str) -> None:
+    def watching(ids: np.ndarray, step: Any, batch_size: int | None, description: str, first: int) -> None:
         seen: list[int] = []
         sizes.append(seen)
 
@@ -228,7 +230,7 @@ def test_batch_size_sets_the_windows_of_a_pass_and_not_the_result(
             seen.append(len(batch))
             step(batch)
 
-        original(ids, counted, batch_size, description)
+        original(ids, counted, batch_size, description, first)
 
     monkeypatch.setattr(over_windows, "for_each_batch", watching)
     plans = []

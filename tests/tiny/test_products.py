@@ -6,8 +6,8 @@ import pytest
 import torch
 from repairs import plan_for, repaired
 
-from pruning import products
-from pruning.products import product
+from core import products
+from core.products import product
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 

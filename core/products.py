@@ -21,6 +21,13 @@ def product(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tenso
     return a.float() @ b.float()
 
 
+def window_products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """float32 (B, m, n): a (B, m, k) times b (B, k, n), for each of B windows; both of the model's dtype."""
+    if multiplies_halves(a.device) and a.dtype == b.dtype and a.dtype in HALF:
+        return half_products(a, b)
+    return torch.bmm(a.float(), b.float())
+
+
 def multiplies_halves(device: torch.device) -> bool:
     return device.type == "cuda"
 
@@ -28,6 +35,11 @@ def multiplies_halves(device: torch.device) -> bool:
 def half_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """float32: both operands of one half precision, added up in float32."""
     return torch.mm(a, b, out_dtype=torch.float32)
+
+
+def half_products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The same for (B, m, k) and (B, k, n)."""
+    return torch.bmm(a, b, out_dtype=torch.float32)
 
 
 def _parts(values: torch.Tensor) -> tuple[torch.Tensor, ...]:

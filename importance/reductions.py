@@ -1,0 +1,46 @@
+"""Sums over gradients, in float32 whatever the gradients come in.
+
+On a GPU time goes into reading, so halves are cast inside the kernels that reduce them: no float32 copy is written.
+Where a gradient can be had in pieces (``piece_rows``) all reductions of a piece find it in the card's cache.
+"""
+
+import torch
+
+PIECE_BYTES = 32 << 20  # float32; an H100's cache holds 50 MiB
+
+
+def reads_are_dear(device: torch.device) -> bool:
+    """Whether a sum that casts and squares as it reads is worth its rounding; on a CPU such sums are slower."""
+    return device.type != "cpu"
+
+
+def times(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """float32, a * b by element: one kernel that casts what it reads."""
+    return torch.addcmul(torch.zeros((1,) * a.ndim, device=a.device), a, b)
+
+
+def window_norms(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """L1 and L2 norm of each window's values (B, ...), float32 (B,) each."""
+    flat = values.flatten(1)
+    l1, l2 = (torch.linalg.vector_norm(flat, order, dim=1, dtype=torch.float32) for order in (1, 2))
+    return l1, l2
+
+
+def column_squares(values: torch.Tensor) -> torch.Tensor:
+    """float64 (C,): sums of squares over the first two dimensions of (B, T, C)."""
+    if not reads_are_dear(values.device):
+        return values.float().square().sum((0, 1), dtype=torch.float64)
+    return torch.linalg.vector_norm(values, 2, dim=(0, 1), dtype=torch.float32).double().square()
+
+
+def sums_of_absolutes(values: torch.Tensor, dim: int) -> torch.Tensor:
+    """float32, without ``dim``; values, float32, may be overwritten."""
+    if not reads_are_dear(values.device):
+        return values.abs_().sum(dim)
+    return torch.linalg.vector_norm(values, 1, dim=dim)
+
+
+def piece_rows(rows: int, row_bytes: int, device: torch.device) -> list[range]:
+    """Of a gradient with so many rows of so many bytes: rows that are computed and reduced together, all on a CPU."""
+    step = rows if not reads_are_dear(device) else max(1, PIECE_BYTES // row_bytes)
+    return [range(start, min(start + step, rows)) for start in range(0, rows, step)]
