@@ -274,7 +274,9 @@ class Session:
         asked = self.settings.model.gpu_memory
         if asked is None:
             return ""
-        return f" within {asked}" if self.device.type == "cuda" else f" (--gpu_memory {asked} acts on a GPU only)"
+        return (
+            f" within {asked}" if self.device.type == "cuda" else f" (--gpu_memory {asked} has an effect on a GPU only)"
+        )
 
 
 def source_for(settings: Settings, model: Any = None, tokenizer: Any = None) -> ModelSource:

@@ -12,6 +12,7 @@ from tiny_models import build
 import global_pruning as gp
 from core import determinism
 from core.determinism import full_float32, is_refusal, only_deterministic
+from core.say import heard_by
 from importance import passes
 from run.surroundings import surroundings
 
@@ -46,7 +47,7 @@ def test_a_gpu_refuses_what_is_not_deterministic_and_is_told_back() -> None:
 
 @pytest.mark.parametrize("reduction", ["sequence", "sum"])
 def test_a_refused_operation_is_said_once_and_done_without(
-    llama: Any, monkeypatch: pytest.MonkeyPatch, reduction: str, capsys: pytest.CaptureFixture[str]
+    llama: Any, monkeypatch: pytest.MonkeyPatch, reduction: str
 ) -> None:
     """A GPU is pretended: an operation inside a layer that has no deterministic algorithm there."""
     expected = measured(llama, "taylor", gradient_reduction=reduction).values
@@ -59,9 +60,10 @@ def test_a_refused_operation_is_said_once_and_done_without(
             raise RuntimeError(REFUSED)
 
     llama.model.layers[1].mlp.register_forward_hook(refused)
-    found = measured(llama, "taylor", gradient_reduction=reduction).values
+    said: list[str] = []
+    with heard_by(said.append):
+        found = measured(llama, "taylor", gradient_reduction=reduction).values
     np.testing.assert_array_equal(found, expected)
-    said = capsys.readouterr().err.splitlines()
     assert [line.split(":")[1].strip() for line in said] == ["gradients differ in their last digits from run to run"]
 
 

@@ -151,6 +151,25 @@ def test_no_removal_waits_for_the_host(run: int) -> None:
     assert counts == [0, 0]
 
 
+def test_a_removal_costs_few_operators() -> None:
+    """Each is a kernel on a GPU, where thousands of removals take as long as their launches."""
+
+    class Counter(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.count += not function.is_view
+            return function(*args, **(kwargs or {}))
+
+    counts = []
+    for inputs in (2 * elimination.BLOCK, 4 * elimination.BLOCK):
+        x, weight = problem(tokens=600, inputs=inputs)
+        with Counter() as counter:
+            eliminate(x.T @ x, weight, 1)
+        counts.append(counter.count)
+    assert (counts[1] - counts[0]) / (2 * elimination.BLOCK) < 24
+
+
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
 def test_the_unit_of_the_inputs_changes_no_order(scale: float) -> None:
     x, weight = problem()

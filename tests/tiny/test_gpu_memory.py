@@ -119,7 +119,7 @@ def test_it_is_an_option_like_any_other(workspace: Workspace, tmp_path: Path) ->
     folder = workspace.run("capped", "--gpu_memory", "17gb", "--dry_run", "--run_evaluation", "none")
     assert json.loads((folder / "run.json").read_text())["asked"]["gpu_memory"] == "17GB"
     command = parse_options(["--base_model", "demo", "--gpu_memory", "17GB", "--device", "cpu"])
-    assert idle_notes(command.settings, command.given) == ["--gpu_memory acts on a GPU only"]
+    assert idle_notes(command.settings, command.given) == ["--gpu_memory has an effect on a GPU only"]
     code, _, error = call([*workspace.base_arguments(), "--gpu_memory", "17", "--output", str(tmp_path / "x")])
     assert (code, len(error.splitlines())) == (2, 1)
     assert "'17' is not a size above 0" in error
@@ -129,4 +129,4 @@ def test_it_is_an_option_like_any_other(workspace: Workspace, tmp_path: Path) ->
 
 def test_the_console_says_what_the_run_keeps_within(workspace: Workspace) -> None:
     session = gp.open(str(workspace.model), dataset=str(workspace.text), seq_len=16, device="cpu", gpu_memory="2GB")
-    assert repr(session).splitlines()[0].endswith("on cpu in float32 (--gpu_memory 2GB acts on a GPU only)")
+    assert repr(session).splitlines()[0].endswith("on cpu in float32 (--gpu_memory 2GB has an effect on a GPU only)")

@@ -52,10 +52,10 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
         return a.float() @ b.float()
 
     monkeypatch.setattr(products, "multiplies_halves", lambda _device: True)
-    monkeypatch.setattr(moments, "multiplies_halves", lambda _device: True)
+    monkeypatch.setattr(obs_moments, "multiplies_halves", lambda _device: True)
     monkeypatch.setattr(products, "half_products", exact)
     monkeypatch.setattr(products, "half_product", exact)
-    monkeypatch.setattr(moments, "half_product", exact)
+    monkeypatch.setattr(obs_moments, "half_product", exact)
     monkeypatch.setattr(reductions, "reads_are_dear", lambda _device: True)
     monkeypatch.setattr(reductions, "PIECE_BYTES", 8192)
     return multiplied
@@ -96,7 +96,7 @@ def test_halves_are_multiplied_as_they_are_with_the_same_result(as_on_a_gpu: lis
     model = build("llama", std=0.1).to(BF16)
     with pytest.MonkeyPatch.context() as context:
         context.setattr(reductions, "reads_are_dear", lambda _device: False)
-        for module in (products, moments):
+        for module in (products, obs_moments):
             context.setattr(module, "multiplies_halves", lambda _device: False)
         cast = measured(model, criterion)
     found = measured(model, criterion)
@@ -197,8 +197,8 @@ def test_moments_of_all_layers_share_a_pass_where_a_gpu_has_room(llama: Any, mon
     weights = 4 * architecture.total_params
 
     def meter(free: int, capacity: int) -> MomentMeter:
-        monkeypatch.setattr(moments, "free_gpu_bytes", lambda _device: free)
-        monkeypatch.setattr(moments, "gpu_capacity", lambda _device: capacity)
+        monkeypatch.setattr(obs_moments, "free_gpu_bytes", lambda _device: free)
+        monkeypatch.setattr(obs_moments, "gpu_capacity", lambda _device: capacity)
         return MomentMeter(llama, family_of("llama"), architecture, windows_of(IDS), batch_size=1, halves=True)
 
     each = sum(obs_moments.layer_bytes(shape, 64, 2048, 4, 2) for shape in architecture.layers)
