@@ -5,9 +5,12 @@
 #
 # Each makes the environment first where it is missing. Another interpreter or place:
 #     make test PYTHON=python3.12 VENV=/tmp/venv312
+# Tests run in two processes of one thread each; a machine with more cores can have more:
+#     make test WORKERS=8
 
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 DEMO_OUTPUT ?= results/demo
 DEMO_ARGS ?= --base_model demo --pruning_ratio 0.2 --dataset pydoc --run_evaluation ppl,tasks --eval_tasks pydoc_cloze
 
@@ -21,7 +24,7 @@ demo: $(INSTALLED)
 	GLOBAL_PRUNING_CACHE=none $(BIN)/python run_global_pruning.py $(DEMO_ARGS) --output $(DEMO_OUTPUT) --overwrite
 
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
