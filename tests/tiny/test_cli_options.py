@@ -172,7 +172,7 @@ def test_device(workspace: Workspace) -> None:
     code, _, error = call([*workspace.base_arguments(), "--device", "tpu", "--output", str(workspace.root / "x")])
     assert code == 2
     assert "auto, cpu, cuda, cuda:N" in error
-    assert notes_on("--device", "cpu", "--gpu_memory", "17GB") == ["--gpu_memory acts on a GPU only"]
+    assert notes_on("--device", "cpu", "--gpu_memory", "17GB") == ["--gpu_memory has an effect on a GPU only"]
 
 
 def test_trust_remote_code_alone_runs_a_tokenizers_python(workspace: Workspace, tmp_path: Path) -> None:
