@@ -15,7 +15,7 @@ from pruning.surgery import operate
 
 
 def prune_and_save(root: Path, name: str) -> Path:
-    """A model of conftest.CONFIGS pruned unevenly, every second one without its middle layer."""
+    """A model of tiny_models.CONFIGS pruned unevenly, every second one without its middle layer."""
     model = build(name)
     family = family_of(model.config.model_type)
     removed_layers = (1,) if sorted(CONFIGS).index(name) % 2 else ()

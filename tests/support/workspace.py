@@ -20,7 +20,7 @@ WORDS = [first + second for first in "bdfgklmnpr" for second in ("a", "e", "i", 
 
 
 def write_model(folder: Path, name: str = "llama", dtype: torch.dtype = torch.float32) -> Path:
-    """A model of conftest.CONFIGS with a word-level tokenizer of its vocabulary (97 entries, BOS before a text)."""
+    """A model of tiny_models.CONFIGS with a word-level tokenizer of its vocabulary (97 entries, BOS before a text)."""
     model = build(name, std=0.15).to(dtype)
     model.save_pretrained(folder)
     word_tokenizer().save_pretrained(folder)

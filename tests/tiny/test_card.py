@@ -114,7 +114,7 @@ def test_a_hub_is_told_of_hub_ids_alone(plan: PruningPlan, name: str) -> None:
     [
         ("paragraphs of /home/me/text.txt outside", "", "paragraphs of text.txt outside"),
         ("paragraphs of /home/me/my data/text.txt, all", "/home/me/my data/text.txt", "paragraphs of text.txt, all"),
-        ("rows of ../shared/set (train)", "", "rows of set (train)"),
+        ("rows of ../mine/set (train)", "", "rows of set (train)"),
         ("rows of ~/set", "~/set", "rows of set"),
         ("train split of Salesforce/wikitext, wikitext-2", "wikitext2", None),
         ("the held-out 1/10 of pydoc", "pydoc", None),

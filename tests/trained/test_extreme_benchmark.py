@@ -22,7 +22,7 @@ from models.architecture import architecture_of
 from models.family_table import family_of
 from tools.train_demo import Batches, Training
 
-LAYER, WIDTHS = 1, (1, 3)  # of 4 KV groups and 24 channels in conftest.SHARED: stored 4 and 8 times
+LAYER, WIDTHS = 1, (1, 3)  # of 4 KV groups and 24 channels in tiny_models.SHARED: stored 4 and 8 times
 
 
 def pair_of(model: Any, family: Family) -> tuple[Any, Any]:
