@@ -6,6 +6,7 @@ which colour-blind readers can tell apart. Places are given in inches and do not
 """
 
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator
@@ -33,6 +34,7 @@ BARE, LABELLED = 0.3, 1.15  # margin to the right, without and with names of lev
 HEAD, PANEL, GAP = 1.15, 2.75, 0.5  # title and legend; one plot; between two plots, where a legend stands
 
 
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 BACKEND = "MPLBACKEND"
 
 
@@ -132,7 +134,14 @@ def log_axis(ax: "Axes") -> None:
     if high < 100 * low:
         ax.yaxis.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0)))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    else:
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: power_of_ten(value)))
     ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def power_of_ten(value: float) -> str:
+    """``10⁻⁵`` in plain characters, since nothing drawn is read as a formula."""
+    return "10" + str(round(math.log10(value))).translate(SUPERSCRIPT)
 
 
 def shade(ax: "Axes", layers: Iterable[int], colour: str, alpha: float, label: str) -> None:

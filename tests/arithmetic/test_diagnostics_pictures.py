@@ -15,7 +15,7 @@ from core.plan import PruningPlan
 from diagnostics.findings.diagnosis import diagnose
 from diagnostics.findings.quantities import Scores
 from diagnostics.findings.remedies import ActiveRemedies
-from diagnostics.reports.canvas import VERMILLION
+from diagnostics.reports.canvas import VERMILLION, drawing, log_axis, new_figure
 from diagnostics.reports.pictures import draw_pictures, gradients_title, rates_title, scores_title
 
 
@@ -76,6 +76,17 @@ def test_zero_negative_and_missing_values_can_be_drawn(tmp_path: Path) -> None:
         "zero": scores_of(plan, [0.0] * 8),
     }.items():
         assert len(draw(tmp_path / name, plan, importance, scores)) == 3
+
+
+def test_powers_of_ten_and_dollars_are_written_as_they_are_read() -> None:
+    with drawing():
+        figure, (ax,) = new_figure(3, 1, "a name with $two$ dollars", "")
+        ax.plot([0, 1, 2], [1e-10, 1e-5, 100.0])
+        log_axis(ax)
+        figure.draw_without_rendering()
+        labels = [label.get_text() for label in ax.get_yticklabels()]
+    assert {"10⁻¹⁰", "10⁰", "10²"} <= set(labels), labels
+    assert not [label for label in labels if not label.startswith("10")]
 
 
 def test_equal_data_give_equal_files(tmp_path: Path) -> None:
