@@ -34,7 +34,7 @@ def own_module_cache(beside: Path) -> Iterator[None]:
     known = [dict(registry._extra_content) for registry in registries]
     modules = _take_out_modules()
     dynamic_modules.HF_MODULES_CACHE = str(cache)
-    sys.path[:] = [place for place in path if place != found]  # it would be searched first, once a model came from it
+    sys.path.insert(0, str(cache))  # first: once a model was loaded with its code, the user's cache stands there too
     try:
         yield
     finally:

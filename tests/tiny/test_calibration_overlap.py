@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from calibration_cases import byte_tokenizer, numbered_paragraphs
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from calibration import calibration_windows, evaluation_windows
@@ -75,6 +75,7 @@ def numbered(documents: list[str]) -> set[str]:
     calibrates=st.sampled_from(list(FORMATS)),
     evaluated=st.sampled_from(list(FORMATS)),
 )
+@example(seed=0, count=1, sentences=1, calibrates="paragraphs", evaluated="a line each")
 def test_no_sentence_is_on_both_sides_whatever_the_format(
     seed: int, count: int, sentences: int, calibrates: str, evaluated: str
 ) -> None:
@@ -83,8 +84,9 @@ def test_no_sentence_is_on_both_sides_whatever_the_format(
         one = written(Path(folder), "calibration", calibrates, texts)
         other = written(Path(folder), "evaluation", evaluated, texts)
         drawn = list(calibration_text(one).documents)
-        if calibrates == evaluated and units_for(lambda: documents(Path(one))) is Units.TEXT:
-            return  # the same file, and too short to hold a part of it out
+        same = Path(one).read_bytes() == Path(other).read_bytes()  # one paragraph on one line is so in two formats
+        if same and units_for(lambda: documents(Path(one))) is Units.TEXT:
+            return  # too short to hold a part of it out
         read = list(evaluation_text(other, one).documents)
     # A held-out line may end in the middle of a sentence; its number stands at the beginning.
     if calibrates == evaluated == "wrapped whole":

@@ -160,7 +160,6 @@ def test_a_model_loaded_before_does_not_stand_in_the_proofs_way(
     cache = tmp_path / "cache"
     (cache / "transformers_modules").mkdir(parents=True)
     (cache / "transformers_modules" / "__init__.py").touch()
-    monkeypatch.setattr(dynamic_modules, "HF_MODULES_CACHE", str(cache))
     monkeypatch.setattr(sys, "path", [*sys.path, str(cache)])
     model = build("llama")
     assert prune(model, plan_of(model), tmp_path / "model").verify().loaded
