@@ -34,7 +34,6 @@ BARE, LABELLED = 0.3, 1.15  # margin to the right, without and with names of lev
 HEAD, PANEL, GAP = 1.15, 2.75, 0.5  # title and legend; one plot; between two plots, where a legend stands
 
 
-SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 BACKEND = "MPLBACKEND"
 
 
@@ -140,8 +139,8 @@ def log_axis(ax: "Axes") -> None:
 
 
 def power_of_ten(value: float) -> str:
-    """``10⁻⁵`` in plain characters, since nothing drawn is read as a formula."""
-    return "10" + str(round(math.log10(value))).translate(SUPERSCRIPT)
+    """``1e-5``, as on the page of a run: nothing drawn is read as a formula."""
+    return f"1e{round(math.log10(value))}"
 
 
 def shade(ax: "Axes", layers: Iterable[int], colour: str, alpha: float, label: str) -> None:
