@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.large_shape import MISTRAL_7B
+
 VARIANTS = ("backward", "fisher", "taylor")
 LIMITS = {"fisher": (0.75, 0.65), "taylor": (1.15, 0.65)}  # of backward: time, memory
 SHAPES: dict[str, dict[str, Any]] = {
@@ -32,18 +34,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 32000,
         "dtype": "float32",
     },
-    "mistral-7b": {
-        "model_type": "mistral",
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 32000,
-        "max_position_embeddings": 32768,
-        "sliding_window": None,
-        "dtype": "bfloat16",
-    },
+    "mistral-7b": MISTRAL_7B | {"dtype": "bfloat16"},
 }
 
 

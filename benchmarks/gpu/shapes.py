@@ -6,19 +6,11 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from benchmarks.large_shape import MISTRAL_7B
+
 TOKENIZER = Path(__file__).resolve().parents[2] / "models" / "demo"
 SHAPES: dict[str, dict[str, Any]] = {
-    "mistral-7b": {
-        "model_type": "mistral",
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 32000,
-        "max_position_embeddings": 32768,
-        "sliding_window": None,
-    },
+    "mistral-7b": MISTRAL_7B,
     "smollm2-135m": {
         "model_type": "llama",
         "hidden_size": 576,
