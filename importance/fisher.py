@@ -16,7 +16,8 @@ from core.families import Family, Member
 from core.groups import Architecture
 from core.measured import GRADIENTS_OF_INPUTS, Importance
 from core.windows import TokenWindows
-from importance.over_windows import GradientNorms, Key, Measurement, by_group, over_windows
+from importance.gradient_scale import GradientNorms
+from importance.over_windows import Key, Measurement, by_group, over_windows
 from importance.passes import Backward, Batch
 from importance.reductions import times, window_norms
 from importance.sums import group_sums, output_projections
@@ -60,14 +61,16 @@ class _Squares(Measurement):
         self.outputs = list(output_projections(model, family))
         self.architecture = architecture
         self.norms: GradientNorms = GradientNorms(architecture.num_layers, GRADIENTS_OF_INPUTS)
-        self.total = {
-            (layer, member.kind): torch.zeros(
-                architecture.layers[layer].widths[member.kind], dtype=torch.float64, device=module.weight.device
-            )
-            for layer, member, module in self.outputs
-        }
-        self.even = {key: torch.zeros_like(total) for key, total in self.total.items()}
+        self.layers = range(architecture.num_layers)
+        self.total: dict[Key, torch.Tensor] = {}
+        self.even: dict[Key, torch.Tensor] = {}
         self.squared: dict[Key, torch.Tensor] = {}
+
+    def begin(self, layer: int) -> None:
+        for _, member, module in (found for found in self.outputs if found[0] == layer):
+            width = self.architecture.layers[layer].widths[member.kind]
+            for sums in (self.total, self.even):
+                sums[layer, member.kind] = torch.zeros(width, dtype=torch.float64, device=module.weight.device)
 
     def attach(self, handles: list[Any]) -> None:
         for layer, member, module in self.outputs:

@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import nn
 
-from core.families import Family
+from core.families import Family, Member
 from importance.over_windows import Key, Measurement
 from importance.passes import Batch
 from importance.sums import output_projections
@@ -22,13 +23,22 @@ class InputSquares(Measurement):
     def __init__(self, model: Any, family: Family, kinds: tuple[int, ...] = (0, 1)) -> None:
         self.outputs = [found for found in output_projections(model, family) if found[1].kind in kinds]
         self.sees = "inputs of " + " and ".join(dict.fromkeys(member.path for _, member, _ in self.outputs))
-        self.total = {
-            (layer, member.kind): torch.zeros(module.in_features, dtype=torch.float64, device=module.weight.device)
-            for layer, member, module in self.outputs
-        }
-        self.even = {key: torch.zeros_like(total) for key, total in self.total.items()}
+        self.layers = sorted({layer for layer, _, _ in self.outputs})
+        self.total: dict[Key, torch.Tensor] = {}
+        self.even: dict[Key, torch.Tensor] = {}
         self.squares: dict[Key, tuple[torch.Tensor, torch.Tensor]] = {}
         self.batch: Batch | None = None
+
+    def begin(self, layer: int) -> None:
+        for member, module in self.of_layer(layer):
+            for sums in (self.total, self.even):
+                sums[layer, member.kind] = torch.zeros(
+                    module.in_features, dtype=torch.float64, device=module.weight.device
+                )
+
+    def of_layer(self, layer: int) -> list[tuple[Member, nn.Linear]]:
+        """The modules of one layer whose inputs are summed."""
+        return [(member, module) for index, member, module in self.outputs if index == layer]
 
     def attach(self, handles: list[Any]) -> None:
         for layer, member, module in self.outputs:

@@ -8,7 +8,8 @@ Grosse 2015, arXiv:1503.05671), outputs taken as independent and gradients those
 frozen: no weight gradient is formed.
 
 H takes 4 n^2 bytes, 0.8 GB for 14,336 channels, so layers are measured in as many passes as the memory for them asks:
-on a GPU half of what is free, elsewhere a share of the weights. Where one pass can hold them twice, windows 0, 2,
+on a GPU half of what is free, elsewhere a share of the weights. Of a streamed model one layer's are held at a time.
+Where one pass can hold them twice, windows 0, 2,
 4, ... and the others are summed apart, each half in a set of its own.
 """
 
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 
 from core.batching import TOKENS_A_BATCH, is_out_of_memory
+from core.engine import engine_of
 from core.errors import UsageError
 from core.families import Family
 from core.groups import ATTENTION, MLP, Architecture, LayerShape
@@ -29,7 +31,8 @@ from core.memory import RESTING_SHARE, free_gpu_bytes, gpu_capacity
 from core.products import HALF, half_product, multiplies_halves
 from core.progress import tqdm
 from core.windows import TokenWindows
-from importance.over_windows import GradientNorms, Key, Measurement, Tally, over_windows
+from importance.gradient_scale import GradientNorms
+from importance.over_windows import Key, Measurement, Tally, passing
 from importance.passes import Backward, Batch
 from importance.reductions import column_squares, window_norms
 from importance.sums import output_projections
@@ -75,13 +78,15 @@ class MomentMeter:
         self.parameter = next(model.parameters())
         held = sum(n + architecture.hidden_size for layer in architecture.layers for n in inputs_of(layer))
         self.run = Backward(model, family, architecture, held=held)
-        self.most_bytes = most_bytes or self._most_bytes(free_gpu_bytes(self.parameter.device))
-        capacity = gpu_capacity(self.parameter.device)
+        self.engine = engine_of(model)
+        self.most_bytes = most_bytes or self._most_bytes(free_gpu_bytes(self.engine.device))
+        capacity = gpu_capacity(self.engine.device)
         for_all = most_bytes or self._most_bytes(None if capacity is None else capacity - self._weights)
         self.statistics = np.zeros((4, architecture.num_layers))
         self.windows_used, self.windows_skipped = len(windows), 0
         self.counts = [0, 0]  # windows that count, even ones and odd ones
-        self.sets = 2 if halves and sum(self._bytes(sets=2)) <= for_all else 1
+        at_once = max if self.engine.streams else sum
+        self.sets = 2 if halves and at_once(self._bytes(sets=2)) <= for_all else 1
 
     @property
     def has_halves(self) -> bool:
@@ -90,6 +95,9 @@ class MomentMeter:
 
     @property
     def _weights(self) -> int:
+        """Bytes of those that are held all the while."""
+        if self.engine.streams:
+            return 0
         return self.architecture.total_params * self.parameter.element_size()
 
     def _most_bytes(self, gpu: int | None) -> int:
@@ -104,7 +112,10 @@ class MomentMeter:
         return [layer_bytes(shape, hidden, tokens, element, sets) for shape in self.architecture.layers]
 
     def passes(self) -> list[range]:
-        """Layers by pass: consecutive ones, as many as fit into most_bytes, but one at least."""
+        """Layers by pass: consecutive ones, as many as fit into most_bytes, but one at least. Streamed layers come one
+        at a time in a single pass."""
+        if self.engine.streams:
+            return [range(self.architecture.num_layers)]
         found: list[range] = []
         left = 0
         for layer, needed in enumerate(self._bytes(self.sets)):
@@ -127,21 +138,21 @@ class MomentMeter:
             yield from self._measure(layers, f"importance (obs){of}")
 
     def _measure(self, layers: range, description: str) -> Iterator[LayerMoments]:
-        with enough_memory(self.architecture, layers):
-            sums = _Sums(self.model, self.family, self.architecture, layers, self.sets)
-        tally = over_windows(
-            self.model, self.windows, self.run, sums, batch_size=self.batch_size, description=description
-        )
-        self._note(layers, tally)
-        tokens = [count * self.windows.seq_len for count in self.counts]
-        for layer in tqdm(layers, desc=f"{description} solving", unit="layer", leave=False):
-            yield sums.take(layer, tokens)
+        sums = _Sums(self.model, self.family, self.architecture, layers, self.sets)
+        size = self.batch_size
+        finished = passing(self.model, self.windows, self.run, sums, batch_size=size, description=description)
+        with tqdm(total=len(layers), desc=f"{description} solving", unit="layer", leave=False) as progress:
+            for layer, tally in finished:
+                if layer is not None:
+                    self._note(layer, tally)
+                    yield sums.take(layer, [count * self.windows.seq_len for count in self.counts])
+                    progress.update()
 
-    def _note(self, layers: range, tally: Tally) -> None:
-        gradients, here = tally.gradients, slice(layers.start, layers.stop)
+    def _note(self, layer: int, tally: Tally) -> None:
+        gradients = tally.gradients
         assert gradients is not None
         found = np.stack([gradients.mean, gradients.norm, gradients.min, gradients.max])
-        self.statistics[:, here] = found[:, here]
+        self.statistics[:, layer] = found[:, layer]
         self.counts = list(tally.windows)
         self.windows_used = min(self.windows_used, tally.used)
         self.windows_skipped = max(self.windows_skipped, tally.skipped)
@@ -181,10 +192,18 @@ class _Sums(Measurement):
         self.pending: dict[Key, tuple[torch.Tensor, torch.Tensor]] = {}
         self.inputs: dict[Key, torch.Tensor] = {}
         self.outputs: dict[Key, torch.Tensor] = {}
-        for (layer, kind), module in self.modules.items():
-            n, device = inputs_of(architecture.layers[layer])[kind], module.weight.device
-            self.inputs[layer, kind] = torch.zeros(sets, n, n, device=device)
-            self.outputs[layer, kind] = torch.zeros(sets, architecture.hidden_size, dtype=torch.float64, device=device)
+        self.layers, self.architecture = layers, architecture
+
+    def begin(self, layer: int) -> None:
+        """UsageError where the layer's sums do not fit in memory."""
+        shape = self.architecture.layers[layer]
+        with enough_memory(self.architecture, range(layer, layer + 1)):
+            for kind, n in enumerate(inputs_of(shape)):
+                device = self.modules[layer, kind].weight.device
+                self.inputs[layer, kind] = torch.zeros(self.sets, n, n, device=device)
+                self.outputs[layer, kind] = torch.zeros(
+                    self.sets, self.architecture.hidden_size, dtype=torch.float64, device=device
+                )
 
     def attach(self, handles: list[Any]) -> None:
         for key, module in self.modules.items():

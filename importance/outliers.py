@@ -21,7 +21,7 @@ from core.groups import MLP, Architecture
 from core.measured import Outliers
 from core.windows import TokenWindows
 from importance.input_norms import InputSquares
-from importance.over_windows import over_windows
+from importance.over_windows import Tally, over_windows
 from importance.passes import Forward
 
 OUTLIER_FACTOR = 30.0
@@ -36,18 +36,28 @@ def find_outliers(
     A block whose median is 0 has no outlier: nothing to compare with. Raises NumericalError when more than 5 % of the
     windows yield NaN or Inf.
     """
-    inputs = InputSquares(model, family, kinds=(MLP,))
-    tally = over_windows(model, windows, Forward(model), inputs, batch_size=batch_size, description="outliers")
-    rows, factors = [], []
-    for layer, _, module in inputs.outputs:
-        squares = inputs.total[layer, MLP]
+    search = _Search(model, family, architecture)
+    tally = over_windows(model, windows, Forward(model), search, batch_size=batch_size, description="outliers")
+    rows, factors = zip(*(search.found[layer] for layer in sorted(search.found)), strict=True)
+    return Outliers(np.concatenate(rows), np.concatenate(factors), OUTLIER_FACTOR, tally.used)
+
+
+class _Search(InputSquares):
+    """found: rows of the group table and factors, by layer."""
+
+    def __init__(self, model: Any, family: Family, architecture: Architecture) -> None:
+        super().__init__(model, family, kinds=(MLP,))
+        self.family, self.architecture = family, architecture
+        self.found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def finish(self, layer: int, tally: Tally) -> None:
+        ((_, module),) = self.of_layer(layer)
+        squares = self.total[layer, MLP]
         norms = (squares.sqrt() * torch.linalg.vector_norm(module.weight.float(), dim=0)).cpu().numpy()
         if not np.isfinite(norms).all():
-            raise NumericalError(f"NaN or Inf in the weight of layer {layer} {family.mlp_output}: is it intact?")
+            raise NumericalError(f"NaN or Inf in the weight of layer {layer} {self.family.mlp_output}: is it intact?")
         found, factor = outliers_among(norms)
-        rows.append(found + architecture.groups.rows(layer, MLP).start)
-        factors.append(factor)
-    return Outliers(np.concatenate(rows), np.concatenate(factors), OUTLIER_FACTOR, tally.used)
+        self.found[layer] = found + self.architecture.groups.rows(layer, MLP).start, factor
 
 
 def outliers_among(norms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,9 +5,13 @@ is finite. What every measurement shares is here: batches that fit into memory, 
 NaN and Inf, progress, gradient statistics. Nothing here knows a criterion, or where the weights live: ``run`` does.
 
 A layer's sums lie on the device that the layer is on. The host waits once a batch, for whether it was finite.
+
+Where the model is resident, all layers see a batch before the next one comes. Where it is streamed, all windows pass a
+layer before the next one is read (``layer_sweep``). Either way a layer's sums ``begin`` at zero with its weights at
+hand, and are whole when it is time to ``finish`` them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -16,10 +20,12 @@ import torch
 
 from core.as_found import left_as_found
 from core.batching import for_each_batch, is_out_of_memory
+from core.engine import engine_of
 from core.errors import NumericalError, UsageError
 from core.groups import Architecture
 from core.measured import GradientStatistics
 from core.windows import TokenWindows
+from importance.gradient_scale import GradientNorms, LayerGradients
 from importance.passes import Batch
 
 RARE = 0.05  # share of windows that may yield NaN or Inf before a run stops
@@ -31,7 +37,17 @@ Key = tuple[int, int]  # layer and kind: a block
 
 
 class Run(Protocol):
-    """How a batch passes the model: ``Forward``, ``Backward``, or what compares variants of the model."""
+    """How a batch passes the model: ``Forward``, ``Backward``, or what compares variants of the model.
+
+    by_layer: whether nothing but the layers' own passes is wanted, so that layers may come one at a time.
+    goes_back: whether gradients are wanted.
+    """
+
+    @property
+    def by_layer(self) -> bool: ...
+
+    @property
+    def goes_back(self) -> bool: ...
 
     def __call__(self, batch: Batch) -> torch.Tensor | None:
         """The loss, float (), where there is one."""
@@ -44,15 +60,26 @@ class Run(Protocol):
 
 
 class Measurement:
-    """What a criterion adds to the way over the windows. For each batch: start, the pass, seen, keep."""
+    """What a criterion adds to the way over the windows.
 
+    For each of ``layers``: begin, before the first window comes, and finish, once all have passed. For each batch:
+    start, the pass, seen, keep.
+    """
+
+    layers: Iterable[int] = ()  # those that it makes sums of
     sees = "activations"  # what is NaN or Inf, in the message
-    norms: "GradientNorms | None" = None
+    norms: GradientNorms | None = None
     scales = False  # whether what is seen may be multiplied by Batch.scale (as gradients are), and keep divides by it
     repeatable = True  # False: hooks add to the sums by themselves; no batch but the first comes again or is left out
 
     def attach(self, handles: list[Any]) -> None:
         """Put the handles of all hooks into the list; they are removed at the end."""
+
+    def begin(self, layer: int) -> None:
+        """The layer's sums are zero from here on; its weights are at hand. May be called again, to begin anew."""
+
+    def finish(self, layer: int, tally: "Tally") -> None:
+        """The layer's sums are whole: reduce them to what is wanted of them. Its weights are at hand."""
 
     def start(self, batch: Batch) -> None:
         """Forget what was seen of a batch before, which may have ended half way."""
@@ -96,18 +123,47 @@ def over_windows(
     batch_size: int | None = None,
     description: str,
 ) -> Tally:
-    """Let all windows pass, in order. The model is left as found, also after an exception.
+    """Let all windows pass, in order, and finish the measurement. The model is left as found, also after an exception.
 
     A batch with NaN or Inf comes again on other scales, then window by window, so that only its bad windows are left
     out. Raises NumericalError when more than RARE of the windows are, or one is and the measurement cannot leave it
     out; UsageError when memory does not suffice.
     """
+    tally = Tally((0, 0), 0, None)
+    for layer, tally in passing(model, windows, run, measurement, batch_size=batch_size, description=description):
+        if layer is not None:
+            measurement.finish(layer, tally)
+    return tally
+
+
+def passing(
+    model: Any,
+    windows: TokenWindows,
+    run: Run,
+    measurement: Measurement,
+    *,
+    batch_size: int | None = None,
+    description: str,
+) -> Iterator[tuple[int | None, Tally]]:
+    """The same, layer by layer: each layer whose sums are whole, its weights at hand, and the tally so far.
+
+    At the end comes None with the tally of all. A streamed layer may come twice: the later sums count.
+    """
+    if run.by_layer and engine_of(model).streams:
+        from importance.layer_sweep import LayerSweep
+
+        yield from LayerSweep(model, windows, run, measurement, batch_size, description)
+        return
     way = _Way(len(windows), run, measurement, next(model.parameters()).dtype)
     first = run.first_windows(windows.seq_len)
+    for layer in measurement.layers:
+        measurement.begin(layer)
     with left_as_found(model) as handles:
         measurement.attach(handles)
         for_each_batch(windows.ids, way.step, batch_size, description, first)
-    return Tally((way.windows[0], way.windows[1]), way.guard.skipped, way.statistics())
+    tally = Tally((way.windows[0], way.windows[1]), way.guard.skipped, way.statistics())
+    yield from ((layer, tally) for layer in measurement.layers)
+    yield None, tally
 
 
 class _Way:
@@ -116,7 +172,7 @@ class _Way:
     def __init__(self, num_windows: int, run: Run, measurement: Measurement, dtype: torch.dtype) -> None:
         self.run, self.measurement = run, measurement
         self.guard = NonFiniteGuard(num_windows, measurement, dtype)
-        self.scales = (SCALES_OF_FLOAT16 if dtype == torch.float16 else SCALES) if measurement.scales else (1.0,)
+        self.scales = scales_for(dtype, measurement)
         self.passed, self.windows = 0, [0, 0]
         norms = measurement.norms
         self.gradients = LayerGradients(norms.num_layers) if norms is not None else None
@@ -135,11 +191,11 @@ class _Way:
             self.guard.skip(found.bad_layers, found.loss_is_finite)
         self.measurement.start(batch)  # nothing of it is held any longer
 
-    def _in_range(self, batch: Batch) -> "tuple[Batch, _Found]":
+    def _in_range(self, batch: Batch) -> "tuple[Batch, Found]":
         """The batch on the first scale on which all is finite, or on the last one; another scale mends no loss."""
         for scale in self.scales if self.measurement.repeatable else self.scales[:1]:
             batch = replace(batch, scale=scale)
-            found = _Found.of(self._pass(batch), self.measurement)
+            found = Found.of(self._pass(batch), self.measurement)
             if found.is_finite or not found.loss_is_finite:
                 break
         return batch, found
@@ -177,7 +233,7 @@ class _Way:
             self.measurement.begin_again()
         return self._pass(batch)
 
-    def _keep(self, batch: Batch, found: "_Found") -> None:
+    def _keep(self, batch: Batch, found: "Found") -> None:
         self.measurement.keep(batch)
         for number in range(batch.first, batch.first + len(batch)):
             self.windows[number % 2] += 1
@@ -187,46 +243,18 @@ class _Way:
 
     def statistics(self) -> GradientStatistics | None:
         gradients, norms = self.gradients, self.measurement.norms
-        if gradients is None or norms is None:
-            return None
-        n = max(gradients.windows, 1)
-        return GradientStatistics(
-            gradients.mean / n, gradients.norm / n, gradients.min, gradients.max, source=norms.source
-        )
+        return None if gradients is None or norms is None else gradients.statistics(norms.source)
 
 
-class GradientNorms:
-    """mean |g| and L2 norm of each layer's gradients, a window at a time; on the layer's device until they are read."""
-
-    def __init__(self, num_layers: int, source: str) -> None:
-        self.num_layers, self.source = num_layers, source
-        self.start()
-
-    def start(self) -> None:
-        self.found: dict[int, list[torch.Tensor]] = {}  # by layer: l1 and l2 of a tensor, of the next, ...
-        self.count = np.zeros(self.num_layers)
-
-    def add(self, layer: int, l1: torch.Tensor, l2: torch.Tensor, count: int) -> None:
-        """l1, l2: (B,), sum |g| and L2 norm of one tensor's gradients. count: its values in one window."""
-        self.found.setdefault(layer, []).extend((l1, l2))
-        self.count[layer] += count
-
-    def tensors(self) -> list[torch.Tensor]:
-        """float64 (B,) by watched layer: sums of |g|, then sums of g^2. One stack a layer: kernels are few."""
-        stacked = [torch.stack(norms).double() for norms in self.found.values()]
-        return [*(norms[::2].sum(0) for norms in stacked), *(norms[1::2].square().sum(0) for norms in stacked)]
-
-    def read(self, rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """mean |g| and L2 norm, each float64 (B, L), from what ``tensors`` gave; 0 in layers that were not watched."""
-        l1, l2 = np.zeros((2, len(rows[0]), self.num_layers))
-        watched = list(self.found)
-        l1[:, watched] = np.stack(rows[: len(watched)], 1)
-        l2[:, watched] = np.stack(rows[len(watched) :], 1)
-        return l1 / np.maximum(self.count, 1), np.sqrt(l2)
+def scales_for(dtype: torch.dtype, measurement: Measurement) -> tuple[float, ...]:
+    """What to multiply the loss by, in turn, in a model that computes in ``dtype``."""
+    if not measurement.scales:
+        return (1.0,)
+    return SCALES_OF_FLOAT16 if dtype == torch.float16 else SCALES
 
 
 @dataclass(frozen=True)
-class _Found:
+class Found:
     """What the host is told of a batch. norms: mean |g| and L2 norm, each float64 (B, L)."""
 
     loss_is_finite: bool
@@ -238,7 +266,7 @@ class _Found:
         return self.loss_is_finite and not self.bad_layers
 
     @staticmethod
-    def of(loss: torch.Tensor | None, measurement: Measurement) -> "_Found":
+    def of(loss: torch.Tensor | None, measurement: Measurement) -> "Found":
         seen = [(layer, values.sum(dtype=torch.float64)[None]) for layer, values in measurement.seen()]
         tensors = [] if loss is None else [loss.double()[None]]
         norms = measurement.norms
@@ -249,7 +277,7 @@ class _Found:
         read = norms.read(rows[len(tensors) + len(seen) :]) if norms is not None and statistics else None
         if read is not None:
             bad.update(np.flatnonzero(~np.isfinite(np.concatenate(read)).all(0)).tolist())
-        return _Found(all(finite[: len(tensors)]), sorted(bad), read)
+        return Found(all(finite[: len(tensors)]), sorted(bad), read)
 
 
 def on_host(tensors: list[torch.Tensor]) -> list[np.ndarray]:
@@ -277,25 +305,6 @@ def halves_of(even: np.ndarray, total: np.ndarray, num_even: int, num_odd: int) 
     if not (num_even and num_odd):
         return None
     return np.stack([even / num_even, np.maximum(total - even, 0.0) / num_odd])
-
-
-class LayerGradients:
-    """Running mean, norm, min and max of each layer's raw gradients; one row a window, float64 on the CPU."""
-
-    def __init__(self, num_layers: int) -> None:
-        self.mean = np.zeros(num_layers)
-        self.norm = np.zeros(num_layers)
-        self.min = np.full(num_layers, np.inf)
-        self.max = np.full(num_layers, -np.inf)
-        self.windows = 0
-
-    def add(self, mean: np.ndarray, norm: np.ndarray) -> None:
-        """mean |g| and L2 norm, each (windows, L)."""
-        self.mean += mean.sum(0)
-        self.norm += norm.sum(0)
-        self.min = np.minimum(self.min, mean.min(0))
-        self.max = np.maximum(self.max, mean.max(0))
-        self.windows += len(mean)
 
 
 class NonFiniteGuard:

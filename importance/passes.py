@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from core.batching import TOKENS_A_BATCH, busy_tokens, is_out_of_memory
 from core.determinism import is_refusal, only_deterministic
+from core.engine import engine_of
 from core.errors import reason_of
 from core.families import Family
 from core.groups import Architecture, LayerShape
@@ -54,9 +55,15 @@ class Forward:
     compute: from ids int64 (B, T) on the model's device to a loss, float ().
     """
 
+    goes_back = False
+
     def __init__(self, model: Any, compute: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
         self.model, self.compute = model, compute
-        self.device = next(model.parameters()).device
+        self.device = engine_of(model).device
+
+    @property
+    def by_layer(self) -> bool:
+        return self.compute is None
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> torch.Tensor | None:
@@ -84,9 +91,11 @@ class Backward:
     held: values a token that the measurement keeps beside them until the pass has ended.
     """
 
+    by_layer = goes_back = True
+
     def __init__(self, model: Any, family: Family, architecture: Architecture, *, held: int = 0) -> None:
         self.model, self.family, self.architecture, self.held = model, family, architecture, held
-        self.device = next(model.parameters()).device
+        self.device = engine_of(model).device
         self.keeps_activations = self.deterministic = True
 
     def __call__(self, batch: Batch) -> torch.Tensor:

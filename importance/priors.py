@@ -49,9 +49,14 @@ class _Sums(Measurement):
     """found: of a batch. total: of all that count, on the devices that they were computed on."""
 
     def __init__(self, model: Any, family: Family) -> None:
-        self.family, self.layers = family, list(model.get_submodule(family.layers))
+        self.family, self.modules = family, list(model.get_submodule(family.layers))
+        self.layers = range(len(self.modules))
         self.found: Columns = {}
         self.total: Columns = {}
+
+    def begin(self, layer: int) -> None:
+        for column in range(3):
+            self.total.pop((layer, column), None)
 
     def start(self, batch: Batch) -> None:
         self.found.clear()
@@ -76,7 +81,7 @@ class _LossPrior(_Sums):
     def _compare(self, ids: torch.Tensor) -> torch.Tensor:
         """Summed NLL of the dense model, which is returned, and of every variant."""
         dense = self.dense_of_batch = self.loss.dense_pass(ids)
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.modules):
             with self.loss.starting_at(index):
                 for kind, path in enumerate((self.family.attention, self.family.mlp)):
                     with _silenced(layer.get_submodule(path), is_attention=kind == 0):
@@ -105,7 +110,7 @@ class _SimilarityPrior(_Sums):
         self.run = Forward(model)
 
     def attach(self, handles: list[Any]) -> None:
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.modules):
             stream: dict[str, torch.Tensor] = {}
             handles += [
                 layer.register_forward_pre_hook(lambda _module, args, s=stream: s.__setitem__("before", args[0])),
@@ -118,6 +123,8 @@ class _SimilarityPrior(_Sums):
             ]
 
     def _compare(self, index: int, stream: dict[str, torch.Tensor], output: Any) -> None:
+        if "between" not in stream:  # the layer was bypassed
+            return
         after = output[0] if isinstance(output, tuple) else output
         self.found[index, 0] = _distance(stream["before"], stream["between"])
         self.found[index, 1] = _distance(stream["between"], after)

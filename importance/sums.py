@@ -29,7 +29,12 @@ def summed_nll(model: Any, ids: torch.Tensor) -> torch.Tensor:
     targets = torch.full_like(ids, IGNORED)
     targets[:, :-1] = ids[:, 1:]
     logits = model(input_ids=ids, use_cache=False).logits
-    loss: torch.Tensor = _SummedNLL.apply(logits.flatten(0, 1), targets.flatten())
+    return sum_of_nll(logits.flatten(0, 1), targets.flatten())
+
+
+def sum_of_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """float32 (): the NLL of targets int64 (N,), none where IGNORED; logits (N, V), overwritten in backward."""
+    loss: torch.Tensor = _SummedNLL.apply(logits, targets)
     return loss
 
 

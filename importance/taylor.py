@@ -23,7 +23,8 @@ from core.groups import Architecture
 from core.measured import GRADIENTS_OF_WEIGHTS, Importance
 from core.products import window_products
 from core.windows import TokenWindows
-from importance.over_windows import GradientNorms, Key, Measurement, Tally, by_group, over_windows
+from importance.gradient_scale import GradientNorms
+from importance.over_windows import Key, Measurement, Tally, by_group, over_windows
 from importance.passes import Backward, Batch
 from importance.reductions import piece_rows, sums_of_absolutes, window_norms
 from importance.sums import group_sums
@@ -75,16 +76,24 @@ class _Products(Measurement):
         self.architecture = architecture
         self.modules = list(_member_modules(model, family))
         self.norms: GradientNorms = GradientNorms(architecture.num_layers, GRADIENTS_OF_WEIGHTS)
-        self.first = {
-            (layer, member.kind): torch.zeros(
-                architecture.layers[layer].block(member.kind).width, dtype=torch.float64, device=module.weight.device
-            )
-            for layer, member, module in self.modules
-        }
-        self.second, self.even = ({key: torch.zeros_like(sums) for key, sums in self.first.items()} for _ in range(2))
+        self.layers = range(architecture.num_layers)
+        self.first: dict[Key, torch.Tensor] = {}
+        self.second: dict[Key, torch.Tensor] = {}
+        self.even: dict[Key, torch.Tensor] = {}
         self.window: tuple[dict[Key, torch.Tensor], dict[Key, torch.Tensor]] = ({}, {})
         self.sums: dict[torch.Tensor, torch.Tensor] = {}
         self.scale = 1.0
+
+    def begin(self, layer: int) -> None:
+        for member, module in self._of_layer(layer):
+            width = self.architecture.layers[layer].block(member.kind).width
+            for sums in (self.first, self.second, self.even):
+                sums[layer, member.kind] = torch.zeros(width, dtype=torch.float64, device=module.weight.device)
+            for parameter in _prunable(member, module):
+                self.sums.pop(parameter, None)
+
+    def _of_layer(self, layer: int) -> list[tuple[Member, nn.Linear]]:
+        return [(member, module) for index, member, module in self.modules if index == layer]
 
     def attach(self, handles: list[Any]) -> None:
         for layer, member, module in self.modules:
@@ -176,9 +185,18 @@ class _Products(Measurement):
             both = both + 0.5 * batch.scale**-2 * second[key] if second else both
             self.even[key] += both[batch.half(0)].sum(0)
 
+    def finish(self, layer: int, tally: Tally) -> None:
+        """Under ``keep_sum``, the absolute value of what has been summed; gradients go."""
+        if not self.keep_sum:
+            return
+        shape = self.architecture.layers[layer]
+        for member, module in self._of_layer(layer):
+            for parameter in _prunable(member, module):
+                product = self.sums.pop(parameter).mul_(parameter.detach()).abs_()
+                along_axis = product if product.ndim == 1 else product.sum(1 - member.axis)
+                self.first[layer, member.kind] += group_sums(member, shape, along_axis)
+
     def result(self, name: str, tally: Tally) -> Importance:
-        if self.keep_sum:
-            self._absolute_sums()
         scale = 1.0 if self.keep_sum else 1.0 / max(tally.used, 1)
         first, second, even = (by_group(self.architecture, sums) for sums in (self.first, self.second, self.even))
         terms = first * scale, 0.5 * second * scale
@@ -192,14 +210,6 @@ class _Products(Measurement):
             halves=None if self.keep_sum else tally.halves(even, first + 0.5 * second),
             second_order_share=float(terms[1].sum() / max(values.sum(), 1e-300)) if self.second_order else None,
         )
-
-    def _absolute_sums(self) -> None:
-        for layer, member, module in self.modules:
-            for parameter in _prunable(member, module):
-                product = self.sums.pop(parameter).mul_(parameter.detach()).abs_()
-                along_axis = product if product.ndim == 1 else product.sum(1 - member.axis)
-                shape = self.architecture.layers[layer]
-                self.first[layer, member.kind] += group_sums(member, shape, along_axis)
 
 
 def _member_modules(model: Any, family: Family) -> Iterator[tuple[int, Member, nn.Linear]]:

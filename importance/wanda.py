@@ -15,7 +15,7 @@ from core.groups import Architecture
 from core.measured import Importance
 from core.windows import TokenWindows
 from importance.input_norms import InputSquares
-from importance.over_windows import over_windows
+from importance.over_windows import Tally, over_windows
 from importance.passes import Forward
 from importance.sums import group_sums
 
@@ -33,21 +33,33 @@ def wanda_importance(
 
     Raises NumericalError when more than 5 % of the windows yield NaN or Inf.
     """
-    inputs = InputSquares(model, family)
+    norms = _WeightedNorms(model, family, architecture)
     run, name = Forward(model), "importance (wanda)"
-    tally = over_windows(model, windows, run, inputs, batch_size=batch_size, description=name)
-    values = np.zeros(len(architecture.groups))
-    halves = np.zeros((2, len(values)))
-    for layer, member, module in inputs.outputs:
-        rows, weight = architecture.groups.rows(layer, member.kind), module.weight.float().abs().sum(0)
-        total, even = inputs.total[layer, member.kind], inputs.even[layer, member.kind]
-        for target, sums in ((values, total), (halves[0], even), (halves[1], (total - even).clamp_min(0.0))):
-            target[rows] = group_sums(member, architecture.layers[layer], weight * sums.sqrt()).cpu().numpy()
+    tally = over_windows(model, windows, run, norms, batch_size=batch_size, description=name)
     return Importance(
-        values=values,
+        values=norms.values,
         criterion="wanda",
         gradients=None,
         windows_used=tally.used,
         windows_skipped=tally.skipped,
-        halves=halves if all(tally.windows) else None,
+        halves=norms.halves if all(tally.windows) else None,
     )
+
+
+class _WeightedNorms(InputSquares):
+    """values float64 (G,), halves float64 (2, G)."""
+
+    def __init__(self, model: Any, family: Family, architecture: Architecture) -> None:
+        super().__init__(model, family)
+        self.architecture = architecture
+        self.values = np.zeros(len(architecture.groups))
+        self.halves = np.zeros((2, len(self.values)))
+
+    def finish(self, layer: int, tally: Tally) -> None:
+        shape = self.architecture.layers[layer]
+        for member, module in self.of_layer(layer):
+            rows, weight = self.architecture.groups.rows(layer, member.kind), module.weight.float().abs().sum(0)
+            total, even = self.total[layer, member.kind], self.even[layer, member.kind]
+            odd = (total - even).clamp_min(0.0)
+            for target, sums in ((self.values, total), (self.halves[0], even), (self.halves[1], odd)):
+                target[rows] = group_sums(member, shape, weight * sums.sqrt()).cpu().numpy()

@@ -1,10 +1,12 @@
 """Load a causal LM safely: everything that needs no weights is checked first, weights come from safetensors only."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from core.errors import ModelError, UsageError, reason_of
@@ -133,13 +135,27 @@ def open_weights(source: ModelSource, dtype: torch.dtype | None) -> tuple[Any, S
     Raises ModelError under the same conditions as ``load_model``.
     """
     empty = _empty_model(source.config, source.family).eval()
-    try:
-        empty.generation_config = GenerationConfig.from_pretrained(source.folder)
-    except OSError:  # there is none: the one that loading makes from the configuration
-        empty.generation_config = GenerationConfig.from_pretrained(
-            source.folder, config_file_name="config.json", _from_model_config=True
-        )
+    empty.generation_config = _generation_config(source)
     return empty, open_tensors(source.folder, empty, dtype)
+
+
+def hollow_model(config: Any, family: Family, dtype: torch.dtype) -> Any:
+    """A model for the streamed engine to run: parameters in ``dtype`` on the meta device, buffers as they should be."""
+    config = copy.deepcopy(config)
+    with init_empty_weights():
+        if is_pruned_type(config.model_type):
+            model = shipped_classes(family).causal_lm._from_config(config, dtype=dtype)
+        else:
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, dtype=dtype)
+    model.tie_weights()
+    return model.eval().requires_grad_(False)
+
+
+def _generation_config(source: ModelSource) -> GenerationConfig:
+    try:
+        return GenerationConfig.from_pretrained(source.folder)
+    except OSError:  # there is none: the one that loading makes from the configuration
+        return GenerationConfig.from_pretrained(source.folder, config_file_name="config.json", _from_model_config=True)
 
 
 def choose_device(name: str) -> torch.device:

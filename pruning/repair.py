@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 
+from core.carrier import Stream
 from core.errors import NumericalError, UsageError
 from core.families import IN, Family, Member, member_rows
 from core.kinds import TABLE
@@ -154,7 +155,7 @@ class LayerwiseRepair:
     def _alike(self) -> bool:
         return self.dense is self.pruned
 
-    def _streams(self) -> list[torch.Tensor]:
+    def _streams(self) -> list[Stream]:
         """Those that differ."""
         return [self.pruned] if self.dense is None or self._alike else [self.dense, self.pruned]
 
@@ -179,7 +180,7 @@ class LayerwiseRepair:
         inputs = self._refit_writer(block, kept, as_dense)
         self._advance_pruned(block, kept, inputs)
 
-    def _refit_readers(self, block: Block, dense: torch.Tensor) -> None:
+    def _refit_readers(self, block: Block, dense: Stream) -> None:
         """Refit what reads the stream in one block to what it gave on the dense one; rows of removed groups stay."""
         modules = [self._module(block, member) for member in block.readers]
         rows = [self._positions(block, member) for member in block.readers]

@@ -12,7 +12,8 @@ from tiny_models import build, token_ids, windows_of
 
 from core.errors import NumericalError, UsageError
 from importance import passes
-from importance.over_windows import GradientNorms, Measurement, over_windows
+from importance.gradient_scale import GradientNorms
+from importance.over_windows import Measurement, over_windows
 from importance.passes import Batch, Forward
 from importance.priors import measure_prior
 from importance.sums import output_projections

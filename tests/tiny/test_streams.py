@@ -94,8 +94,9 @@ def test_streams_rest_where_they_have_room(llama: Any, monkeypatch: pytest.Monke
     runner.device = torch.device("meta")
     for free, copies, device in ((4 * stream, 2, "meta"), (4 * stream - 1, 2, "cpu"), (2 * stream, 1, "meta")):
         monkeypatch.setattr(memory, "free_bytes", lambda _device, left=free: left)
-        assert runner._resting(hidden[:2], copies).device.type == device
-        assert runner._resting(hidden[:2], copies).shape == hidden.shape
+        resting = runner._resting(runner.take(hidden, slice(0, 2)), copies)
+        assert isinstance(resting, torch.Tensor)
+        assert (resting.device.type, resting.shape) == (device, hidden.shape)
     assert (runner.room_for(64) is None, runner.room_for(65) is None) == (False, True)
 
 

@@ -1,0 +1,69 @@
+"""Where a model's weights live while it is worked on. Whoever measures asks the engine for layers, and no more.
+
+    resident   all weights are in the model, on its devices
+    streamed   a layer's weights come when the layer is visited and go when the next one is (``models/streamed.py``)
+
+A streamed model is an ordinary module too: a module whose weights are not at hand fetches them for the time of its own
+forward. So whatever runs a whole model works with either engine, and whatever visits layers works at any size.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from core.memory import has_room
+
+_ATTRIBUTE = "_global_pruning_engine"
+
+
+class Engine:
+    """All weights in the model: nothing comes, nothing goes.
+
+    streams: whether layers must be visited for their weights to be at hand. family: of the model, where it streams.
+    device: where a batch is sent.
+    """
+
+    streams = False
+    family: Any = None
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    @property
+    def device(self) -> Any:
+        return next(self.model.parameters()).device
+
+    def visit(self, layers: Iterable[int]) -> Iterator[int]:
+        """Each of these layers in turn, its weights at hand until the next one is asked for."""
+        yield from layers
+
+    def keeping(self) -> AbstractContextManager[None]:
+        """Inside, modules outside the layers (embeddings, norm, head) hold on to the weights they fetched."""
+        return nullcontext()
+
+    def changed(self, layer: int) -> None:
+        """The weights of the layer being visited are others now, and are to be found so when it is visited again."""
+
+    def has_room(self, needed_bytes: int, device: Any) -> bool:
+        """Whether so much may rest on a device beside the work."""
+        return has_room(needed_bytes, device)
+
+    def fits(self, needed_bytes: int) -> bool:
+        """Whether so much can rest anywhere at all: on the device, in main memory or in files."""
+        return True
+
+    def scratch_for(self, needed_bytes: int) -> Path | None:
+        """The folder whose files are to hold so much that has no room on the device; None: main memory is."""
+        return None
+
+
+def engine_of(model: Any) -> Engine:
+    """The engine that brought a model's weights; a model that nobody bound to one holds them itself."""
+    found = getattr(model, _ATTRIBUTE, None)
+    return found if isinstance(found, Engine) else Engine(model)
+
+
+def bind(model: Any, engine: Engine) -> None:
+    """From now on ``engine_of(model)`` is this one."""
+    object.__setattr__(model, _ATTRIBUTE, engine)
