@@ -187,6 +187,16 @@ class Run:
         values = {name: number(found, name, "perplexity") for name in (found if isinstance(found, dict) else {})}
         return {name: value for name, value in values.items() if value is not None}
 
+    @property
+    def distance(self) -> dict[str, tuple[float, float]]:
+        """Dataset -> (KL from the dense model in nats per token, top-1 agreement with it) of the pruned model."""
+        found = at(self.evaluation, "pruned", "distance")
+        pairs = {
+            name: (number(found, name, "kl_nats_per_token"), number(found, name, "top1_agreement"))
+            for name in (found if isinstance(found, dict) else {})
+        }
+        return {name: (kl, same) for name, (kl, same) in pairs.items() if kl is not None and same is not None}
+
     def tasks(self, side: str) -> dict[str, tuple[float, float | None]]:
         """``task metric`` -> (value, standard error or None)."""
         return dict(_metrics(at(self.evaluation, side, "tasks")))

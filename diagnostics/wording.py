@@ -47,6 +47,11 @@ def decimal(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}" if abs(value) < 1 else f"{value:.2f}"
 
 
+def nats(value: float) -> str:
+    """Nats per token, three significant digits: ``0.0213 nats``."""
+    return f"{value:#.3g} nats"
+
+
 def bytes_text(count: float) -> str:
     """Decimal units, as disks and model hubs count: ``11.4 MB``."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -1,6 +1,6 @@
 """Everything that is measured on one model, and what changed between the dense and the pruned one."""
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,8 +8,9 @@ import torch
 
 from core.names import DEFAULT_TASK
 from core.windows import TokenWindows
+from evaluation.distance import Distance
 from evaluation.harness import run_tasks
-from evaluation.perplexity import perplexity
+from evaluation.perplexity import Watch, perplexity
 from evaluation.speed import latency, size
 
 if TYPE_CHECKING:
@@ -30,24 +31,51 @@ def evaluate(
     seed: int,
     label: str,
     stored_as: torch.dtype | None = None,
+    watches: Mapping[str, Watch] | None = None,
 ) -> dict[str, Any]:
-    """{"parameters", "bytes", "perplexity": {dataset: ...}, "tasks": {task: ...}, "latency": {...} or None}.
+    """{"parameters", "bytes", "perplexity": {dataset: ...}, "distance": {dataset: ...}, "tasks": {task: ...},
+    "latency": {...} or None}.
 
     measures: any of MEASURES; what is left out is empty, or None for latency. "tasks" without names runs the task
     that needs no network. label: says on progress bars which model this is. stored_as: dtype that bytes are counted
-    in. The model is left as found.
+    in. watches: by dataset, what sees its batches; of a ``Distance`` the result is told. The model is left as found.
     """
-    result: dict[str, Any] = {**size(model, stored_as), "perplexity": {}, "tasks": {}, "latency": None}
+    result: dict[str, Any] = size(model, stored_as) | nothing_measured()
     if "ppl" in measures:
-        for name, windows in windows_by_name.items():
-            description = f"{label}: perplexity on {name}"
-            result["perplexity"][name] = perplexity(model, windows, batch_size=batch_size, description=description)
+        result |= on_texts(model, windows_by_name, batch_size=batch_size, label=label, watches=watches or {})
     if "tasks" in measures:
         names = task_names or [DEFAULT_TASK]
         result["tasks"] = run_tasks(model, tokenizer, names, task_path, batch_size=batch_size, seed=seed)
     if "speed" in measures:
         result["latency"] = _latency(model, seed)
     return result
+
+
+def nothing_measured() -> dict[str, Any]:
+    return {"perplexity": {}, "distance": {}, "tasks": {}, "latency": None}
+
+
+def on_texts(
+    model: "PreTrainedModel",
+    windows_by_name: Mapping[str, TokenWindows],
+    *,
+    batch_size: int | None,
+    label: str,
+    watches: Mapping[str, Watch],
+) -> dict[str, Any]:
+    """{"perplexity": {dataset: ...}, "distance": {dataset: ...}}, both from one pass over each text."""
+    perplexities = {
+        name: perplexity(
+            model,
+            windows,
+            batch_size=batch_size,
+            description=f"{label}: perplexity on {name}",
+            watch=watches.get(name),
+        )
+        for name, windows in windows_by_name.items()
+    }
+    distances = {name: watch.result() for name, watch in watches.items() if isinstance(watch, Distance)}
+    return {"perplexity": perplexities, "distance": distances}
 
 
 def compare(dense: dict[str, Any], pruned: dict[str, Any]) -> dict[str, Any]:

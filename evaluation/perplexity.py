@@ -11,6 +11,8 @@ nor the number of windows shows in the result.
 """
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -33,14 +35,23 @@ CACHED_BYTES = 2**22  # the same on a CPU: what its caches hold
 NOT_PREDICTED = -100
 LARGEST_NLL = math.log(np.finfo(np.float64).max)  # beyond it exp overflows
 
+# Called after each batch with the index of its first window, the last hidden states (B, T, C) and the logits (B, T, V):
+# what else is to be known of a model is learnt in the same pass. A batch that did not fit in memory may come again.
+Watch = Callable[[int, torch.Tensor, torch.Tensor], None]
+
 
 def perplexity(
-    model: "PreTrainedModel", windows: TokenWindows, *, batch_size: int | None, description: str
+    model: "PreTrainedModel",
+    windows: TokenWindows,
+    *,
+    batch_size: int | None,
+    description: str,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Perplexity, nats per token and bits per byte of ``model`` on ``windows``.
 
     batch_size: windows a forward pass; None starts with what should fit and halves on out-of-memory.
-    description: what the progress bar on stderr says.
+    description: what the progress bar on stderr says. watch: sees every batch.
     The three measures are None where a window yields NaN or Inf (``invalid_windows`` counts those), bits_per_byte
     also where ``windows.text_bytes`` is None. num_tokens counts predicted tokens, N·(T-1).
     Raises DataError without a single prediction, UsageError where memory does not suffice. The model is left as
@@ -51,7 +62,7 @@ def perplexity(
             f"nothing to predict in {windows.dataset!r}: {len(windows)} windows of {windows.seq_len} tokens, "
             "and at least one window of two tokens is needed"
         )
-    nll = window_nll(model, windows.ids, batch_size=batch_size, description=description)
+    nll = window_nll(model, windows.ids, batch_size=batch_size, description=description, watch=watch)
     tokens = len(windows) * (windows.seq_len - 1)
     return {
         **_measures(nll, tokens, windows.text_bytes),
@@ -76,7 +87,14 @@ def _measures(nll: np.ndarray, tokens: int, text_bytes: int | None) -> dict[str,
     }
 
 
-def window_nll(model: "PreTrainedModel", ids: np.ndarray, *, batch_size: int | None, description: str) -> np.ndarray:
+def window_nll(
+    model: "PreTrainedModel",
+    ids: np.ndarray,
+    *,
+    batch_size: int | None,
+    description: str,
+    watch: Watch | None = None,
+) -> np.ndarray:
     """float64 (N,): NLL of each window of ``ids`` int64 (N, T), in nats; NaN or Inf where the model yields it."""
     nll: list[torch.Tensor] = []
     size = batch_size or first_batch_size(model, ids.shape[1])
@@ -84,7 +102,7 @@ def window_nll(model: "PreTrainedModel", ids: np.ndarray, *, batch_size: int | N
     bar = tqdm(total=len(ids), desc=description, unit="window", mininterval=1.0, leave=False)
     with evaluating(model), bar:
         while done < len(ids):
-            attempt = partial(_next_windows, model, ids[done:])
+            attempt = partial(_next_windows, model, ids[done:], watch and partial(watch, done))
             values, size = with_batch_that_fits(attempt, size, fixed=batch_size is not None)
             nll.append(values)
             done += len(values)
@@ -104,15 +122,36 @@ def first_batch_size(model: "PreTrainedModel", seq_len: int) -> int:
     return 2 ** int(math.log2(max(1, windows)))
 
 
-def _next_windows(model: "PreTrainedModel", ids: np.ndarray, size: int) -> torch.Tensor:
+def _next_windows(
+    model: "PreTrainedModel",
+    ids: np.ndarray,
+    watch: Callable[[torch.Tensor, torch.Tensor], None] | None,
+    size: int,
+) -> torch.Tensor:
     """float64 (B,) on the model's device: NLL of the first ``size`` windows of ``ids``, B fewer where fewer are left.
 
-    Nothing here waits for the device.
+    Nothing here waits for the device; a watch may.
     """
     batch = torch.from_numpy(ids[:size]).to(model.device, non_blocking=True)
     targets = F.pad(batch[:, 1:], (0, 1), value=NOT_PREDICTED)  # the last position predicts nothing
-    logits = model(input_ids=batch, use_cache=False).logits
+    if watch is None:
+        logits = model(input_ids=batch, use_cache=False).logits
+    else:
+        with _last_states(model) as states:
+            logits = model(input_ids=batch, use_cache=False).logits
+        watch(states[0], logits)
     return _token_nll(logits.flatten(0, 1), targets.flatten()).view(batch.shape).sum(1)
+
+
+@contextmanager
+def _last_states(model: "PreTrainedModel") -> Iterator[list[torch.Tensor]]:
+    """A list that holds what the head was given, (B, T, C), once the model has run inside."""
+    states: list[torch.Tensor] = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, given: states.append(given[0]))
+    try:
+        yield states
+    finally:
+        hook.remove()
 
 
 def _token_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -121,7 +160,12 @@ def _token_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     In float32 over a few positions at a time: 2048 positions of a vocabulary of 256,000 would be 2 GB more than the
     model's own logits.
     """
-    chunk = max(1, (CACHED_BYTES if logits.device.type == "cpu" else CHUNK_LOGITS_BYTES) // (4 * logits.shape[-1]))
+    chunk = positions_at_once(logits.device, logits.shape[-1])
     pairs = zip(logits.split(chunk), targets.split(chunk), strict=True)
     losses = [F.nll_loss(F.log_softmax(z, -1, dtype=torch.float32), x, reduction="none") for z, x in pairs]
     return torch.cat(losses).double()
+
+
+def positions_at_once(device: torch.device, vocabulary: int) -> int:
+    """How many positions' float32 log-probabilities are made at a time."""
+    return max(1, (CACHED_BYTES if device.type == "cpu" else CHUNK_LOGITS_BYTES) // (4 * vocabulary))

@@ -216,6 +216,11 @@ def _measures(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> list[tuple
     for name, after in pruned.get("perplexity", {}).items():
         before = dense["perplexity"][name]
         rows.append((f"perplexity on {labels[name]}", _figure(before["perplexity"]), _figure(after["perplexity"])))
+        found = pruned.get("distance", {}).get(name)
+        if found:
+            kl, same = found["kl_nats_per_token"], found["top1_agreement"]
+            rows.append((f"KL from the dense model on {labels[name]}, nats/token", "", _figure(kl)))
+            rows.append((f"same likeliest token as the dense model on {labels[name]}", "", _share(same)))
     for task, metrics in pruned.get("tasks", {}).items():
         for metric, value in metrics.items():
             if metric != "num_items" and "_stderr" not in metric:
@@ -228,6 +233,10 @@ def _measures(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> list[tuple
 
 def _figure(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.4g}"
+
+
+def _share(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.1%}"
 
 
 def _layers(plan: PruningPlan) -> str:

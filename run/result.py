@@ -53,6 +53,13 @@ class Result:
         before, after = dense.get("perplexity", {}), pruned.get("perplexity", {})
         return {name: (before[name]["perplexity"], after.get(name, {}).get("perplexity")) for name in before}
 
+    @property
+    def distance(self) -> dict[str, float]:
+        """Dataset -> KL(dense ‖ pruned) in nats per token, where it was measured and is finite."""
+        found = ((self.evaluation or {}).get("pruned") or {}).get("distance", {})
+        known = {name: distance["kl_nats_per_token"] for name, distance in found.items()}
+        return {name: value for name, value in known.items() if value is not None}
+
     def __repr__(self) -> str:
         return self.report
 
@@ -61,5 +68,7 @@ class Result:
         rows = [["parameters", f"{dense:,}", f"{pruned:,}"]]
         for dataset, pair in self.perplexity.items():
             rows.append([f"perplexity on {dataset}", *("not measured" if x is None else f"{x:.3f}" for x in pair)])
+            if dataset in self.distance:
+                rows.append(["KL from dense, nats/token", "", f"{self.distance[dataset]:.4f}"])
         table = html_table(str(self.path), rows, ["", "dense", "pruned"])
         return table + html_list("findings", [f"{item.severity}: {item.description}" for item in self.findings])

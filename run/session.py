@@ -17,6 +17,7 @@ from core.memory import capped
 from core.say import note
 from core.windows import TokenWindows
 from evaluation.catalogue import check_tasks
+from evaluation.distance import DenseStates
 from evaluation.fit import check_fit
 from importance.measure import measure_importance
 from models.gguf import check_gguf
@@ -46,8 +47,8 @@ class Session:
     where and in what it is computed. saved_dtype: in what checkpoints are written. limits: what the settings and the
     target rule out. replayed: a saved plan, or None. calibration: windows to measure and refit on, None where nothing
     does. judging: windows that importance did not see, for plans on trial, None where none is tried. evaluation:
-    windows by dataset. warnings: what the run goes without, for run.json. draws:
-    whether pictures can be drawn here.
+    windows by dataset. dense_states: what is kept of the dense model's predictions there, once it was evaluated.
+    warnings: what the run goes without, for run.json. draws: whether pictures can be drawn here.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Session:
         self.run_folder = folder
         self.calibration: TokenWindows | None = None
         self.evaluation: dict[str, TokenWindows] = {}
+        self.dense_states: dict[str, DenseStates] = {}
         self._judging: TokenWindows | None = None
         self.warnings: list[str] = []
         self.draws = True

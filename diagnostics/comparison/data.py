@@ -70,6 +70,9 @@ def _run(item: Named) -> dict[str, Any]:
         "perplexity": _both(run.perplexity("dense"), run.perplexity("pruned")),
         "tasks": _both({name: value for name, (value, _) in run.tasks("dense").items()},
                        {name: value for name, (value, _) in run.tasks("pruned").items()}),
+        "distance": {
+            name: {"kl_nats_per_token": kl, "top1_agreement": same} for name, (kl, same) in run.distance.items()
+        },
         "layers": {
             "rates": list(run.rates),
             "rate_spread": run.spread,
@@ -116,6 +119,8 @@ def _flat(run: Mapping[str, Any]) -> dict[str, Any]:
         for name, sides in run[group].items():
             stem = f"{group}_{name}".removeprefix("tasks_").replace(" ", "_")
             row |= {f"{stem}_{side}": value for side, value in sides.items()}
+    for name, measures in run["distance"].items():
+        row |= {f"{key}_{name}".replace(" ", "_"): value for key, value in measures.items()}
     row |= {f"layer_{layer}_rate": rates[layer] if layer < len(rates) else None for layer in WATCHED_LAYERS}
     row["rate_spread"] = run["layers"]["rate_spread"]
     extreme = run["layers"]["extreme_layers"]

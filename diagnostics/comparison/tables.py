@@ -10,10 +10,11 @@ from diagnostics.comparison.shared import Overlap
 from diagnostics.reports.closing import MISSING
 from diagnostics.reports.closing import table as aligned
 from diagnostics.run_folder import number
-from diagnostics.wording import decimal, percent, spans, times
+from diagnostics.wording import decimal, nats, percent, spans, times
 
 WATCHED_LAYERS = (2, 3, 4)
 BEST = "best"
+DISTANCE = "Distance from the dense model"
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Table:
 
 
 def all_tables(runs: Sequence[Named], ranked: Sequence[Ranking], shared: Sequence[Overlap]) -> list[Table]:
-    tables = [cost_table(runs, ranked), layer_table(runs), health_table(runs)]
+    far = [distance_table(runs)] if any(item.run.distance for item in runs) else []
+    tables = [cost_table(runs, ranked), *far, layer_table(runs), health_table(runs)]
     return [*tables, overlap_table(runs, shared)] if shared else tables
 
 
@@ -64,6 +66,20 @@ def _cost_row(item: Named, datasets: Sequence[str], tasks: Sequence[str], ranked
         before, after = (run.tasks(side).get(task, (None,))[0] for side in ("dense", "pruned"))
         row.append(_arrow(before, after, _value))
     return row
+
+
+def distance_table(runs: Sequence[Named]) -> Table:
+    """How far each pruned model's predictions are from its dense model's, by text."""
+    datasets = _names(item.run.distance for item in runs)
+    header = ["run"]
+    for dataset in datasets:
+        header += [f"KL {dataset}", "same top token"]
+    rows = []
+    for item in runs:
+        found = [item.run.distance.get(dataset, (None, None)) for dataset in datasets]
+        rows.append((item.name, *(cell for kl, same in found for cell in (_text(kl, nats), _text(same, percent)))))
+    note = "KL(dense ‖ pruned) per token; same top token: share of tokens that both models think likeliest"
+    return Table(DISTANCE, tuple(header), tuple(rows), note)
 
 
 def layer_table(runs: Sequence[Named]) -> Table:

@@ -15,7 +15,7 @@ from diagnostics.findings.diagnosis import Diagnosis
 from diagnostics.findings.finding import Finding
 from diagnostics.reports.analysis import requested
 from diagnostics.reports.next_command import next_command, only_remedies
-from diagnostics.wording import bytes_text, decimal, percent
+from diagnostics.wording import bytes_text, decimal, nats, percent
 
 WIDTH = 100
 MISSING = "-"
@@ -127,6 +127,7 @@ def metric_rows(planned: tuple[float | None, float | None], evaluation: Mapping[
         if _is_number(unrepaired):
             label, _, *found = _row("  before repair", before, unrepaired, decimal)
             rows.append((label, "", *found))
+        rows += _distance_rows(_inside(pruned, "distance", name))
     for task in _keys(dense, pruned, "tasks"):
         rows += _task_rows(task, *(_inside(side, "tasks", task) or {} for side in (dense, pruned)))
     for name in _keys(dense, pruned, "latency"):
@@ -134,6 +135,14 @@ def metric_rows(planned: tuple[float | None, float | None], evaluation: Mapping[
             before, after = (_inside(side, "latency", name) for side in (dense, pruned))
             rows.append(_row(f"{name.removesuffix('_tokens_per_s')} tokens/s", before, after, decimal))
     return [row for row in rows if row[1:3] != (MISSING, MISSING)]
+
+
+def _distance_rows(distance: Any) -> list[Row]:
+    """How far the pruned model's predictions are from the dense one's; nothing where that is not known."""
+    divergence, agreement = (_inside(distance, key) for key in ("kl_nats_per_token", "top1_agreement"))
+    if not (_is_number(divergence) and _is_number(agreement)):
+        return []
+    return [("  KL from dense", "", nats(divergence), ""), ("  same top token", "", percent(agreement), "")]
 
 
 def _task_rows(task: str, dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> list[Row]:

@@ -68,6 +68,19 @@ def test_table_shows_dense_pruned_and_change() -> None:
     assert "num_items" not in text
 
 
+def test_distance_stands_below_its_perplexity() -> None:
+    far: dict[str, Any] = {"pydoc": {"kl_nats_per_token": 0.021346, "top1_agreement": 0.9312}}
+    pruned = side(1097, 12.5, 0.41, 6000) | {"distance": far}
+    lines = report(EXTREME, {"dense": side(1460, 10.0, 0.45, 5000), "pruned": pruned}).splitlines()
+    place = next(index for index, line in enumerate(lines) if line.startswith("perplexity pydoc"))
+    assert [line.split() for line in lines[place + 1 : place + 3]] == [
+        ["KL", "from", "dense", "0.0213", "nats"],
+        ["same", "top", "token", "93.1", "%"],
+    ]
+    far["pydoc"]["kl_nats_per_token"] = None
+    assert "KL" not in report(EXTREME, {"dense": side(1460, 10.0, 0.45, 5000), "pruned": pruned})
+
+
 def test_ratios_over_both_numbers_of_parameters() -> None:
     text = report(EXTREME)
     assert row(text, "of total parameters") == "24.86 % 24.86 %"

@@ -52,7 +52,8 @@ def write_run(
     write_plan(folder / "analysis" / "pruning_plan.json", plan)
     write_reports(folder / "analysis", diagnosis, plan, importance, scores)
     if perplexity is not None:
-        results = {"dense": side(10.0, 0.5), "pruned": side(perplexity, 0.4)}
+        far = {"pydoc": {"kl_nats_per_token": perplexity / 100, "top1_agreement": 0.75}}
+        results = {"dense": side(10.0, 0.5), "pruned": side(perplexity, 0.4) | {"distance": far}}
         write_json(folder / "evaluation" / "evaluation_results.json", results)
     write_json(folder / "run.json", record(text, **(options or {})))
     return folder

@@ -26,6 +26,7 @@ RESULTS: dict[str, Any] = {
         "perplexity": {"pydoc": {"perplexity": 58.75}, "/data/mine.txt": {"perplexity": None}},
         "tasks": {"pydoc_cloze": {"acc": 0.625, "acc_stderr": 0.01, "num_items": 400}},
         "latency": None,
+        "distance": {"pydoc": {"kl_nats_per_token": 0.04567, "top1_agreement": 0.9125}},
     },
 }
 
@@ -65,6 +66,8 @@ def test_the_figures_are_the_plans(plan: PruningPlan) -> None:
     assert "layers removed entirely: 1" in text
     assert "| perplexity on pydoc | 50.25 | 58.75 |" in text
     assert "| perplexity on mine.txt | 7.5 | not finite |" in text
+    assert "| KL from the dense model on pydoc, nats/token |  | 0.04567 |" in text
+    assert "| same likeliest token as the dense model on pydoc |  | 91.2% |" in text
     assert "| pydoc_cloze acc | 0.75 | 0.625 |" in text
     assert "stderr" not in text
     assert text.count("trust_remote_code=True") == 3

@@ -300,6 +300,9 @@ def test_all_files_tell_the_same(tmp_path: Path) -> None:
     assert float(rows[1]["layer_2_rate"]) == data["runs"][1]["layers"]["rates"][2] == 0.8
     assert rows[1]["perplexity_pydoc_pruned"] == ""
     assert rows[0]["quiz_acc_dense"] == "0.5"
+    assert (rows[0]["kl_nats_per_token_pydoc"], rows[1]["kl_nats_per_token_pydoc"]) == ("0.12", "")
+    assert data["runs"][0]["distance"] == {"pydoc": {"kl_nats_per_token": 0.12, "top1_agreement": 0.75}}
+    assert re.search(r"KL pydoc +same top token\na\|b +0\.120 nats +75\.0 %\nsteep +- +-\n", text)
     page = (tmp_path / "out" / "comparison.md").read_text()
     table = [row for row in page.split("## Cost")[1].split("##")[0].splitlines() if row.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in table} == {len(re.findall(r"(?<!\\)\|", table[0]))}

@@ -96,7 +96,7 @@ def run(model: Any, measures: set[str], **options: Any) -> dict[str, Any]:
 
 def test_only_what_was_asked_for_is_measured() -> None:
     model = tiny_model()
-    assert run(model, set()) == {**size(model), "perplexity": {}, "tasks": {}, "latency": None}
+    assert run(model, set()) == {**size(model), "perplexity": {}, "distance": {}, "tasks": {}, "latency": None}
     assert list(run(model, {"ppl"})["perplexity"]) == ["one", "two"]
 
 

@@ -161,6 +161,11 @@ def test_the_loss_without_the_repair_is_told_beside_the_one_with_it(workspace: W
     cut = read(again / "evaluation" / "evaluation_results.json")
     (unrepaired,) = cut["pruned"]["perplexity"].values()
     assert unrepaired["perplexity"] == pytest.approx(before, rel=1e-4)
+    (far,), (same,) = (part["distance"].values() for part in (results["before_repair"], cut["pruned"]))
+    assert far["kl_nats_per_token"] == pytest.approx(same["kl_nats_per_token"], rel=1e-3)
+    assert far["kl_nats_per_token"] > 0
+    assert far["top1_agreement"] == pytest.approx(same["top1_agreement"], abs=0.01)
+    assert results["dense"]["distance"] == {}
     assert cut["before_repair"] is None
     assert read(sliced / "evaluation" / "evaluation_results.json")["before_repair"] is None
 
