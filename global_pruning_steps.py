@@ -1,6 +1,6 @@
 """What ``gp.open`` returns: a model worked on step by step. ``global_pruning`` is the module to import."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from core.transforms import Transforms
     from diagnostics.findings.finding import Finding
     from run.decision import Ranked
-    from run.settings import Settings
+    from run.settings import RecoverySettings, Settings
 
 
 @dataclass(frozen=True, repr=False)
@@ -245,6 +245,16 @@ class Session:
         stock = self._checked(target=target).limits.target == "stock"
         return self._do(lambda: self._prune(plan, stock))
 
+    def recover(self, small: Any, plan: "PruningPlan", how: str | Sequence[str] = "blocks") -> Any:
+        """Train what ``prune(plan)`` returned towards the dense model, in place and without labels; returns it.
+
+        how: ``--recover``, a name or several. Blocks that the training does not improve on held-out windows keep their
+        weights. Raises PlanError for another model's plan, ModelError for a model that the plan does not give.
+        """
+        self._insist_on_own(plan)
+        settings = self._checked(recover=how)
+        return self._do(lambda: self._recover(small, plan, settings.recovery))
+
     def save(self, small: Any, path: str | Path, *, verify: bool = True, overwrite: bool = False) -> Path:
         """Write a model of ``prune``, trained on since or not, as a folder that ``from_pretrained`` loads; prove that
         the folder computes what ``small`` does. overwrite: replace a saved model that is there.
@@ -281,6 +291,15 @@ class Session:
             repair_model(self._inner, model, plan)
         round_parameters(model, self._inner.saved_dtype)  # the model in memory is the one that is saved
         return cut_model(model, self._inner.family, plan, stock=stock).requires_grad_(False)
+
+    def _recover(self, small: Any, plan: "PruningPlan", asked: "RecoverySettings") -> Any:
+        from run.recover import insist_on_cut, recover_model
+
+        insist_on_cut(self._inner, small, plan)
+        self._read_text("recover()")
+        if asked.recover and not plan.keep.all():
+            recover_model(self._inner, small, plan, asked)
+        return small
 
     def _insist_on_own(self, plan: "PruningPlan") -> None:
         if plan.architecture != self._inner.architecture:

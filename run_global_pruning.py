@@ -34,20 +34,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(settings: "Settings", *, argv: Sequence[str] = (), model: Any = None, tokenizer: Any = None) -> "Result":
-    """check → windows → load → importance → scores → plan → refinements → explain → repair → cut → save → prove →
-    evaluate → report.
+    """check → windows → load → importance → scores → plan → refinements → explain → repair → cut → recover → save →
+    prove → evaluate → report.
 
     Every refinement (``--remedy auto``, ``--rounds``, ``--allocate``, ``--protect``) keeps the plan that loses less on
     text that importance did not see. argv: the command line that the next one is made from. model: a dense model that
     is in memory already, with its tokenizer; it is left as found.
     """
     # Imported here, so that --help and wrong options answer at once.
-    from run.before_after import evaluate_dense, evaluate_pruned, evaluate_unrepaired
+    from run.before_after import evaluate_dense, evaluate_pruned, evaluate_unrecovered, evaluate_unrepaired
     from run.decide import decide
     from run.deliver import cut, export, prove, repair, save, write_card
     from run.explain import explain, with_stability
     from run.finish import finish
     from run.opening import open_session
+    from run.recover import recover
     from run.refine import refine, refinements
     from run.result import Outcome
 
@@ -62,6 +63,8 @@ def run(settings: "Settings", *, argv: Sequence[str] = (), model: Any = None, to
             outcome.unrepaired = evaluate_unrepaired(session, decision.plan)
             outcome.repaired = repair(session, decision.plan)
             small = cut(session, decision.plan)
+            outcome.unrecovered = evaluate_unrecovered(session, small.in_memory)
+            small, outcome.recovered = recover(session, small)
             delivered = [*save(session, small), *prove(session, small), *export(session)]
             outcome.model = small.in_memory
             outcome.pruned = evaluate_pruned(session, small.in_memory)

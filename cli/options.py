@@ -18,6 +18,7 @@ from cli.run_options import (
     evaluation_options,
     model_options,
     output_options,
+    recovery_options,
     repair_options,
 )
 from core.errors import UsageError
@@ -76,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     calibration_options(parser.add_argument_group("calibration"))
     repair_options(parser.add_argument_group("repair (after the plan, before surgery)"))
+    recovery_options(parser.add_argument_group("recovery (after surgery)"))
     output_options(parser.add_argument_group("output"))
     evaluation_options(parser.add_argument_group("evaluation"))
     return parser

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 from cli.values import batch_size, names, number, one_of, shard_size
-from core.names import DTYPES, EXPORTS, MEASURES, REPAIR_MODULES, REPAIR_TARGETS, REPAIR_TEXTS, REPAIRS
+from core.names import DTYPES, EXPORTS, MEASURES, RECOVERIES, REPAIR_MODULES, REPAIR_TARGETS, REPAIR_TEXTS, REPAIRS
 
 
 def model_options(group: argparse._ArgumentGroup) -> None:
@@ -113,6 +113,16 @@ def repair_options(group: argparse._ArgumentGroup) -> None:
         choices=REPAIR_TEXTS,
         help="mixed: also refit on shuffled tokens, which generalises better to other text; calibration: use the "
         "calibration windows only (default mixed)",
+    )
+
+
+def recovery_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--recover",
+        type=one_of(*RECOVERIES, alone="none"),
+        metavar="LIST",
+        help="train what is left towards the dense model, without labels: blocks, each block to keep the dense model's "
+        "residual stream; or none (default none)",
     )
 
 

@@ -15,8 +15,8 @@ def build_parser(prog: str) -> OneLineParser:
     parser = OneLineParser(
         prog=prog,
         description="Load the model of a finished run as its users will, and compare it with its base model without "
-        "the removed groups. If the run repaired the model, the repair is repeated first, on the same text. Nothing is "
-        "written.",
+        "the removed groups. If the run repaired the model, the repair is repeated first, on the same text. Weights "
+        "that were trained after the cut (--recover) are known by their checksums. Nothing is written.",
         epilog="exit codes: 0 every check passed; 2 the folder or its base model cannot be read; 4 a check failed",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -113,15 +113,20 @@ def _perplexity_change(before: dict[str, Any], after: dict[str, Any]) -> dict[st
 
 
 def results(
-    dense: dict[str, Any], pruned: dict[str, Any] | None, before_repair: dict[str, Any] | None = None
+    dense: dict[str, Any],
+    pruned: dict[str, Any] | None,
+    before_repair: dict[str, Any] | None = None,
+    before_recovery: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """{"dense", "pruned", "before_repair", "change", "findings"}, the content of ``evaluation_results.json``.
+    """{"dense", "pruned", "before_repair", "before_recovery", "change", "findings"}, the content of
+    ``evaluation_results.json``.
 
     pruned and change are None where nothing was pruned. before_repair: {"perplexity": ...} of the pruned model without
-    its repair, None without one. findings: a sentence for each perplexity that is None.
+    its repair, None without one; before_recovery: of the cut model before it was trained. findings: a sentence for
+    each perplexity that is None.
     """
     change = None if pruned is None else compare(dense, pruned)
-    parts = {"dense": dense, "pruned": pruned, "before_repair": before_repair}
+    parts = {"dense": dense, "pruned": pruned, "before_repair": before_repair, "before_recovery": before_recovery}
     found = [sentence for label, part in parts.items() if part for sentence in not_finite(part, label)]
     return parts | {"change": change, "findings": found}
 

@@ -61,6 +61,7 @@ def model_card(
     pruned: Mapping[str, Any] | None = None,
     dataset: str = "",
     repair: str = "",
+    recovery: str = "",
     travelled: Sequence[str] = (),
     inherited: Mapping[str, Any] | None = None,
     ships_code: bool = True,
@@ -72,9 +73,9 @@ def model_card(
     transforms: option -> value of what acted on the scores, empty for none. calibration: one sentence on the text,
     empty where none was read. dense, pruned: the two halves of evaluation_results.json, None where not measured.
     dataset: where the calibration text came from, as it was asked for; a path is cut to its last part. repair: one
-    sentence on how the weights that stayed were refitted, empty where they were not. travelled: files that came along
-    from the base model. inherited: ``inherited_metadata``. ships_code: False where the family's own class loads the
-    folder.
+    sentence on how the weights that stayed were refitted, empty where they were not; recovery: on how they were
+    trained after the cut. travelled: files that came along from the base model. inherited: ``inherited_metadata``.
+    ships_code: False where the family's own class loads the folder.
     """
     shown = _shown_name(base_model)
     after, before = plan.pruned_architecture, plan.architecture
@@ -88,7 +89,7 @@ def model_card(
         f"## How to load it\n\n{LOADING.format(name=name, trust=', trust_remote_code=True' if ships_code else '')}\n",
         f"{OWN_CODE if ships_code else FAMILY_CODE}\n",
         "## How it was pruned\n\n"
-        + "\n".join(_method(plan, criterion, transforms, calibration, dataset, repair))
+        + "\n".join(_method(plan, criterion, transforms, calibration, dataset, repair, recovery))
         + "\n",
         f"## Result\n\n{_results(dense, pruned)}\n",
         f"## Layers\n\n{_layers(plan)}\n",
@@ -177,6 +178,7 @@ def _method(
     calibration: str,
     dataset: str,
     repair: str,
+    recovery: str,
 ) -> list[str]:
     asked = f"{plan.requested_ratio:.1%} of {'all' if plan.ratio_of == 'total' else 'prunable'} parameters"
     acted = ", ".join(f"`{option}` {value}" for option, value in transforms.items())
@@ -193,6 +195,8 @@ def _method(
         lines.append(f"- layers removed entirely: {', '.join(map(str, plan.removed_layers))}")
     if repair:
         lines.append(f"- repair: {repair}")
+    if recovery:
+        lines.append(f"- recovery: {recovery}")
     if calibration:
         lines.append(f"- calibration: {without_paths(calibration, dataset)}")
     return lines

@@ -39,6 +39,7 @@ from models.faults import fault_of_the_machine, first_line
 from models.module_cache import own_module_cache
 from models.stored import layer_shapes, misfits, tensor_shapes
 
+DENSE, RECOVERED = "the dense model without the removed groups", "the recovered model in memory"
 CHECKS = ("head mapping", "load", "logits", "generation", "left padding", "attention")
 
 # The two sides sum the same products in another order. In float32 that is rounding: up to 6e-7 measured with 32
@@ -68,7 +69,8 @@ class Verification:
     """The checks that ran, in order, and a sentence for each that could not.
 
     unproved: what kept this machine from making the checks that are not_run, empty where nothing did. That says
-    nothing against the model: the folder stays, and the checks can be made elsewhere.
+    nothing against the model: the folder stays, and the checks can be made elsewhere. compared_with: what the folder
+    must compute.
     """
 
     dtype: str
@@ -78,6 +80,7 @@ class Verification:
     checks: list[Check] = field(default_factory=list)
     not_run: dict[str, str] = field(default_factory=dict)
     unproved: str = ""
+    compared_with: str = DENSE
 
     @property
     def failed(self) -> list[Check]:
@@ -101,6 +104,8 @@ class Verification:
             return f"verification failed at {first.name}: {found}"
         worst = max(self.checks, key=lambda check: check.error / check.tolerance if check.tolerance else 0.0)
         line = f"verified: {len(self.checks)} checks, largest error {worst.error:.1e} ({worst.name}, {self.dtype})"
+        if self.compared_with != DENSE:
+            line += f", against {self.compared_with}"
         return line + (f"; not checked here: {', '.join(self.not_run)} ({self.unproved})" if self.unproved else "")
 
     def to_json(self) -> dict[str, Any]:
@@ -111,6 +116,7 @@ class Verification:
             "device": self.device,
             "num_windows": self.num_windows,
             "seq_len": self.seq_len,
+            "compared_with": self.compared_with,
             "checks": [asdict(check) | {"passed": check.passed} for check in self.checks],
             "not_run": self.not_run,
         }
@@ -186,6 +192,18 @@ def _logits(
 
     check = compared("logits", pair)
     return check, kept[0] if kept else None
+
+
+@torch.no_grad()
+def surgery_check(model: Any, reference: Reference, dtype: torch.dtype) -> Check:
+    """The logits of a model that was just cut against ``reference``, that of the dense one; dtype: of the computation.
+
+    For a model that is trained afterwards, whose saved folder can be compared with itself alone.
+    """
+    error = relative_error(logits_of(model, torch.from_numpy(reference.windows).to(model.device)), reference.logits)
+    return Check(
+        "surgery", error, TOLERANCES[dtype], f"its logits differ by {error:.2g}, {TOLERANCES[dtype]:.0e} allowed"
+    )
 
 
 def verify_files(folder: Path, family: Family, plan: PruningPlan) -> Verification:

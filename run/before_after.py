@@ -1,4 +1,5 @@
-"""What the model is worth before and after: dense, cut without a repair, pruned. None where nothing is measured."""
+"""What the model is worth before and after: dense, cut without a repair, repaired, recovered. None where nothing is
+measured."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -52,6 +53,21 @@ def evaluate_unrepaired(session: Session, plan: PruningPlan) -> dict[str, Any] |
             session.evaluation,
             batch_size=session.batch_size,
             label="before repair",
+            watches=_distances(session),
+        )
+
+
+def evaluate_unrecovered(session: Session, model: Any) -> dict[str, Any] | None:
+    """{"perplexity": {dataset: ...}, ...} of the cut model before it is trained. None where it is not, or no perplexity
+    is asked for."""
+    if not (session.settings.recovers and session.evaluation):
+        return None
+    with session.stages("evaluate before recovery"):
+        return on_texts(
+            model,
+            session.evaluation,
+            batch_size=session.batch_size,
+            label="before recovery",
             watches=_distances(session),
         )
 

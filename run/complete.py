@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UsageError
-from core.names import DATASETS, DEFAULT_TASK
+from core.names import DATASETS, DEFAULT_TASK, RECOVERIES
 from run.naming import default_folder
 from run.option_rules import refuse_conflicts
 from run.settings import OPTIONS, SECTIONS, Settings
@@ -39,7 +39,7 @@ def complete(asked: Mapping[str, Any]) -> Settings:
         raise UsageError("--base_model is missing; give a hub id, a folder, or demo")
     settings = _sections(given)
     settings = replace(settings, evaluation=_evaluation(settings, given))
-    settings = replace(settings, repair=_repair(settings, given))
+    settings = replace(settings, repair=_repair(settings, given), recovery=_recovery(settings))
     refuse_conflicts(settings)
     return replace(settings, output=_output(settings, given))
 
@@ -59,7 +59,7 @@ def _sections(given: Mapping[str, Any]) -> Settings:
 def _typed(name: str, value: Any) -> Any:
     if name in ("output", "plan", "eval_task_path"):
         return Path(value)
-    if name in ("run_evaluation", "eval_datasets", "eval_tasks"):
+    if name in ("recover", "run_evaluation", "eval_datasets", "eval_tasks"):
         return (value,) if isinstance(value, str) else tuple(str(item) for item in value)
     return str(value) if isinstance(value, Path) else value
 
@@ -74,6 +74,12 @@ def _evaluation(settings: Settings, given: Mapping[str, Any]) -> Any:
         eval_datasets=asked.eval_datasets or (settings.calibration.dataset,),
         eval_tasks=asked.eval_tasks or ((DEFAULT_TASK,) if "tasks" in measures else ()),
     )
+
+
+def _recovery(settings: Settings) -> Any:
+    """Steps in the order in which they run, whatever the order they were named in."""
+    asked = settings.recovery
+    return replace(asked, recover=tuple(step for step in RECOVERIES if step in asked.recover))
 
 
 def _repair(settings: Settings, given: Mapping[str, Any]) -> Any:
@@ -101,9 +107,10 @@ def _repairs_unasked(settings: Settings) -> bool:
 
 def _output(settings: Settings, given: Mapping[str, Any]) -> Any:
     unasked = _DEFAULTS | _implied_repair(settings)
+    named = {**unasked, **given, "recover": settings.recovery.recover}
     return replace(
         settings.output,
-        output=settings.output.output or default_folder({**unasked, **given}, unasked, DATASETS),
+        output=settings.output.output or default_folder(named, unasked, DATASETS),
         cache_dir=cache_folder(given.get("cache_dir")),
     )
 

@@ -1,6 +1,6 @@
 """From the plan to a folder that others load: repair, cut, save, prove, export, describe. Each step a function."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,16 @@ from models.rounding import round_parameters
 from models.saving import save_checkpoint
 from models.stock import save_stock_checkpoint, stock_model
 from models.travel import travelling_files
-from models.verification import Verification, insist, not_verified, verify, verify_files, write_verification
+from models.verification import (
+    RECOVERED,
+    Check,
+    Verification,
+    insist,
+    not_verified,
+    verify,
+    verify_files,
+    write_verification,
+)
 from pruning.repair import repair as repair_dense
 from pruning.repair_report import RepairReport, write_repair_report
 from pruning.surgery import operate
@@ -33,12 +42,14 @@ class Cut:
     """The pruned model, not yet saved.
 
     model: in memory, or a ``StreamedModel`` that is still to be cut while it is saved. expected: what the dense model
-    computes without the removed groups, or why this machine cannot tell; None where nothing will be proved.
+    computes without the removed groups, or why this machine cannot tell; None where nothing will be proved. surgery:
+    of a model that was trained after the cut, the comparison made before; expected is then what itself computes.
     """
 
     plan: PruningPlan
     model: Any
     expected: Reference | Verification | None
+    surgery: Check | None = None
 
     @property
     def in_memory(self) -> Any:
@@ -131,6 +142,8 @@ def prove(session: Session, small: Cut) -> list[Path]:
     else:
         with session.stages("verify"):
             proof = verify(folder, session.family, small.expected, device=session.device, dtype=session.dtype)
+    if small.surgery is not None:
+        proof = replace(proof, compared_with=RECOVERED, checks=[small.surgery, *proof.checks])
     written = [write_verification(session.folder / "analysis" / "verification.json", proof)]
     insist(proof, folder)
     say(proof.line())
@@ -166,6 +179,7 @@ def write_card(session: Session, outcome: Outcome) -> list[Path]:
         dense=outcome.dense,
         pruned=outcome.pruned,
         repair=outcome.repaired.sentence() if outcome.repaired is not None else "",
+        recovery=outcome.recovered.sentence() if outcome.recovered is not None else "",
         inherited=inherited_metadata(base),
         ships_code=settings.limits.target != "stock",
     )

@@ -10,8 +10,7 @@ from core.files import write_json
 from diagnostics.page.run_page import write_run_page
 from diagnostics.reports.closing import closing_report
 from evaluation.evaluate import results
-from pruning.repair_report import RepairReport
-from run.decision import Decision, Ranked
+from run.decision import Ranked
 from run.record import run_record
 from run.result import Outcome, Result
 from run.session import Session
@@ -27,8 +26,12 @@ def finish(session: Session, outcome: Outcome, written: Sequence[Path], argv: Se
     staged, tried = list(written), "remedy" in decision.records
     if outcome.repaired is not None:
         staged.append(folder.staging / "analysis" / "reconstruction.json")
+    if outcome.recovered is not None:
+        staged.append(folder.staging / "analysis" / "recovery.json")
     with session.stages("report"):
-        evaluation = None if outcome.dense is None else results(outcome.dense, outcome.pruned, outcome.unrepaired)
+        evaluation = None
+        if outcome.dense is not None:
+            evaluation = results(outcome.dense, outcome.pruned, outcome.unrepaired, outcome.unrecovered)
         if evaluation is not None:
             staged.append(write_json(folder.staging / "evaluation" / "evaluation_results.json", evaluation))
         files = [folder.final(path) for path in staged]
@@ -49,7 +52,7 @@ def _record(session: Session, outcome: Outcome) -> dict[str, Any]:
         session.stages,
         session.device,
         _windows(session),
-        _facts(session, outcome.decision, outcome.repaired),
+        _facts(session, outcome),
     )
 
 
@@ -58,8 +61,9 @@ def _windows(session: Session) -> dict[str, Any]:
     return windows if session.calibration is None else windows | {"calibration": session.calibration}
 
 
-def _facts(session: Session, decision: Decision, repaired: RepairReport | None) -> dict[str, Any]:
-    """What run.json keeps of measurement, trials and repair beside timings."""
+def _facts(session: Session, outcome: Outcome) -> dict[str, Any]:
+    """What run.json keeps of measurement, trials, repair and recovery beside timings."""
+    decision, repaired, recovered = outcome.decision, outcome.repaired, outcome.recovered
     ranked = decision if isinstance(decision, Ranked) else None
     return {
         "taken": {name: record["taken"] for name, record in decision.records.items() if "taken" in record},
@@ -69,6 +73,7 @@ def _facts(session: Session, decision: Decision, repaired: RepairReport | None) 
         "stability": asdict(ranked.stability) if ranked and ranked.stability else None,
         "repaired_blocks": repaired.num_repaired if repaired else 0,
         "repair_median_change": repaired.median_change if repaired else None,
+        "recovery": recovered.facts() if recovered else None,
         "streamed": session.streamed,
         "cache": session.cache.outcomes,
         "warnings": session.warnings,

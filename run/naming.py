@@ -28,6 +28,7 @@ WORDS = {
     "protect": "protect-",
     "allocate": "",
     "rounds": "rounds",
+    "recover": "recover-",
     "num_samples": "n",
     "seq_len": "len",
     "seed": "seed",
@@ -87,6 +88,8 @@ def _value(name: str, values: Mapping[str, Any]) -> str:
     value = values[name]
     if isinstance(value, bool):
         return ""
+    if isinstance(value, tuple):
+        return "+".join(value)
     return _safe(f"{value:g}" if isinstance(value, float) else str(value))
 
 

@@ -63,6 +63,11 @@ CONFLICTS = (
         "{s.calibration.num_samples} is too few, use 2 or more",
     ),
     Conflict(
+        lambda s: s.recovers and s.calibration.num_samples < 2,
+        "--recover {s.recovery.named} needs one window to decide by and one to train on: --num_samples "
+        "{s.calibration.num_samples} is too few, use 2 or more",
+    ),
+    Conflict(
         lambda s: _in_rounds(s) and bool(s.limits.epsilon),
         "--rounds {s.refinement.rounds} removes groups and --epsilon {s.limits.epsilon:g} removes whole layers; they "
         "cannot be combined: leave one out",
@@ -118,6 +123,10 @@ CONFLICTS = (
     Conflict(
         lambda s: s.model.low_memory and s.repair.reconstruct != "none",
         "--low_memory runs no layer to refit: leave out --reconstruct {s.repair.reconstruct}, or --low_memory",
+    ),
+    Conflict(
+        lambda s: s.model.low_memory and bool(s.recovery.recover),
+        "--low_memory holds no layer to train: leave out --recover {s.recovery.named}, or --low_memory",
     ),
     Conflict(
         lambda s: s.model.low_memory and s.model.device not in ("auto", "cpu"),
@@ -178,12 +187,12 @@ def _batches(s: Settings) -> bool:
     """Whether several windows are ever run at once."""
     one_by_one = s.criterion.uses_gradient_reduction and s.scores.gradient_reduction == "sum"
     ranks = s.ranks_on_text and (not one_by_one or s.tries_plans)
-    return bool(s.evaluation.run_evaluation) or _corrects(s) or ranks or s.repairs
+    return bool(s.evaluation.run_evaluation) or _corrects(s) or ranks or s.repairs or s.recovers
 
 
 _CALIBRATES = ("num_samples", "seq_len")
 _REPAIRS = ("reconstruct_target", "reconstruct_text", "reconstruct_modules")
-_DELIVERS = ("no_save_model", "max_shard_size", "verify", "no_verify", "export", "reconstruct", *_REPAIRS)
+_DELIVERS = ("no_save_model", "max_shard_size", "verify", "no_verify", "export", "reconstruct", *_REPAIRS, "recover")
 _DECIDES_THE_PLAN = (
     *("pruning_ratio", "ratio_of", "importance_method", "gradient_reduction", "freeze_first_n_layers"),
     *("freeze_last_n_layers", "max_block_ratio", "min_kv_heads", "round_to", "epsilon", "enable_grad_clip"),
@@ -235,7 +244,16 @@ IDLE = (
     ),
     Idle(("verify",), lambda s: s.output.no_save_model, "needs the saved model"),
     Idle(_DELIVERS, lambda s: s.output.dry_run, "has no effect with --dry_run, which prunes nothing"),
-    Idle(_REPAIRS, lambda s: s.repair.reconstruct == "none", "needs --reconstruct least_squares"),
+    Idle(
+        ("reconstruct_target", "reconstruct_modules"),
+        lambda s: s.repair.reconstruct == "none",
+        "needs --reconstruct least_squares",
+    ),
+    Idle(
+        ("reconstruct_text",),
+        lambda s: s.repair.reconstruct == "none" and "blocks" not in s.recovery.recover,
+        "needs --reconstruct least_squares or --recover blocks",
+    ),
     Idle(
         ("cache_dir",),
         lambda s: s.replays and "ppl" not in s.evaluation.run_evaluation,
@@ -244,7 +262,7 @@ IDLE = (
     Idle(_DECIDES_THE_PLAN, lambda s: s.replays, "has no effect with --plan, which holds the decision already"),
     Idle(
         _CALIBRATES,
-        lambda s: s.replays and not s.repairs,
+        lambda s: s.replays and not (s.repairs or s.recovers),
         "has no effect with --plan, which holds the decision already",
     ),
 )

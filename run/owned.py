@@ -18,7 +18,7 @@ from core.output import RECORD, UNFINISHED
 PLACES = {
     "analysis": (
         *("pruning_plan.json", "gradient_diagnosis.json", "pruning_comparison.json", "pruning_summary_by_layer.txt"),
-        *("groups.parquet", "reconstruction.json", "verification.json"),
+        *("groups.parquet", "reconstruction.json", "recovery.json", "verification.json"),
         *("allocation.json", "plan_check.json", "remedy.json", "rounds.json"),
     ),
     "evaluation": ("evaluation_results.json",),

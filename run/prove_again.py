@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,13 @@ from safetensors import SafetensorError
 
 from core.errors import DataError, PlanError, reason_of
 from core.output import RECORD
-from models.expected import Reference, reference_of
+from models.expected import Reference, reference_of, verification_windows
 from models.rounding import round_parameters
 from models.verification import Check, Verification, verify
 from models.weights_check import compare_weights, stored_tensors
 from run.complete import complete
 from run.deliver import cut_model, expected_of, repair_model
+from run.owned import fingerprints
 from run.record import environment
 from run.session import Session
 from run.settings import CalibrationSettings, ModelSettings, RepairSettings, Settings
@@ -40,6 +41,9 @@ def prove_again(folder: Path, *, base_model: str | None, device: str) -> Verific
     _insist_on_same_text(session, record)
     plan, model = session.replayed, session.take_dense()
     assert plan is not None
+    if _was_trained(record):
+        narrow = cut_model(model, session.family, plan, stock=False)
+        return _proof_of_trained(session, folder, record, narrow)
     repairs = session.settings.repairs and not plan.keep.all()
     if repairs:
         repair_model(session, model, plan)
@@ -67,6 +71,39 @@ def _proof(session: Session, folder: Path, expected: Reference, narrow: Any, els
         proof = verify(folder, family, expected, device=session.device, dtype=session.dtype)
         proof.checks.append(weights)
     return proof
+
+
+def _was_trained(record: dict[str, Any]) -> bool:
+    return (record.get("options") or {}).get("recover", ["none"]) != ["none"]
+
+
+def _proof_of_trained(session: Session, folder: Path, record: dict[str, Any], narrow: Any) -> Verification:
+    """The checks of a run whose model was trained after the cut. No base model gives its weights: that they are the
+    run's is told by their checksums, and the folder must compute what they do in layers that this program builds.
+    """
+    windows = verification_windows(
+        session.calibration, session.source.config.vocab_size, session.source.context, session.settings.calibration.seed
+    )
+    changed = _changed_weights(folder, record)
+    with session.stages("verify"):
+        try:
+            narrow.load_state_dict(dict(stored_tensors(folder / MODEL)), strict=False)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            changed = reason_of(error)
+        expected = reference_of(narrow, session.family, windows)
+        proof = verify(folder / MODEL, session.family, expected, device=session.device, dtype=session.dtype)
+    proof.checks.append(Check("weights", float(bool(changed)), 0.0, changed))
+    return replace(proof, compared_with="the weights in its files, which were trained after the cut")
+
+
+def _changed_weights(folder: Path, record: dict[str, Any]) -> str:
+    """What is wrong with the first weight file that is not as the run wrote it; empty where all are."""
+    known = {item["path"]: item["sha256"] for item in record.get("files") or ()}
+    files = sorted((folder / MODEL).glob("*.safetensors"))
+    for item in fingerprints(folder, [file.relative_to(folder).as_posix() for file in files]):
+        if known.get(item["path"]) != item["sha256"]:
+            return f"{item['path']} is not the file that the run wrote: its checksum differs"
+    return "" if files else f"{MODEL}/ holds no weights"
 
 
 def _same_machine(record: dict[str, Any], session: Session) -> bool:

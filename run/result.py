@@ -8,6 +8,7 @@ from core.plan import PruningPlan
 from core.shown import html_list, html_table
 from diagnostics.findings.diagnosis import Diagnosis
 from diagnostics.findings.finding import Finding
+from pruning.recovery.report import RecoveryReport
 from pruning.repair_report import RepairReport
 from run.decision import Decision
 from run.settings import Settings
@@ -16,13 +17,16 @@ from run.settings import Settings
 @dataclass
 class Outcome:
     """What a run has come to so far, filled stage by stage. dense, pruned: what was measured on each model.
-    unrepaired: on the pruned model without its repair. model: the pruned one, None where it is not in memory."""
+    unrepaired: on the pruned model without its repair. unrecovered: on the cut model before it was trained. model: the
+    pruned one, None where it is not in memory."""
 
     decision: Decision
     diagnosis: Diagnosis
     dense: dict[str, Any] | None
     unrepaired: dict[str, Any] | None = None
     repaired: RepairReport | None = None
+    unrecovered: dict[str, Any] | None = None
+    recovered: RecoveryReport | None = None
     pruned: dict[str, Any] | None = None
     model: Any = None
 

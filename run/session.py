@@ -233,6 +233,10 @@ class Session:
         model, self._dense = self.own_dense(), None
         return model
 
+    def drop_dense(self) -> None:
+        """Give its memory back; the next ``dense`` loads it again, or is the caller's own."""
+        self._dense = None
+
     def measured_importance(self, scores: ScoreSettings) -> Importance:
         """Of the dense model as it is, hooks included; no cache has a say."""
         return measure_importance(

@@ -129,6 +129,18 @@ class RepairSettings:
 
 
 @dataclass(frozen=True)
+class RecoverySettings:
+    """How what is left is trained towards the dense model after the cut: RECOVERIES in any order, () for none."""
+
+    recover: tuple[str, ...] = ()
+
+    @property
+    def named(self) -> str:
+        """As the command line writes them."""
+        return ",".join(self.recover) or "none"
+
+
+@dataclass(frozen=True)
 class OutputSettings:
     """What is written and where. output None: nowhere (Python only). cache_dir None: no cache."""
 
@@ -171,6 +183,7 @@ class Settings:
     refinement: RefinementSettings = RefinementSettings()
     calibration: CalibrationSettings = CalibrationSettings()
     repair: RepairSettings = RepairSettings()
+    recovery: RecoverySettings = RecoverySettings()
     output: OutputSettings = field(default_factory=OutputSettings)
     evaluation: EvaluationSettings = EvaluationSettings()
 
@@ -207,8 +220,12 @@ class Settings:
         return self.repair.reconstruct != "none" and not self.output.dry_run
 
     @property
+    def recovers(self) -> bool:
+        return bool(self.recovery.recover) and not self.output.dry_run
+
+    @property
     def reads_calibration(self) -> bool:
-        return self.ranks_on_text or self.repairs
+        return self.ranks_on_text or self.repairs or self.recovers
 
     @property
     def criterion(self) -> Criterion:
@@ -223,12 +240,12 @@ class Settings:
         )
 
     def record(self) -> dict[str, Any]:
-        """Option -> value, flat, as run.json keeps it: paths as text, ``none`` where nothing is evaluated."""
+        """Option -> value, flat, as run.json keeps it: paths as text, ``none`` for an empty list of steps."""
         values: dict[str, Any] = {}
         for part in fields(self):
             section = getattr(self, part.name)
             values |= {option.name: getattr(section, option.name) for option in fields(section)}
-        values["run_evaluation"] = values["run_evaluation"] or ("none",)
+        values |= {name: values[name] or ("none",) for name in ("recover", "run_evaluation")}
         return {name: _plain(value) for name, value in values.items()}
 
 
@@ -240,6 +257,7 @@ SECTIONS: dict[str, type] = {
     "refinement": RefinementSettings,
     "calibration": CalibrationSettings,
     "repair": RepairSettings,
+    "recovery": RecoverySettings,
     "output": OutputSettings,
     "evaluation": EvaluationSettings,
 }

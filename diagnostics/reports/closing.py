@@ -123,10 +123,11 @@ def metric_rows(planned: tuple[float | None, float | None], evaluation: Mapping[
     for name in _keys(dense, pruned, "perplexity"):
         before, after = (_inside(side, "perplexity", name, "perplexity") for side in (dense, pruned))
         rows.append(_row(f"perplexity {name}", before, after, decimal))
-        unrepaired = _inside(evaluation or {}, "before_repair", "perplexity", name, "perplexity")
-        if _is_number(unrepaired):
-            label, _, *found = _row("  before repair", before, unrepaired, decimal)
-            rows.append((label, "", *found))
+        for stage in ("repair", "recovery"):
+            cut = _inside(evaluation or {}, f"before_{stage}", "perplexity", name, "perplexity")
+            if _is_number(cut):
+                label, _, *found = _row(f"  before {stage}", before, cut, decimal)
+                rows.append((label, "", *found))
         rows += _distance_rows(_inside(pruned, "distance", name))
     for task in _keys(dense, pruned, "tasks"):
         rows += _task_rows(task, *(_inside(side, "tasks", task) or {} for side in (dense, pruned)))

@@ -31,6 +31,7 @@ RUNS = [
     "--num_samples 4",
     "--max_block_ratio 0.5",
     "--reconstruct none",
+    "--recover blocks",
     "--dtype float32",
     "--eval_datasets c4",
     "--plan a/analysis/pruning_plan.json",
@@ -54,7 +55,16 @@ def test_runs_that_differ_differ_in_their_folder() -> None:
 
 
 @pytest.mark.parametrize(
-    "same", ["--seed 0", "--norm_method sqrt", "--tau 3", "--device cpu", "--no_verify", "--reconstruct least_squares"]
+    "same",
+    [
+        "--seed 0",
+        "--norm_method sqrt",
+        "--tau 3",
+        "--device cpu",
+        "--no_verify",
+        "--reconstruct least_squares",
+        "--recover none",
+    ],
 )
 def test_what_does_not_act_or_is_the_default_changes_nothing(same: str) -> None:
     assert folder(same) == folder("")

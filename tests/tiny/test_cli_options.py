@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from workspace import Workspace, call, observe, write_model
 
+import run.recover
 from calibration.texts import NAMED
 from cli.options import build_parser, parse_options
 from core.names import DATASETS
@@ -109,6 +111,7 @@ ELSEWHERE = {
     "--minutes": "test_minutes_end_a_search_after_whole_levels",
     "--remedy": "test_remedy_auto_tries_plans_and_prunes_with_the_best",
     "--cache_dir": "test_cache_dir_names_where_measurements_are_kept",
+    "--recover": "test_recover_trains_what_is_left",
     "--export": "test_export_writes_a_gguf_file_beside_the_model",
 }
 
@@ -124,6 +127,17 @@ def test_option_makes_a_visible_difference(option: str, workspace: Workspace, ba
     name = option.strip("-")
     compared = observe(workspace.run(f"{name}-other", *other)) if other else base
     assert observe(workspace.run(name, *arguments))[what] != compared[what]
+
+
+def test_recover_trains_what_is_left(
+    workspace: Workspace, base: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run.recover, "BlockSettings", partial(run.recover.BlockSettings, steps=8, check_every=4))
+    found = observe(workspace.run("blocks", "--recover", "blocks"))
+    assert set(found["files"]) - set(base["files"]) == {"analysis/recovery.json"}
+    assert found["evaluation"]["pruned"] != base["evaluation"]["pruned"]
+    assert found["evaluation"]["before_recovery"]["perplexity"] == base["evaluation"]["pruned"]["perplexity"]
+    assert found["plan"] == base["plan"]
 
 
 def test_same_options_same_seed_same_plan_bytes(workspace: Workspace, base: dict[str, Any]) -> None:

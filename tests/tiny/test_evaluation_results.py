@@ -156,7 +156,7 @@ def test_results_of_two_models_are_written(tmp_path: Path) -> None:
     path = write_json(tmp_path / "evaluation" / "evaluation_results.json", results(dense, pruned))
 
     written = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(name))
-    assert list(written) == ["dense", "pruned", "before_repair", "change", "findings"]
+    assert list(written) == ["dense", "pruned", "before_repair", "before_recovery", "change", "findings"]
     assert written["dense"] == dense
     assert written["change"]["parameter_ratio"] == pruned["parameters"] / dense["parameters"]
     assert written["before_repair"] is None

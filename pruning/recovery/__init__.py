@@ -1,0 +1,1 @@
+"""Recovery after surgery: what is left is trained towards the dense model, without labels."""

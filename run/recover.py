@@ -1,0 +1,74 @@
+"""Recovery after the cut: the dense model comes back as teacher, and what is delivered is the trained model."""
+
+from typing import Any
+
+import torch
+
+from core.errors import ModelError, VerificationError
+from core.plan import PruningPlan
+from core.say import say
+from models.architecture import architecture_of
+from models.expected import Reference, reference_of
+from models.rounding import round_parameters
+from models.verification import Check, surgery_check
+from pruning.recovery.blocks import BlockSettings, recover_blocks
+from pruning.recovery.report import RecoveryReport, write_recovery_report
+from run.deliver import Cut
+from run.session import Session
+from run.settings import RecoverySettings
+
+
+def recover(session: Session, small: Cut) -> tuple[Cut, RecoveryReport | None]:
+    """Train the cut model in place as the settings ask, and write the report; (small, None) where they ask for nothing.
+
+    The proof of what is saved compares with the trained model. So surgery is proved here, in memory, before training:
+    VerificationError where the cut model is not the dense one without the removed groups.
+    """
+    if not session.settings.recovers or small.plan.keep.all():
+        return small, None
+    surgery = _proved_surgery(session, small)
+    report = recover_model(session, small.model, small.plan, session.settings.recovery)
+    write_recovery_report(session.folder / "analysis" / "recovery.json", report)
+    if not isinstance(small.expected, Reference):
+        return small, report
+    expected = reference_of(small.model, session.family, small.expected.windows)
+    return Cut(small.plan, small.model, expected, surgery), report
+
+
+def recover_model(session: Session, model: Any, plan: PruningPlan, asked: RecoverySettings) -> RecoveryReport:
+    """Train ``model``, cut by ``plan``, in place on the calibration windows; it is left in eval mode and frozen."""
+    teacher = session.dense()
+    with session.stages("recover"):
+        blocks = recover_blocks(model, teacher, session.family, plan, session.calibrated, _block_settings(session))
+        session.drop_dense()
+        round_parameters(model, session.saved_dtype)
+    say(blocks.line())
+    return RecoveryReport(blocks)
+
+
+def insist_on_cut(session: Session, model: Any, plan: PruningPlan) -> None:
+    """ModelError for what is not a model of the plan's widths."""
+    config = getattr(model, "config", None)
+    if not isinstance(model, torch.nn.Module) or config is None:
+        raise ModelError(f"recover() takes the model that prune() returned, not {type(model).__name__}")
+    if architecture_of(model, session.family) != plan.pruned_architecture:
+        raise ModelError("recover() takes the model that prune(plan) returned for this plan; its widths are others")
+
+
+def _block_settings(session: Session) -> BlockSettings:
+    asked = session.settings
+    return BlockSettings(
+        text=asked.repair.reconstruct_text,
+        batch_size=session.batch_size,
+        stored_dtype=session.saved_dtype,
+        seed=asked.calibration.seed,
+    )
+
+
+def _proved_surgery(session: Session, small: Cut) -> Check | None:
+    if not isinstance(small.expected, Reference):
+        return None
+    check = surgery_check(small.model, small.expected, session.dtype)
+    if not check.passed:
+        raise VerificationError(f"the cut model is not the dense model without the removed groups: {check.detail}")
+    return check
