@@ -9,6 +9,7 @@ versions share is on the same side in both.
 
 import ast
 import gc
+import os
 import platform
 import sysconfig
 import warnings
@@ -54,9 +55,20 @@ def pydoc_corpus(library: Path | None = None) -> PydocCorpus:
                 if kept:
                     splits[held_out].append("\n\n".join(kept))
     if not splits[False] or not splits[True]:
-        raise DataError(f"no Python sources with docstrings under {folder}: give --dataset a text file instead")
+        raise _nothing_under(folder)
     source = f"language reference and standard-library docstrings of Python {platform.python_version()}"
     return PydocCorpus(tuple(splits[False]), tuple(splits[True]), source)
+
+
+def check_library(library: Path | None = None) -> None:
+    """Raise DataError, at once, where the folder holds no Python sources."""
+    folder = library or Path(sysconfig.get_path("stdlib"))
+    if next(_below(folder), None) is None:
+        raise _nothing_under(folder)
+
+
+def _nothing_under(folder: Path) -> DataError:
+    return DataError(f"no Python sources with docstrings under {folder}: give --dataset a text file instead")
 
 
 @contextmanager
@@ -87,16 +99,21 @@ def _documents(library: Path) -> Iterator[str]:
     topics = parse(library / TOPICS_FILE)
     if topics is not None:
         yield from _topics(topics)
-    for path in _sources(library):
+    for path in sources(library):
         module = parse(path)
         if module is not None:
             yield "\n\n".join(_docstrings(module))
 
 
-def _sources(library: Path) -> list[Path]:
-    relative = (path.relative_to(library) for path in library.rglob("*.py"))
-    kept = (path for path in relative if SKIPPED_FOLDERS.isdisjoint(path.parts))
-    return [library / path for path in sorted(kept, key=lambda path: path.as_posix())]
+def sources(library: Path) -> list[Path]:
+    """Python files of a standard library, sorted by path; tests and installed packages are left out."""
+    return sorted(_below(library), key=lambda path: path.relative_to(library).as_posix())
+
+
+def _below(library: Path) -> Iterator[Path]:
+    for folder, folders, files in os.walk(library):
+        folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS]
+        yield from (Path(folder, name) for name in files if name.endswith(".py"))
 
 
 def parse(path: Path) -> ast.Module | None:

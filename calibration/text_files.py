@@ -120,7 +120,10 @@ def _is_file(file: Path) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _with_text_cached(folder: Path, files: tuple[tuple[Path, int, int], ...], column: str) -> tuple[Path, ...]:
+def _with_text_cached(
+    folder: Path, files: tuple[tuple[Path, int, int], ...], column: str
+) -> tuple[tuple[Path, ...], str]:
+    """The files that begin with text, and a note on the others ("" for none)."""
     kept: list[Path] = []
     reasons: list[str] = []
     for file, _, _ in files:
@@ -131,10 +134,10 @@ def _with_text_cached(folder: Path, files: tuple[tuple[Path, int, int], ...], co
             reasons.append(str(error))
     if not kept:
         raise DataError(reasons[0] if len(reasons) == 1 else f"{reasons[0]} (and no other file of {folder} holds text)")
-    if reasons:
-        more = f" ({len(reasons) - 1} more like it)" if len(reasons) > 1 else ""
-        note(f"folder {folder}: left out: {reasons[0]}{more}")
-    return tuple(kept)
+    if not reasons:
+        return tuple(kept), ""
+    more = f" ({len(reasons) - 1} more like it)" if len(reasons) > 1 else ""
+    return tuple(kept), f"folder {folder}: left out: {reasons[0]}{more}"
 
 
 def _with_text(folder: Path, files: tuple[Path, ...], column: str) -> list[Path]:
@@ -143,7 +146,10 @@ def _with_text(folder: Path, files: tuple[Path, ...], column: str) -> list[Path]
         state = tuple((file, (seen := file.stat()).st_size, seen.st_mtime_ns) for file in files)
     except OSError as error:
         raise DataError(f"cannot read {error.filename}: {error.strerror or error}") from error
-    return list(_with_text_cached(folder, state, column))
+    kept, left_out = _with_text_cached(folder, state, column)
+    if left_out:
+        note(left_out)
+    return list(kept)
 
 
 def _same(one: Path, other: Path) -> bool:

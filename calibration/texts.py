@@ -23,7 +23,7 @@ from pathlib import Path
 from calibration import hub_text, text_files
 from calibration.overlap import CalibrationText, Unseen
 from calibration.paragraphs import HELD_OUT_ONE_IN, Units, shares, units_for
-from calibration.pydoc import pydoc_corpus
+from calibration.pydoc import check_library, pydoc_corpus
 from calibration.rows import TEXT_COLUMN
 from calibration.splits import CALIBRATION, EVALUATION
 from core.errors import DataError
@@ -55,21 +55,21 @@ def check_dataset(name: str, text_column: str = TEXT_COLUMN) -> None:
     text_column: of the rows of a user's own files; the named datasets have theirs.
     """
     if name == "pydoc":
-        pydoc_corpus()
+        check_library()
     elif name == "ptb":
         for split in (CALIBRATION, EVALUATION):
-            text_files.check_path(_ptb_file(split))
+            text_files.check_path(ptb_file(split))
     elif name in NAMED:
         hub_text.check_hub(name)
     else:
-        text_files.check_path(_existing_path(name), text_column)
+        text_files.check_path(existing_path(name), text_column)
 
 
 def calibration_text(name: str, text_column: str = TEXT_COLUMN) -> Text:
     """Text that only calibration sees. Raises DataError, lazily where documents are streamed."""
     if name in NAMED:
         return NAMED[name](CALIBRATION)
-    path = _existing_path(name)
+    path = existing_path(name)
     units = _units(path, text_column)
     source = f"{units.value} of {name} outside the held-out {_fraction()}"
     if units is Units.TEXT:
@@ -88,13 +88,13 @@ def evaluation_text(
     calibration_chars: how much of its text calibration reads at most; None where it reads none in this run, so that
     a dataset known by name is not fetched to be compared with.
     """
-    other = None if calibration_dataset in (None, *NAMED) else _existing_path(str(calibration_dataset))
+    other = None if calibration_dataset in (None, *NAMED) else existing_path(str(calibration_dataset))
     if name in NAMED and other is None:
         return NAMED[name](EVALUATION)
     if name in NAMED:
         text = NAMED[name](EVALUATION)
     else:
-        path = _existing_path(name)
+        path = existing_path(name)
         read = text_files.files_of(path, text_column, EVALUATION)
         if other is not None and text_files.share_a_file(read, text_files.files_of(other, text_column)):
             return _held_out(name, path, _units(other, text_column), text_column)
@@ -127,7 +127,7 @@ def _compared_with(
         return None
     if dataset in NAMED:
         return lambda: CalibrationText(NAMED[dataset](CALIBRATION).documents, max_chars=max_chars)
-    path = _existing_path(dataset)
+    path = existing_path(dataset)
     units = _units(path, text_column)
     return lambda: CalibrationText(text_files.documents(path, text_column), units, max_chars)
 
@@ -141,7 +141,8 @@ def _shares(path: Path, text_column: str, side: str, units: Units) -> Iterator[s
     return (part for document in read for part in shares(document, side == EVALUATION, units) if part)
 
 
-def _existing_path(name: str) -> Path:
+def existing_path(name: str) -> Path:
+    """The file or folder that a dataset's name is. DataError where it is none."""
     try:
         path = Path(name).expanduser()
         exists = bool(name.strip()) and path.exists()
@@ -182,12 +183,13 @@ def _c4(split: str) -> Text:
 
 
 def _ptb(split: str) -> Text:
-    file = _ptb_file(split)
+    file = ptb_file(split)
     sentences = (line.strip() for text in text_files.documents(file) for line in text.splitlines())
     return Text(sentences, " ", str(file))
 
 
-def _ptb_file(split: str) -> Path:
+def ptb_file(split: str) -> Path:
+    """Where a split of ptb lies. DataError where it does not."""
     folder = os.environ.get(PTB_VARIABLE)
     file = Path(folder or ".") / PTB_FILES[split]
     if not folder or not file.is_file():

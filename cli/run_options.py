@@ -157,7 +157,7 @@ def output_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--cache_dir",
         metavar="DIR",
-        help="folder that keeps importance, priors and dense perplexities for later runs, or none for no cache "
+        help="folder that keeps what later runs need not measure or read again, or none for no cache "
         "(default $GLOBAL_PRUNING_CACHE, or global-pruning in your cache folder)",
     )
     add("--export", choices=EXPORTS, help="also write <output>/model.gguf (f16) for llama.cpp (default none)")

@@ -19,6 +19,7 @@ def say_on_stderr(line: str) -> None:
 
 _listener: ContextVar[Say] = ContextVar("listener", default=say_on_stderr)
 _said: ContextVar[set[str] | None] = ContextVar("said", default=None)
+_kept: ContextVar[list[str] | None] = ContextVar("kept", default=None)
 
 
 def on_stderr() -> bool:
@@ -34,7 +35,9 @@ def say(line: str) -> None:
 def note(line: str) -> None:
     """Something the user may want to know: ``note: …``, unless the listener has heard these words before (a text is
     read more than once in a run)."""
-    said = _said.get()
+    said, kept = _said.get(), _kept.get()
+    if kept is not None:
+        kept.append(line)
     if said is None or line not in said:
         say(f"note: {line}")
     if said is not None:
@@ -50,3 +53,14 @@ def heard_by(listener: Say) -> Iterator[None]:
     finally:
         _listener.reset(told)
         _said.reset(known)
+
+
+@contextmanager
+def heard_notes() -> Iterator[list[str]]:
+    """Inside, notes are said as ever, and kept in the list, so that they can be said again."""
+    kept: list[str] = []
+    token = _kept.set(kept)
+    try:
+        yield kept
+    finally:
+        _kept.reset(token)

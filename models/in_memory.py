@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import transformers
 from torch import nn
-from transformers import PretrainedConfig
 
 from core.errors import ModelError
 from models.architecture import architecture_of
@@ -22,7 +22,7 @@ def source_of(model: Any, tokenizer: Any) -> ModelSource:
     if hasattr(model, "_orig_mod"):
         raise ModelError("the model is compiled; give what was compiled, model._orig_mod")
     is_module = isinstance(model, nn.Module)  # in a name of its own: the model stays Any to the type checker
-    if not isinstance(config, PretrainedConfig) or not is_module:
+    if not isinstance(config, transformers.PretrainedConfig) or not is_module:
         raise ModelError(
             f"{type(model).__name__} is not a transformers model; give a model, a folder, a hub id, or demo"
         )
@@ -39,15 +39,15 @@ def source_of(model: Any, tokenizer: Any) -> ModelSource:
     if len(devices) != 1 or "meta" in devices:
         raise ModelError(f"the model's weights lie on {', '.join(sorted(devices))}; move it to one device first")
     name = str(getattr(config, "_name_or_path", "") or type(model).__name__)
-    return ModelSource(
+    source = ModelSource(
         path=name,
         folder=Path(name),
         name=Path(name).name,
-        config=config,
         family=family,
-        tokenizer=tokenizer,
         architecture=architecture_of(model, family),
         stored_dtype=model.dtype,
         context=int(getattr(config, "max_position_embeddings", 2048)),
+        vocab_rows=config.get_text_config().vocab_size,
         trust_remote_code=False,
     )
+    return source.holding(config, tokenizer)

@@ -2,12 +2,12 @@
 
 import copy
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+import transformers
 
 from core.errors import ModelError, UsageError, reason_of
 from core.families import Family
@@ -33,27 +33,42 @@ class ModelSource:
 
     path: folder or hub id as given. folder: where its files lie (for a hub id, in the hub's cache). name: short name
     for output folders. stored_dtype: of most weights, as the files say. architecture: counted from an empty model.
-    context: max_position_embeddings, tokens. notes: sentences for the user about what is taken otherwise than written.
+    context: max_position_embeddings, tokens. vocab_rows: of the embedding. notes: sentences for the user about what is
+    taken otherwise than written.
     """
 
     path: str
     folder: Path
     name: str
-    config: Any
     family: Family
-    tokenizer: Any
     architecture: Architecture
     stored_dtype: torch.dtype
     context: int
+    vocab_rows: int
     trust_remote_code: bool
     notes: tuple[str, ...] = ()
+
+    @cached_property
+    def config(self) -> Any:
+        """Read when first asked for, unless it was handed over: a class of transformers takes long to import."""
+        return _load_config(self.path, self.folder, read_config(self.path, self.folder))[0]
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The same."""
+        return load_tokenizer(self.path, self.config, self.trust_remote_code)
+
+    def holding(self, config: Any, tokenizer: Any) -> "ModelSource":
+        """Itself, with both in place."""
+        vars(self).update(config=config, tokenizer=tokenizer)
+        return self
 
     @property
     def causal_lm_class(self) -> Any:
         """Our own class for a checkpoint this tool wrote (its shipped Python is not executed), else the Auto class."""
         if is_pruned_type(self.config.model_type):
             return shipped_classes(self.family).causal_lm
-        return AutoModelForCausalLM
+        return transformers.AutoModelForCausalLM
 
 
 def check_model(base_model: str, trust_remote_code: bool = False) -> ModelSource:
@@ -74,8 +89,8 @@ def check_model(base_model: str, trust_remote_code: bool = False) -> ModelSource
         check_files(base_model, folder)
     if pruned:
         check_widths(base_model, raw, stored_headers(folder))
-    config = _load_config(base_model, folder, raw)
-    notes += runnable_attention(base_model, config)
+    config, more = _load_config(base_model, folder, raw)
+    notes += more
     tokenizer = load_tokenizer(path, config, trust_remote_code)
     check_token_ids(base_model, tokenizer, config.vocab_size)
     folder = download_weights(path, folder)
@@ -86,19 +101,19 @@ def check_model(base_model: str, trust_remote_code: bool = False) -> ModelSource
     notes += notes_on_class(base_model, empty)
     check_ties(folder, empty)
     dtype, more = stored_dtype(base_model, headers, empty, family)
-    return ModelSource(
+    source = ModelSource(
         path=path,
         folder=folder,
         name=Path(base_model).name or base_model,
-        config=config,
         family=family,
-        tokenizer=tokenizer,
         architecture=architecture_of(empty, family),
         stored_dtype=dtype,
         context=int(getattr(config, "max_position_embeddings", 2048)),
+        vocab_rows=config.get_text_config().vocab_size,
         trust_remote_code=trust_remote_code,
         notes=notes + more,
     )
+    return source.holding(config, tokenizer)
 
 
 def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) -> Any:
@@ -141,21 +156,25 @@ def open_weights(source: ModelSource, dtype: torch.dtype | None) -> tuple[Any, S
 
 def hollow_model(config: Any, family: Family, dtype: torch.dtype) -> Any:
     """A model for the streamed engine to run: parameters in ``dtype`` on the meta device, buffers as they should be."""
+    from accelerate import init_empty_weights
+
     config = copy.deepcopy(config)
     with init_empty_weights():
         if is_pruned_type(config.model_type):
             model = shipped_classes(family).causal_lm._from_config(config, dtype=dtype)
         else:
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, dtype=dtype)
+            model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False, dtype=dtype)
     model.tie_weights()
     return model.eval().requires_grad_(False)
 
 
-def _generation_config(source: ModelSource) -> GenerationConfig:
+def _generation_config(source: ModelSource) -> "transformers.GenerationConfig":
     try:
-        return GenerationConfig.from_pretrained(source.folder)
+        return transformers.GenerationConfig.from_pretrained(source.folder)
     except OSError:  # there is none: the one that loading makes from the configuration
-        return GenerationConfig.from_pretrained(source.folder, config_file_name="config.json", _from_model_config=True)
+        return transformers.GenerationConfig.from_pretrained(
+            source.folder, config_file_name="config.json", _from_model_config=True
+        )
 
 
 def choose_device(name: str) -> torch.device:
@@ -181,14 +200,19 @@ def choose_dtype(name: str, device: torch.device, stored: torch.dtype) -> torch.
     return torch.float32 if device.type == "cpu" else stored
 
 
-def _load_config(name: str, folder: Path, raw: dict[str, Any]) -> Any:
-    """The family's own configuration class, or ours: Python that the checkpoint brings has no say."""
+def _load_config(name: str, folder: Path, raw: dict[str, Any]) -> tuple[Any, tuple[str, ...]]:
+    """The configuration, with an attention that runs here, and notes about that.
+
+    It is of the family's own class, or ours: Python that the checkpoint brings has no say.
+    """
     try:
         if is_pruned_type(raw["model_type"]):
-            return shipped_classes(family_of(raw["model_type"])).config.from_pretrained(folder)
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            config = shipped_classes(family_of(raw["model_type"])).config.from_pretrained(folder)
+        else:
+            config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # values that its checks refuse; each release raises types of its own
         raise ModelError(f"cannot read the configuration of {name}: {reason_of(error)}") from error
+    return config, runnable_attention(name, config)
 
 
 def _empty_model(config: Any, family: Family) -> Any:
@@ -196,7 +220,7 @@ def _empty_model(config: Any, family: Family) -> Any:
         with torch.device("meta"):
             if is_pruned_type(config.model_type):
                 return shipped_classes(family).causal_lm(config)
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # values that no layer can be built from: a width of 0, a text for a number
         found = _where(config.to_dict(), error.args[0]) if isinstance(error, KeyError) else ""
         raise ModelError(f"config.json describes no model that can be built: {found or reason_of(error)}") from error

@@ -13,10 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-import transformers.dynamic_module_utils as dynamic_modules
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
 PACKAGE = "transformers_modules"
 
 
@@ -28,6 +24,10 @@ def own_module_cache(beside: Path) -> Iterator[None]:
     The folder is made where temporary files go, or in ``beside`` where that cannot be written; OSError where neither
     can.
     """
+    import transformers.dynamic_module_utils as dynamic_modules
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
     cache = _temporary_folder(beside)
     found, path = dynamic_modules.HF_MODULES_CACHE, list(sys.path)
     registries = (CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+import transformers
 
 from core.errors import ModelError
 from core.families import Family
@@ -64,7 +64,7 @@ def stock_config(config: Any, family: Family, shape: LayerShape, num_layers: int
 def _accepted(model_type: str, values: dict[str, Any]) -> tuple[Any | None, str]:
     """The configuration, or None and its class's reason for refusing the values."""
     try:
-        return AutoConfig.for_model(model_type, **values), ""
+        return transformers.AutoConfig.for_model(model_type, **values), ""
     except Exception as error:  # each release refuses with a type of its own
         return None, (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[-1].strip()
 
@@ -104,7 +104,7 @@ def stock_model(narrow: Any, family: Family) -> tuple[Any, str]:
     config = stock_config(narrow.config, family, shapes[0], len(shapes))
     config._attn_implementation = narrow.config._attn_implementation
     with torch.device("meta"):
-        stock = AutoModelForCausalLM.from_config(config)
+        stock = transformers.AutoModelForCausalLM.from_config(config)
     for name, module in narrow.named_modules():
         _share_tensors(module, stock.get_submodule(name))
     stock.generation_config = narrow.generation_config

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+import transformers
 
 CONFIG, FAST = "tokenizer_config.json", "tokenizer.json"
 OF_ONE_LOADING = ("is_local", "local_files_only", "backend")  # how the tokenizer was read, not what it is
@@ -58,7 +58,7 @@ def _names(tokenizer: Any) -> set[str]:
 def _loads_as(tokenizer: Any, config: Any, folder: Path) -> bool:
     """Whether the folder gives a tokenizer that cuts text, knows special tokens and chats as the given one."""
     try:
-        found = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
+        found = transformers.AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
         return all(bool(_behaviour(found)[key] == value) for key, value in _behaviour(tokenizer).items())
     except Exception:  # whatever keeps these files from being read: another way is tried
         return False

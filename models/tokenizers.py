@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+import transformers
 
 from core.errors import ModelError, reason_of
 from core.hub import offline_if_unreachable
@@ -19,7 +19,9 @@ def load_tokenizer(path: str, config: Any, trust_remote_code: bool) -> Any:
     """The tokenizer of a folder or hub id. ModelError (one line) where there is none, or none that makes tokens."""
     try:
         with offline_if_unreachable():
-            tokenizer = AutoTokenizer.from_pretrained(path, config=config, trust_remote_code=trust_remote_code)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                path, config=config, trust_remote_code=trust_remote_code
+            )
         usable = len(tokenizer("a b")["input_ids"]) > 0
     except Exception as error:  # broken files raise whatever their readers do
         raise ModelError(f"cannot load a tokenizer from {path}: {_reason(path, error)}") from error

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+import transformers
 
 from core.errors import ModelError, VerificationError
 from core.families import Family
@@ -236,7 +236,8 @@ def _generated(model: Any, reference: Reference) -> tuple[torch.Tensor, torch.Te
     """
     ids = reference.prompts.to(model.device)
     saved = model.generation_config
-    model.generation_config = GenerationConfig()  # greedy, whatever sampling or penalties the checkpoint asks for
+    # Greedy, whatever sampling or penalties the checkpoint asks for.
+    model.generation_config = transformers.GenerationConfig()
     try:
         out = model.generate(
             ids,
@@ -335,7 +336,7 @@ def _load(folder: Path, family: Family, device: torch.device, dtype: torch.dtype
     """
     _insist_on_memory(folder, device, dtype)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
             folder, trust_remote_code=True, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
         model = model.to(device).eval()

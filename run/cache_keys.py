@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from core.outsides import outsides_below
 from core.windows import TokenWindows
 from models.identity import model_identity
 from models.loading import ModelSource
@@ -16,9 +17,12 @@ from run.settings import ScoreSettings
 
 SCHEMA = 3  # of the entries' content; raised when arrays or facts get another meaning
 PACKAGES = ("global-pruning", "numpy", "torch", "transformers")
+READERS = ("datasets", "pyarrow", "safetensors", "sentencepiece", "tokenizers")  # of checkpoints, tokenizers and texts
 ROOT = Path(__file__).resolve().parent.parent
 # Files that decide what is measured. Names of folders mean every Python file below them.
 SOURCES = ("core", "importance", "models/templates", "models/family_table.py", "models/loading.py", "models/narrow.py")
+OF_CHECKS = ("core", "models")
+OF_WINDOWS = ("calibration", "core/windows.py", "models/tokenizers.py", "run/windows.py")
 OF_PERPLEXITY = ("core/as_found.py", "evaluation/perplexity.py")
 
 
@@ -34,6 +38,29 @@ def common_key(source: ModelSource, dtype: torch.dtype, device: torch.device) ->
     }
 
 
+def check_key(base_model: str, folder: Path) -> dict[str, Any]:
+    """What the checks of a model in a folder depend on: every file there, from outside. OSError."""
+    return {
+        "schema": SCHEMA,
+        "base_model": base_model,
+        "folder": str(folder.resolve()),
+        "files": outsides_below(folder),
+        "versions": {name: _version(name) for name in (*PACKAGES, *READERS)},
+        "sources_sha256": sources_hash(OF_CHECKS),
+    }
+
+
+def windows_key(source: ModelSource, **asked: Any) -> dict[str, Any]:
+    """What drawn windows depend on: the tokenizer's files, and what is asked of which texts. OSError."""
+    return {
+        "schema": SCHEMA,
+        "tokenizer": [str(source.folder.resolve()), outsides_below(source.folder)],
+        "versions": {name: _version(name) for name in (*PACKAGES, *READERS)},
+        "sources_sha256": sources_hash(OF_WINDOWS),
+        **asked,
+    }
+
+
 def importance_key(scores: ScoreSettings, seed: int, windows: TokenWindows | None) -> dict[str, Any]:
     """A criterion that reads no text has no window and no seed in its key."""
     read = windows if scores.criterion.reads_text else None
@@ -41,7 +68,7 @@ def importance_key(scores: ScoreSettings, seed: int, windows: TokenWindows | Non
         "criterion": scores.importance_method,
         "gradient_reduction": scores.gradient_reduction if scores.criterion.uses_gradient_reduction else None,
         "seed": None if read is None else seed,
-        "windows": windows_key(read),
+        "windows": drawn_key(read),
     }
 
 
@@ -51,24 +78,24 @@ def prior_key(scores: ScoreSettings, seed: int, windows: TokenWindows) -> dict[s
         "method": scores.prior,
         "prior_samples": len(windows),
         "seed": seed,
-        "windows": windows_key(windows),
+        "windows": drawn_key(windows),
     }
 
 
 def outliers_key(windows: TokenWindows) -> dict[str, Any]:
-    return {"windows": windows_key(windows)}
+    return {"windows": drawn_key(windows)}
 
 
 def perplexity_key(windows: TokenWindows) -> dict[str, Any]:
     """Evaluation windows are no matter of the seed. text_bytes decides bits per byte."""
     return {
-        "windows": windows_key(windows),
+        "windows": drawn_key(windows),
         "text_bytes": windows.text_bytes,
         "perplexity_sha256": sources_hash(OF_PERPLEXITY),
     }
 
 
-def windows_key(windows: TokenWindows | None) -> dict[str, Any] | None:
+def drawn_key(windows: TokenWindows | None) -> dict[str, Any] | None:
     if windows is None:
         return None
     return {

@@ -1,6 +1,7 @@
-"""Measurements of earlier runs, and what became of each in this run."""
+"""What earlier runs found out, and what became of each part of it in this run."""
 
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,37 +12,49 @@ from run.record import Stages
 
 
 class MeasurementCache:
-    """Importance, prior, outliers and dense perplexity, from an earlier run that measured them under the same key.
+    """The checked model, windows, importance, prior, outliers and dense perplexity, from an earlier run that had them
+    under the same key.
 
-    outcomes: part -> ``hit``, ``off``, or, measured: ``miss``, ``damaged``, ``foreign``, ``unreadable``.
+    outcomes: part -> ``hit``, ``off``, or, made anew: ``miss``, ``damaged``, ``foreign``, ``unreadable``.
     Nothing that goes wrong here stops a run: it is said, and measured.
     """
 
     def __init__(
         self, folder: Path | None, common: Callable[[], dict[str, Any]], stages: Stages, warnings: list[str]
     ) -> None:
-        """folder None: nothing is kept. common: what every key holds, asked for once. warnings: takes a sentence where
-        a result could not be kept; nothing more is kept then."""
+        """folder None: nothing is kept. common: what the key of every measurement holds, asked for once. warnings:
+        takes a sentence where a result could not be kept; nothing more is kept then."""
         self.folder, self.stages, self.warnings, self.writes = folder, stages, warnings, True
         self.outcomes: dict[str, str] = {}
-        if folder is not None:
-            with stages("cache", quietly=True):
-                self.common = common()
-            say(f"cache: {folder} (--cache_dir none switches it off)")
+        self._ask = common
 
-    def recall(self, part: str, depends: dict[str, Any], measure: Callable[[], Entry]) -> Entry:
-        """The entry of an earlier run, or what ``measure`` gives, kept for the next one."""
-        entry = self.find(part, depends)
+    def announce(self) -> None:
+        """Say where it is, before anything is measured."""
+        if self.folder is not None:
+            say(f"cache: {self.folder} (--cache_dir none switches it off)")
+
+    @cached_property
+    def common(self) -> dict[str, Any]:
+        with self.stages("cache", quietly=True):
+            return self._ask()
+
+    def recall(self, part: str, depends: dict[str, Any], make: Callable[[], Entry], *, measured: bool = True) -> Entry:
+        """The entry of an earlier run, or what ``make`` gives, kept for the next one.
+
+        measured: of the model on this machine, so that ``common`` is part of the key, and a line says that it is not
+        measured again.
+        """
+        entry = self.find(part, depends, measured=measured)
         if entry is None:
-            entry = measure()
-            self.keep(part, depends, entry)
+            entry = make()
+            self.keep(part, depends, entry, measured=measured)
         return entry
 
-    def find(self, part: str, depends: dict[str, Any]) -> Entry | None:
+    def find(self, part: str, depends: dict[str, Any], *, measured: bool = True) -> Entry | None:
         if self.folder is None:
             self.outcomes[part] = "off"
             return None
-        key = self._key(part, depends)
+        key = self._key(part, depends, measured)
         path = entry_path(self.folder, _file_name(part), key)
         with self.stages(part, quietly=True):
             try:
@@ -50,20 +63,20 @@ class MeasurementCache:
             except BadEntryError as error:
                 entry, self.outcomes[part] = None, str(error).split(" ")[0]
                 say(f"cache: {path} is {error}, so {part} is measured again")
-        if entry is not None:
+        if entry is not None and measured:
             say(f"[{part}] from the cache")
         return entry
 
-    def keep(self, part: str, depends: dict[str, Any], entry: Entry) -> None:
+    def keep(self, part: str, depends: dict[str, Any], entry: Entry, *, measured: bool = True) -> None:
         if self.folder is None or not self.writes:
             return
-        key, self.writes = self._key(part, depends), False
+        key, self.writes = self._key(part, depends, measured), False
         with convenience(f"the cache at {self.folder} stores nothing more of this run, from {part} on", self.warnings):
             write_entry(entry_path(self.folder, _file_name(part), key), key, entry)
             self.writes = True
 
-    def _key(self, part: str, depends: dict[str, Any]) -> dict[str, Any]:
-        return {"part": _file_name(part), **self.common, **depends}
+    def _key(self, part: str, depends: dict[str, Any], measured: bool) -> dict[str, Any]:
+        return {"part": _file_name(part), **(self.common if measured else {}), **depends}
 
 
 def _file_name(part: str) -> str:

@@ -36,7 +36,7 @@ def open_session(settings: Settings, *, model: Any = None, tokenizer: Any = None
             with session.stages("windows", quietly=True):
                 session.read_windows()
             say(session.describe())
-            session.cache  # noqa: B018 - says where it is, before anything is measured
+            session.cache.announce()
             if not settings.output.dry_run:
                 session.dense()
             yield session

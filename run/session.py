@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from calibration import check_dataset, draw_windows, evaluation_windows
+from calibration import check_dataset
 from core.errors import UsageError
 from core.families import Family
 from core.groups import Architecture
@@ -22,7 +22,7 @@ from evaluation.fit import check_fit
 from importance.measure import measure_importance
 from models.gguf import check_gguf
 from models.in_memory import source_of
-from models.loading import ModelSource, check_context, check_model, choose_device, choose_dtype, load_model
+from models.loading import ModelSource, check_context, choose_device, choose_dtype, load_model
 from models.rounding import check_finite, check_range
 from models.stock import possible_kv_widths
 from models.travel import dense_folder
@@ -32,12 +32,14 @@ from pruning.plan_file import read_plan
 from pruning.repair import RepairSettings
 from pruning.targets import check_plan, default_round_to, explain, limits_for
 from run.cache_keys import common_key
+from run.checked_model import checked_model
 from run.folder import RunFolder
 from run.judging import JUDGING_WINDOWS, Judge
 from run.measurement_cache import MeasurementCache
 from run.record import Stages
 from run.settings import LimitSettings, ScoreSettings, Settings
 from run.streamed_model import StreamedModel, must_stream
+from run.windows import Windows, read_windows
 
 
 class Session:
@@ -59,9 +61,11 @@ class Session:
         model, tokenizer: where the caller has them in memory; the model is left as found. folder: claimed for this
         run's results; None where nothing is written.
         """
-        self.asked, self.stages = settings, Stages()
+        self.asked, self.stages, self._given = settings, Stages(), model
+        self.warnings: list[str] = []
+        self.cache = self._cache(settings)
         with self.stages("check", quietly=True):
-            self.source = source = source_for(settings, model, tokenizer)
+            self.source = source = self._source(settings, model, tokenizer)
             self.device = _device(settings) if model is None else next(model.parameters()).device
             self.dtype = choose_dtype(settings.model.dtype, self.device, source.stored_dtype)
             if model is not None:
@@ -76,13 +80,9 @@ class Session:
             self.replayed = read_plan(settings.output.plan, source.architecture) if settings.output.plan else None
             self._check(shapes)
         self.run_folder = folder
-        self.calibration: TokenWindows | None = None
-        self.evaluation: dict[str, TokenWindows] = {}
         self.dense_states: dict[str, DenseStates] = {}
-        self._judging: TokenWindows | None = None
-        self.warnings: list[str] = []
+        self._windows = Windows()
         self.draws = True
-        self._given = model
         self._dense: Any = None
 
     def _check(self, shapes: dict[str, Any]) -> None:
@@ -108,37 +108,24 @@ class Session:
     def read_windows(self, *, judging: bool | None = None) -> None:
         """Draw calibration, judging and evaluation windows, each where the settings need it, from one reading of each
         text. judging: whether there are judging windows; None: as the settings need."""
-        text, asked = self.settings.calibration, self.settings.evaluation
-        reading: dict[str, Any] = {
-            "text_column": text.text_column,
-            "vocab_rows": self.source.config.get_text_config().vocab_size,
-        }
         wanted = JUDGING_WINDOWS * (self.settings.judges if judging is None else judging)
-        if self.settings.reads_calibration:
-            self.calibration, self._judging = draw_windows(
-                text.dataset, self.tokenizer, text.num_samples, wanted, text.seq_len, text.seed, **reading
-            )
-        # --dataset is named even where nothing calibrates on it, so that replays are judged on the same text.
-        assert asked.eval_seq_len is not None
-        calibrates = text.num_samples * text.seq_len if self.settings.reads_calibration else None
-        self.evaluation = {
-            name: evaluation_windows(
-                name,
-                self.tokenizer,
-                asked.eval_seq_len,
-                asked.eval_samples,
-                text.dataset,
-                calibration_tokens=calibrates,
-                **reading,
-            )
-            for name in asked.perplexity_on
-        }
+        self._windows = read_windows(self.settings, self.source, wanted, self.cache)
+
+    @property
+    def calibration(self) -> TokenWindows | None:
+        """Windows to measure and refit on; None where nothing does."""
+        return self._windows.calibration
+
+    @property
+    def evaluation(self) -> dict[str, TokenWindows]:
+        """Windows by dataset."""
+        return self._windows.evaluation
 
     @property
     def judging(self) -> TokenWindows:
         """Calibration text that importance did not see, as far as the text is long enough."""
-        assert self._judging is not None, "Settings.judges, or read_windows(judging=True)"
-        return self._judging
+        assert self._windows.judging is not None, "Settings.judges, or read_windows(judging=True)"
+        return self._windows.judging
 
     @property
     def folder(self) -> Path:
@@ -183,19 +170,24 @@ class Session:
         assert self.calibration is not None, "Settings.reads_calibration"
         return self.calibration
 
-    @cached_property
-    def cache(self) -> MeasurementCache:
-        folder = self.settings.output.cache_dir
-        if self.replayed is not None and "ppl" not in self.settings.evaluation.run_evaluation:
+    def _cache(self, settings: Settings) -> MeasurementCache:
+        folder = settings.output.cache_dir
+        if settings.output.plan and "ppl" not in settings.evaluation.run_evaluation:
             folder = None
         if self._given is not None:
             folder = None
-        if folder is not None and self.settings.model.trust_remote_code:
+        if folder is not None and settings.model.trust_remote_code:
             note("there is no cache with --trust_remote_code: an entry cannot depend on a tokenizer's own Python")
             folder = None
         return MeasurementCache(
             folder, lambda: common_key(self.source, self.dtype, self.device), self.stages, self.warnings
         )
+
+    def _source(self, settings: Settings, model: Any, tokenizer: Any) -> ModelSource:
+        """The checked model of the settings, or the one that is in memory already. ModelError."""
+        if model is not None:
+            return source_of(model, tokenizer)
+        return checked_model(settings.model.base_model, settings.model.trust_remote_code, self.cache)
 
     @cached_property
     def streamed(self) -> bool:
@@ -283,13 +275,6 @@ class Session:
         return (
             f" within {asked}" if self.device.type == "cuda" else f" (--gpu_memory {asked} has an effect on a GPU only)"
         )
-
-
-def source_for(settings: Settings, model: Any = None, tokenizer: Any = None) -> ModelSource:
-    """The checked model of the settings, or the one that is in memory already. ModelError."""
-    if model is not None:
-        return source_of(model, tokenizer)
-    return check_model(settings.model.base_model, settings.model.trust_remote_code)
 
 
 def check_gpu_memory(settings: Settings, source: ModelSource, device: torch.device, dtype: torch.dtype) -> None:

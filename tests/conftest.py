@@ -21,7 +21,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
-    """Bytes are named after their argument: a compressed file's bytes hold the hour, which two processes disagree on."""
+    """Bytes are named after their argument: those of a compressed file hold the hour, and processes would disagree."""
     return argname if isinstance(val, bytes) else None
 
 

@@ -158,13 +158,31 @@ def write_groups(path: Path, plan: PruningPlan, importance: Importance | None, s
     names = [kind.name for kind in TABLE[: max(groups.kinds) + 1]]
     table = pa.table(
         {
-            "layer": pa.array(groups.layer, pa.int32()),
-            "kind": pa.DictionaryArray.from_arrays(pa.array(groups.kind), pa.array(names)),
-            "index": pa.array(groups.index, pa.int32()),
-            "importance": pa.array(importance.values, pa.float64()) if importance else unknown,
-            "cost": pa.array(groups.cost, pa.int64()),
-            "score": pa.array(scores.score, pa.float64()) if scores else unknown,
-            "kept": pa.array(plan.keep, pa.bool_()),
+            "layer": _column(groups.layer, pa.int32()),
+            "kind": pa.DictionaryArray.from_arrays(_column(groups.kind, pa.int8()), _texts(names)),
+            "index": _column(groups.index, pa.int32()),
+            "importance": _column(importance.values, pa.float64()) if importance else unknown,
+            "cost": _column(groups.cost, pa.int64()),
+            "score": _column(scores.score, pa.float64()) if scores else unknown,
+            "kept": _column(plan.keep, pa.int8()).cast(pa.bool_()),
         }
     )
     return write_atomically(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+
+
+# pyarrow.array would import pandas first, only to ask whether the values are its own. These are made of their bytes.
+
+
+def _column(values: np.ndarray, kind: Any) -> Any:
+    import pyarrow as pa
+
+    values = np.ascontiguousarray(values, dtype=kind.to_pandas_dtype())
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
+
+
+def _texts(values: Sequence[str]) -> Any:
+    import pyarrow as pa
+
+    encoded = [value.encode() for value in values]
+    ends = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
+    return pa.StringArray.from_buffers(len(values), pa.py_buffer(ends), pa.py_buffer(b"".join(encoded)))

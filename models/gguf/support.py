@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from core.errors import ModelError
 from models.family_table import PRUNED_PREFIX
@@ -81,6 +80,8 @@ def rope_factors(source: ModelSource) -> tuple[torch.Tensor, float] | None:
     rope, head_dim = source.config.rope_parameters, source.architecture.layers[0].head_dim
     if rope.get("rope_type", "default") in ROPE_KINDS[OPENELM]:
         return None
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
     scaled, factor = ROPE_INIT_FUNCTIONS[rope["rope_type"]](source.config, torch.device("cpu"))
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
     plain = rope["rope_theta"] ** -exponents

@@ -249,7 +249,8 @@ def test_a_warm_dry_run_needs_no_weights(workspace: Workspace, monkeypatch: pyte
 
     monkeypatch.setattr(session, "load_model", refuse)
     found = workspace.run("warm-second", *kept, *arguments)
-    assert outcomes(found) == {"importance": "hit", "prior": "hit", "dense perplexity": "hit"}
+    parts = ("model", "windows", "importance", "prior", "dense perplexity")
+    assert outcomes(found) == dict.fromkeys(parts, "hit")
     assert observe(found) == observe(expected)
     for name in (
         "analysis/pruning_plan.json",
@@ -271,9 +272,15 @@ def test_what_is_missing_is_measured(workspace: Workspace) -> None:
     arguments = ["--cache_dir", str(workspace.root / "parts"), "--dry_run"]
     workspace.run("parts-first", *arguments)
     found = outcomes(workspace.run("parts-seed", *arguments, "--seed", "1"))
-    assert found == {"importance": "miss", "dense perplexity": "hit"}
+    assert found == {"model": "hit", "windows": "miss", "importance": "miss", "dense perplexity": "hit"}
     found = outcomes(workspace.run("parts-prior", *arguments, "--temperature", "1"))
-    assert found == {"importance": "hit", "prior": "miss", "dense perplexity": "hit"}
+    assert found == {
+        "model": "hit",
+        "windows": "hit",
+        "importance": "hit",
+        "prior": "miss",
+        "dense perplexity": "hit",
+    }
     text = f"{workspace.text},{workspace.other_text}"
     run = workspace.run("parts-text", *arguments, "--eval_datasets", text)
     every = json.loads((run / "run.json").read_text())["facts"]["cache"]
@@ -301,7 +308,7 @@ def test_a_bad_entry_is_said_and_measured_again(workspace: Workspace, spoil: str
     assert code == 0, error
     assert f"{path} is {spoil}" in error
     assert "importance is measured again" in error
-    assert outcomes(output) == {"importance": spoil}
+    assert outcomes(output) == {"model": "hit", "windows": "hit", "importance": spoil}
     assert observe(output) == expected
     assert path.read_bytes() == intact
 
@@ -315,7 +322,7 @@ def test_a_folder_that_cannot_be_used_stops_nothing(workspace: Workspace, tmp_pa
     said = [line for line in error.splitlines() if line.startswith("warning: ")]
     assert len(said) == 1  # importance and perplexity are kept under one roof: one sentence does
     assert said[0].startswith(
-        f"warning: the cache at {tmp_path / 'file'} stores nothing more of this run, from importance on"
+        f"warning: the cache at {tmp_path / 'file'} stores nothing more of this run, from model on"
     )
     assert json.loads((output / "run.json").read_text())["facts"]["warnings"] == [said[0].removeprefix("warning: ")]
 
@@ -329,12 +336,12 @@ def test_two_runs_at_once_leave_one_whole_entry_each_can_read(workspace: Workspa
     ]
     errors = [process.communicate(timeout=120)[1].decode() for process in both]
     assert [process.returncode for process in both] == [0, 0], errors
-    assert [path.name.split("-")[0] for path in folder.iterdir()] == ["importance"]
+    assert sorted(path.name.split("-")[0] for path in folder.iterdir()) == ["importance", "model", "windows"]
     runs = [workspace.root / f"at-once-{i}" for i in range(2)]
     assert observe(runs[0])["plan"] == observe(runs[1])["plan"]
     third = subprocess.run([*program, str(workspace.root / "at-once-2")], capture_output=True, check=False)
     assert third.returncode == 0
-    assert outcomes(workspace.root / "at-once-2") == {"importance": "hit"}
+    assert set(outcomes(workspace.root / "at-once-2").values()) == {"hit"}
 
 
 def test_many_writers_never_show_a_reader_half_an_entry(tmp_path: Path) -> None:

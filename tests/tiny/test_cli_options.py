@@ -325,7 +325,12 @@ def test_cache_dir_names_where_measurements_are_kept(workspace: Workspace, base:
         assert observe(run) == base
         outcomes.append(set(json.loads((run / "run.json").read_text())["facts"]["cache"].values()))
     assert outcomes == [{"miss"}, {"hit"}]
-    assert sorted(path.name.split("-")[0] for path in folder.iterdir()) == ["dense_perplexity", "importance"]
+    assert sorted(path.name.split("-")[0] for path in folder.iterdir()) == [
+        "dense_perplexity",
+        "importance",
+        "model",
+        "windows",
+    ]
     assert workspace.run("cache-none", "--cache_dir", "none").is_dir()
     assert not Path("none").exists()
 
