@@ -68,7 +68,7 @@ def _usage(action: argparse.Action) -> str:
 
 def _default(text: str) -> str:
     """The value in code; what follows it (``auto: a GPU if there is one``) in words."""
-    value = re.match(r"([^\s:,]+)(?=$|[:,])", text)
+    value = re.match(r"([^\s:,]+(?:,[^\s:,]+)*)(?=$|[:,])", text)
     if value is None or text == "required":
         return _cell(text)
     return f"`{value[0]}`{_cell(text[value.end() :])}"

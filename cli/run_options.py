@@ -170,13 +170,16 @@ def evaluation_options(group: argparse._ArgumentGroup) -> None:
         "--run_evaluation",
         type=one_of(*MEASURES, alone="none"),
         metavar="LIST",
-        help="what to measure before and after pruning: ppl, tasks, speed, several with commas, or none (default ppl)",
+        help="what to measure before and after pruning: ppl (perplexity, and the distance from the dense model), "
+        "generation (repetition and end of what the models write), tasks, speed, several with commas, or none (default "
+        "ppl,generation)",
     )
     add(
         "--eval_datasets",
         type=names,
         metavar="LIST",
-        help="datasets for perplexity, separated by commas (default the held-out part of --dataset)",
+        help="held-out texts for perplexity, the first of them also for generation, separated by commas (default the "
+        "held-out part of --dataset)",
     )
     add(
         "--eval_seq_len",

@@ -197,6 +197,13 @@ class Run:
         }
         return {name: (kl, same) for name, (kl, same) in pairs.items() if kl is not None and same is not None}
 
+    def generation(self, side: str) -> dict[str, float]:
+        """``greedy repeated_4grams`` ... -> value, of what ``dense`` or ``pruned`` wrote."""
+        found = at(self.evaluation, side, "generation")
+        keys = [(way, key) for way in ("greedy", "sampled") for key in ("repeated_4grams", "ended", "length")]
+        values = {f"{way} {key}": number(found, way, key) for way, key in keys}
+        return {name: value for name, value in values.items() if value is not None}
+
     def tasks(self, side: str) -> dict[str, tuple[float, float | None]]:
         """``task metric`` -> (value, standard error or None)."""
         return dict(_metrics(at(self.evaluation, side, "tasks")))

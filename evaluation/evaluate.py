@@ -9,6 +9,7 @@ import torch
 from core.names import DEFAULT_TASK
 from core.windows import TokenWindows
 from evaluation.distance import Distance
+from evaluation.generation import WAYS, generation_health
 from evaluation.harness import run_tasks
 from evaluation.perplexity import Watch, perplexity
 from evaluation.speed import latency, size
@@ -32,13 +33,15 @@ def evaluate(
     label: str,
     stored_as: torch.dtype | None = None,
     watches: Mapping[str, Watch] | None = None,
+    beginnings: TokenWindows | None = None,
 ) -> dict[str, Any]:
     """{"parameters", "bytes", "perplexity": {dataset: ...}, "distance": {dataset: ...}, "tasks": {task: ...},
-    "latency": {...} or None}.
+    "generation": {...} or None, "latency": {...} or None}.
 
-    measures: any of MEASURES; what is left out is empty, or None for latency. "tasks" without names runs the task
-    that needs no network. label: says on progress bars which model this is. stored_as: dtype that bytes are counted
-    in. watches: by dataset, what sees its batches; of a ``Distance`` the result is told. The model is left as found.
+    measures: any of MEASURES; what is left out is empty, or None for generation and latency. "tasks" without names runs
+    the task that needs no network. label: says on progress bars which model this is. stored_as: dtype that bytes are
+    counted in. watches: by dataset, what sees its batches; of a ``Distance`` the result is told. beginnings: held-out
+    text that "generation" continues. The model is left as found.
     """
     result: dict[str, Any] = size(model, stored_as) | nothing_measured()
     if "ppl" in measures:
@@ -46,13 +49,18 @@ def evaluate(
     if "tasks" in measures:
         names = task_names or [DEFAULT_TASK]
         result["tasks"] = run_tasks(model, tokenizer, names, task_path, batch_size=batch_size, seed=seed)
+    if "generation" in measures:
+        assert beginnings is not None, "generation continues a text"
+        result["generation"] = generation_health(
+            model, tokenizer, beginnings, batch_size=batch_size, seed=seed, label=label
+        )
     if "speed" in measures:
         result["latency"] = _latency(model, seed)
     return result
 
 
 def nothing_measured() -> dict[str, Any]:
-    return {"perplexity": {}, "distance": {}, "tasks": {}, "latency": None}
+    return {"perplexity": {}, "distance": {}, "tasks": {}, "generation": None, "latency": None}
 
 
 def on_texts(
@@ -82,7 +90,8 @@ def compare(dense: dict[str, Any], pruned: dict[str, Any]) -> dict[str, Any]:
     """What became of ``dense``: ratios are pruned / dense, differences pruned - dense; None where either is unknown.
 
     {"parameter_ratio", "byte_ratio", "perplexity": {dataset: {"ratio", "nll_difference_nats_per_token"}},
-    "tasks": {task: {metric: difference}}, "latency": {measure: ratio} or None}.
+    "tasks": {task: {metric: difference}}, "generation": {way: {measure: difference}} or None,
+    "latency": {measure: ratio} or None}.
     """
     speeds = ("prefill_tokens_per_s", "decode_tokens_per_s")
     both_timed = dense["latency"] and pruned["latency"]
@@ -100,8 +109,16 @@ def compare(dense: dict[str, Any], pruned: dict[str, Any]) -> dict[str, Any]:
             }
             for name, after in pruned["tasks"].items()
         },
+        "generation": _generation_change(dense.get("generation"), pruned.get("generation")),
         "latency": {s: pruned["latency"][s] / dense["latency"][s] for s in speeds} if both_timed else None,
     }
+
+
+def _generation_change(before: dict[str, Any] | None, after: dict[str, Any] | None) -> dict[str, Any] | None:
+    if not before or not after:
+        return None
+    measures = ("repeated_4grams", "ended", "length")
+    return {way: {name: _difference(after[way][name], before[way][name]) for name in measures} for way in WAYS}
 
 
 def _perplexity_change(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float | None]:

@@ -229,6 +229,7 @@ def _measures(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> list[tuple
         for metric, value in metrics.items():
             if metric != "num_items" and "_stderr" not in metric:
                 rows.append((f"{task} {metric}", _figure(dense["tasks"][task][metric]), _figure(value)))
+    rows += _writing(dense.get("generation") or {}, pruned.get("generation") or {})
     if dense.get("latency") and pruned.get("latency"):
         for what in ("prefill_tokens_per_s", "decode_tokens_per_s"):
             rows.append((what, _figure(dense["latency"][what]), _figure(pruned["latency"][what])))
@@ -237,6 +238,13 @@ def _measures(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> list[tuple
 
 def _figure(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.4g}"
+
+
+def _writing(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """How much both models repeat themselves."""
+    ways = [way for way in ("greedy", "sampled") if way in dense and way in pruned]
+    key = "repeated_4grams"
+    return [(f"4-grams repeated in {way} text", _share(dense[way][key]), _share(pruned[way][key])) for way in ways]
 
 
 def _share(value: float | None) -> str:

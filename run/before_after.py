@@ -18,13 +18,16 @@ from run.session import Session
 
 def evaluate_dense(session: Session) -> dict[str, Any] | None:
     """Measure the dense model, or take its perplexities from an earlier run; keep what the pruned one's distance from
-    it is measured by, where there will be a pruned one."""
-    measures = session.settings.evaluation.run_evaluation
+    it is measured by. A dry run, which has nothing to compare them with, measures no distance and lets it write
+    nothing."""
+    prunes = not session.settings.output.dry_run
+    measures = set(session.settings.evaluation.run_evaluation)
     if not measures:
         return None
-    perplexities = DensePerplexities(session.evaluation, session.cache)
-    prunes = not session.settings.output.dry_run
-    if measures == ("ppl",) and not perplexities.missing and not prunes:
+    if not prunes:
+        measures -= {"generation"}
+    perplexities = DensePerplexities(_texts(session), session.cache)
+    if measures <= {"ppl"} and not perplexities.missing and not prunes:
         params = session.architecture.total_params
         sizes = {"parameters": params, "bytes": params * session.saved_dtype.itemsize}
         result: dict[str, Any] = sizes | nothing_measured()
@@ -32,7 +35,7 @@ def evaluate_dense(session: Session) -> dict[str, Any] | None:
         model = session.dense()
         with session.stages("evaluate dense"):
             session.dense_states = _dense_states(session, model) if prunes else {}
-            result = _evaluated(session, model, "dense", perplexities.missing, session.dense_states)
+            result = _evaluated(session, model, "dense", measures, perplexities.missing, session.dense_states)
             for name in perplexities.known if prunes else ():
                 session.dense_states[name].fill(model, session.evaluation[name], session.batch_size, f"dense: {name}")
     result["perplexity"] = perplexities.completed(result["perplexity"])
@@ -44,13 +47,13 @@ def evaluate_unrepaired(session: Session, plan: PruningPlan) -> dict[str, Any] |
     """{"perplexity": {dataset: ...}, "distance": {dataset: ...}} of the pruned model as it would be without the repair:
     its groups are silenced by hooks. None where nothing is repaired or no perplexity is asked for. The model is left as
     found."""
-    if not (session.settings.repairs and session.evaluation):
+    if not (session.settings.repairs and _texts(session)):
         return None
     layers = decoder_layers(session.dense(), session.family)
     with session.stages("evaluate before repair"), without_removed_groups(layers, session.family, plan):
         return on_texts(
             session.dense(),
-            session.evaluation,
+            _texts(session),
             batch_size=session.batch_size,
             label="before repair",
             watches=_distances(session),
@@ -60,12 +63,12 @@ def evaluate_unrepaired(session: Session, plan: PruningPlan) -> dict[str, Any] |
 def evaluate_unrecovered(session: Session, model: Any) -> dict[str, Any] | None:
     """{"perplexity": {dataset: ...}, ...} of the cut model before it is trained. None where it is not, or no perplexity
     is asked for."""
-    if not (session.settings.recovers and session.evaluation):
+    if not (session.settings.recovers and _texts(session)):
         return None
     with session.stages("evaluate before recovery"):
         return on_texts(
             model,
-            session.evaluation,
+            _texts(session),
             batch_size=session.batch_size,
             label="before recovery",
             watches=_distances(session),
@@ -74,19 +77,26 @@ def evaluate_unrecovered(session: Session, model: Any) -> dict[str, Any] | None:
 
 def evaluate_pruned(session: Session, model: Any) -> dict[str, Any] | None:
     """The same as of the dense model, of the pruned one, which no cache knows; and its distance from the dense one."""
-    if not session.settings.evaluation.run_evaluation:
+    measures = set(session.settings.evaluation.run_evaluation)
+    if not measures:
         return None
     with session.stages("evaluate pruned"):
-        result = _evaluated(session, model, "pruned", session.evaluation, _distances(session))
+        result = _evaluated(session, model, "pruned", measures, _texts(session), _distances(session))
     _say_what_is_not_finite(session, result, "pruned")
     return result
 
 
+def _texts(session: Session) -> dict[str, TokenWindows]:
+    """Those whose perplexity is measured."""
+    return {name: session.evaluation[name] for name in session.settings.evaluation.perplexity_on}
+
+
 def _dense_states(session: Session, model: Any) -> dict[str, DenseStates]:
-    if not session.evaluation:
+    texts = _texts(session)
+    if not texts:
         return {}
     head = Head.of(model)
-    return {name: DenseStates(windows, head) for name, windows in session.evaluation.items()}
+    return {name: DenseStates(windows, head) for name, windows in texts.items()}
 
 
 def _distances(session: Session) -> dict[str, Distance]:
@@ -94,7 +104,12 @@ def _distances(session: Session) -> dict[str, Distance]:
 
 
 def _evaluated(
-    session: Session, model: Any, label: str, windows: dict[str, TokenWindows], watches: Mapping[str, Watch]
+    session: Session,
+    model: Any,
+    label: str,
+    measures: set[str],
+    windows: dict[str, TokenWindows],
+    watches: Mapping[str, Watch],
 ) -> dict[str, Any]:
     asked = session.settings.evaluation
     return evaluate(
@@ -103,12 +118,13 @@ def _evaluated(
         windows,
         task_names=list(asked.eval_tasks),
         task_path=asked.eval_task_path,
-        measures=set(asked.run_evaluation),
+        measures=measures,
         batch_size=session.batch_size,
         seed=session.settings.calibration.seed,
         label=label,
         stored_as=session.saved_dtype,
         watches=watches,
+        beginnings=next(iter(session.evaluation.values()), None),
     )
 
 

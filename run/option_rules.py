@@ -239,8 +239,8 @@ IDLE = (
     Idle(("eval_task_path",), lambda s: not s.evaluation.eval_tasks, "needs --eval_tasks or --run_evaluation tasks"),
     Idle(
         ("eval_datasets", "eval_seq_len", "eval_samples"),
-        lambda s: "ppl" not in s.evaluation.run_evaluation,
-        "needs --run_evaluation ppl",
+        lambda s: not s.evaluation.texts,
+        "needs --run_evaluation ppl or generation",
     ),
     Idle(("verify",), lambda s: s.output.no_save_model, "needs the saved model"),
     Idle(_DELIVERS, lambda s: s.output.dry_run, "has no effect with --dry_run, which prunes nothing"),

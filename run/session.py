@@ -96,7 +96,7 @@ class Session:
         assert settings.evaluation.eval_seq_len is not None
         check_context("--eval_seq_len", settings.evaluation.eval_seq_len, source.context)
         calibrates = [settings.calibration.dataset] * settings.reads_calibration
-        for name in dict.fromkeys([*calibrates, *settings.evaluation.perplexity_on]):
+        for name in dict.fromkeys([*calibrates, *settings.evaluation.texts]):
             check_dataset(name, settings.calibration.text_column)
         tasks, tasks_at = list(settings.evaluation.eval_tasks), settings.evaluation.eval_task_path
         check_tasks(tasks, tasks_at)

@@ -159,7 +159,7 @@ class OutputSettings:
 class EvaluationSettings:
     """What is measured before and after. eval_seq_len None: 2048, or the model's context; eval_samples None: all."""
 
-    run_evaluation: tuple[str, ...] = ("ppl",)
+    run_evaluation: tuple[str, ...] = ("ppl", "generation")
     eval_datasets: tuple[str, ...] = ()
     eval_seq_len: int | None = None
     eval_samples: int | None = None
@@ -168,8 +168,13 @@ class EvaluationSettings:
 
     @property
     def perplexity_on(self) -> tuple[str, ...]:
-        """Datasets whose perplexity is measured."""
+        """Datasets whose perplexity, and distance from the dense model, is measured."""
         return self.eval_datasets if "ppl" in self.run_evaluation else ()
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Datasets whose held-out text is read: those, or the first for the beginnings of what a model writes."""
+        return self.perplexity_on or (self.eval_datasets[:1] if "generation" in self.run_evaluation else ())
 
 
 @dataclass(frozen=True)

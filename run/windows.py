@@ -58,7 +58,7 @@ def _drawn(settings: Settings, source: ModelSource, judging: int) -> Windows:
             calibration_tokens=calibrates,
             **reading,
         )
-        for name in asked.perplexity_on
+        for name in asked.texts
     }
     return Windows(calibration, after, evaluation)
 
@@ -67,8 +67,8 @@ def _key(settings: Settings, source: ModelSource, judging: int) -> dict[str, Any
     """Everything the windows depend on; None where that cannot be told without reading them."""
     text, asked = settings.calibration, settings.evaluation
     calibrates = (text.num_samples, text.seq_len, text.seed, judging) if settings.reads_calibration else None
-    evaluates = (asked.eval_seq_len, asked.eval_samples, list(asked.perplexity_on))
-    names = dict.fromkeys([text.dataset, *asked.perplexity_on])
+    evaluates = (asked.eval_seq_len, asked.eval_samples, list(asked.texts))
+    names = dict.fromkeys([text.dataset, *asked.texts])
     try:
         texts = {name: text_state(name, text.text_column) for name in names}
         key = windows_key(source, calibration=calibrates, evaluation=evaluates, texts=texts)

@@ -73,6 +73,7 @@ def _run(item: Named) -> dict[str, Any]:
         "distance": {
             name: {"kl_nats_per_token": kl, "top1_agreement": same} for name, (kl, same) in run.distance.items()
         },
+        "generation": _both(run.generation("dense"), run.generation("pruned")),
         "layers": {
             "rates": list(run.rates),
             "rate_spread": run.spread,
@@ -115,7 +116,7 @@ def _flat(run: Mapping[str, Any]) -> dict[str, Any]:
     row = {key: run[key] for key in ("name", "base_model", "criterion")}
     row |= {f"parameters_{side}": count for side, count in run["parameters"].items()}
     row |= {f"achieved_{key}": value for key, value in run["achieved"].items()}
-    for group in ("perplexity", "tasks"):
+    for group in ("perplexity", "tasks", "generation"):
         for name, sides in run[group].items():
             stem = f"{group}_{name}".removeprefix("tasks_").replace(" ", "_")
             row |= {f"{stem}_{side}": value for side, value in sides.items()}

@@ -14,7 +14,7 @@ from diagnostics.wording import decimal, nats, percent, spans, times
 
 WATCHED_LAYERS = (2, 3, 4)
 BEST = "best"
-DISTANCE = "Distance from the dense model"
+DISTANCE, GENERATION = "Distance from the dense model", "What the models write"
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Table:
 
 def all_tables(runs: Sequence[Named], ranked: Sequence[Ranking], shared: Sequence[Overlap]) -> list[Table]:
     far = [distance_table(runs)] if any(item.run.distance for item in runs) else []
-    tables = [cost_table(runs, ranked), *far, layer_table(runs), health_table(runs)]
+    written = [generation_table(runs)] if any(item.run.generation("pruned") for item in runs) else []
+    tables = [cost_table(runs, ranked), *far, *written, layer_table(runs), health_table(runs)]
     return [*tables, overlap_table(runs, shared)] if shared else tables
 
 
@@ -80,6 +81,18 @@ def distance_table(runs: Sequence[Named]) -> Table:
         rows.append((item.name, *(cell for kl, same in found for cell in (_text(kl, nats), _text(same, percent)))))
     note = "KL(dense ‖ pruned) per token; same top token: share of tokens that both models think likeliest"
     return Table(DISTANCE, tuple(header), tuple(rows), note)
+
+
+def generation_table(runs: Sequence[Named]) -> Table:
+    """Repetition, end and length of what each model writes."""
+    columns = _names(item.run.generation(side) for item in runs for side in ("dense", "pruned"))
+    rows = []
+    for item in runs:
+        before, after = (item.run.generation(side) for side in ("dense", "pruned"))
+        rows.append((item.name, *(_arrow(before.get(name), after.get(name), _value) for name in columns)))
+    header = ("run", *(name.replace("_4grams", "") for name in columns))
+    note = "dense → pruned; repeated: share of 4-grams written before; ended: texts that came to an end; length: tokens"
+    return Table(GENERATION, header, tuple(rows), note)
 
 
 def layer_table(runs: Sequence[Named]) -> Table:

@@ -131,6 +131,7 @@ def metric_rows(planned: tuple[float | None, float | None], evaluation: Mapping[
         rows += _distance_rows(_inside(pruned, "distance", name))
     for task in _keys(dense, pruned, "tasks"):
         rows += _task_rows(task, *(_inside(side, "tasks", task) or {} for side in (dense, pruned)))
+    rows += _generation_rows(dense.get("generation") or {}, pruned.get("generation") or {})
     for name in _keys(dense, pruned, "latency"):
         if name.endswith("_tokens_per_s"):
             before, after = (_inside(side, "latency", name) for side in (dense, pruned))
@@ -149,17 +150,28 @@ def _distance_rows(distance: Any) -> list[Row]:
 def _task_rows(task: str, dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> list[Row]:
     """One row a metric; fractions as percent with their standard error, the change in points."""
     metrics = [key for key in {**dense, **pruned} if key != "num_items" and "_stderr" not in key]
-    return [_task_row(task, metric, dense, pruned) for metric in metrics]
+    return [_share_row(f"{task} {metric}", metric, dense, pruned) for metric in metrics]
 
 
-def _task_row(task: str, metric: str, dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> Row:
+def _share_row(label: str, metric: str, dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> Row:
     before, after = dense.get(metric), pruned.get(metric)
     known = [value for value in (before, after) if _is_number(value)]
-    label, error = f"{task} {metric}", f"{metric}_stderr"
+    error = f"{metric}_stderr"
     if not all(0 <= value <= 1 for value in known):
         return _row(label, before, after, decimal)
     change = f"{100 * (known[1] - known[0]):+.1f} points" if len(known) == 2 else MISSING
     return (label, _share(before, dense.get(error)), _share(after, pruned.get(error)), change)
+
+
+def _generation_rows(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> list[Row]:
+    """How much of what each model writes it has written before, and, where any does, how often it comes to an end."""
+    rows = []
+    for way in ("greedy", "sampled"):
+        texts = [_inside(side, way) or {} for side in (dense, pruned)]
+        rows.append(_share_row(f"{way} text repeated", "repeated_4grams", *texts))
+        if any(text.get("ended") for text in texts):
+            rows.append(_share_row(f"{way} text ended", "ended", *texts))
+    return rows
 
 
 def _share(value: Any, error: Any) -> str:

@@ -81,6 +81,22 @@ def test_distance_stands_below_its_perplexity() -> None:
     assert "KL" not in report(EXTREME, {"dense": side(1460, 10.0, 0.45, 5000), "pruned": pruned})
 
 
+def test_what_the_models_write_is_told_in_points_and_ends_where_there_are_any() -> None:
+    def writes(repeated: float, ended: float | None) -> dict[str, Any]:
+        sampled = {"repeated_4grams": 0.0, "repeated_4grams_stderr": 0.0, "ended": 0.0, "length": 9.0}
+        greedy = {"repeated_4grams": repeated, "repeated_4grams_stderr": 0.02, "ended": ended, "length": 9.0}
+        return {"generation": {"greedy": greedy, "sampled": sampled}}
+
+    dense, pruned = side(1460, 10.0, 0.45, 5000), side(1097, 12.5, 0.41, 6000)
+    text = report(EXTREME, {"dense": dense | writes(0.25, None), "pruned": pruned | writes(0.375, 0.5)})
+    assert row(text, "greedy text repeated") == "25.0 ± 2.0 % 37.5 ± 2.0 % +12.5 points"
+    assert row(text, "greedy text ended") == "- 50.0 % -"
+    assert row(text, "sampled text repeated") == "0.0 ± 0.0 % 0.0 ± 0.0 % +0.0 points"
+    assert "sampled text ended" not in text
+    half = report(EXTREME, {"dense": dense, "pruned": pruned | {"generation": None}})
+    assert "text repeated" not in half
+
+
 def test_ratios_over_both_numbers_of_parameters() -> None:
     text = report(EXTREME)
     assert row(text, "of total parameters") == "24.86 % 24.86 %"

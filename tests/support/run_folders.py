@@ -53,7 +53,8 @@ def write_run(
     write_reports(folder / "analysis", diagnosis, plan, importance, scores)
     if perplexity is not None:
         far = {"pydoc": {"kl_nats_per_token": perplexity / 100, "top1_agreement": 0.75}}
-        results = {"dense": side(10.0, 0.5), "pruned": side(perplexity, 0.4) | {"distance": far}}
+        writes = {"generation": {"greedy": {"repeated_4grams": 0.25, "ended": None, "length": perplexity}}}
+        results = {"dense": side(10.0, 0.5) | writes, "pruned": side(perplexity, 0.4) | writes | {"distance": far}}
         write_json(folder / "evaluation" / "evaluation_results.json", results)
     write_json(folder / "run.json", record(text, **(options or {})))
     return folder

@@ -48,6 +48,7 @@ def test_prune_is_the_command(workspace: Workspace) -> None:
         reconstruct="least_squares",
         eval_seq_len=32,
         eval_datasets=[workspace.text],
+        run_evaluation="ppl",
         **SMALL,
     )
     assert observe(result.path) == observe(by_command)

@@ -18,6 +18,7 @@ RESULTS: dict[str, Any] = {
         "bytes": 114_816,
         "perplexity": {"pydoc": {"perplexity": 50.25}, "/data/mine.txt": {"perplexity": 7.5}},
         "tasks": {"pydoc_cloze": {"acc": 0.75, "acc_stderr": 0.01, "num_items": 400}},
+        "generation": {"greedy": {"repeated_4grams": 0.125, "ended": None}},
         "latency": None,
     },
     "pruned": {
@@ -27,6 +28,7 @@ RESULTS: dict[str, Any] = {
         "tasks": {"pydoc_cloze": {"acc": 0.625, "acc_stderr": 0.01, "num_items": 400}},
         "latency": None,
         "distance": {"pydoc": {"kl_nats_per_token": 0.04567, "top1_agreement": 0.9125}},
+        "generation": {"greedy": {"repeated_4grams": 0.375, "ended": None}},
     },
 }
 
@@ -66,6 +68,7 @@ def test_the_figures_are_the_plans(plan: PruningPlan) -> None:
     assert "layers removed entirely: 1" in text
     assert "| perplexity on pydoc | 50.25 | 58.75 |" in text
     assert "| perplexity on mine.txt | 7.5 | not finite |" in text
+    assert "| 4-grams repeated in greedy text | 12.5% | 37.5% |" in text
     assert "| KL from the dense model on pydoc, nats/token |  | 0.04567 |" in text
     assert "| same likeliest token as the dense model on pydoc |  | 91.2% |" in text
     assert "| pydoc_cloze acc | 0.75 | 0.625 |" in text

@@ -302,6 +302,8 @@ def test_all_files_tell_the_same(tmp_path: Path) -> None:
     assert rows[0]["quiz_acc_dense"] == "0.5"
     assert (rows[0]["kl_nats_per_token_pydoc"], rows[1]["kl_nats_per_token_pydoc"]) == ("0.12", "")
     assert data["runs"][0]["distance"] == {"pydoc": {"kl_nats_per_token": 0.12, "top1_agreement": 0.75}}
+    assert (rows[0]["generation_greedy_length_pruned"], rows[1]["generation_greedy_length_pruned"]) == ("12.0", "")
+    assert re.search(r"a\|b +25\.0 % → 25\.0 % +12\.00 → 12\.00\nsteep +- +-\n", text)
     assert re.search(r"KL pydoc +same top token\na\|b +0\.120 nats +75\.0 %\nsteep +- +-\n", text)
     page = (tmp_path / "out" / "comparison.md").read_text()
     table = [row for row in page.split("## Cost")[1].split("##")[0].splitlines() if row.startswith("|")]

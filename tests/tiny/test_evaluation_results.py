@@ -96,7 +96,14 @@ def run(model: Any, measures: set[str], **options: Any) -> dict[str, Any]:
 
 def test_only_what_was_asked_for_is_measured() -> None:
     model = tiny_model()
-    assert run(model, set()) == {**size(model), "perplexity": {}, "distance": {}, "tasks": {}, "latency": None}
+    assert run(model, set()) == {
+        **size(model),
+        "perplexity": {},
+        "distance": {},
+        "tasks": {},
+        "generation": None,
+        "latency": None,
+    }
     assert list(run(model, {"ppl"})["perplexity"]) == ["one", "two"]
 
 
@@ -118,6 +125,10 @@ DENSE = {
     "bytes": 4000,
     "perplexity": {"pydoc": {"perplexity": 10.0, "nll_nats_per_token": math.log(10)}},
     "tasks": {"cloze": {"acc": 0.5, "acc_stderr": 0.1, "num_items": 20}},
+    "generation": {
+        "greedy": {"repeated_4grams": 0.25, "ended": 0.5, "length": 64.0},
+        "sampled": {"repeated_4grams": 0.0, "ended": None, "length": 64.0},
+    },
     "latency": {"prefill_tokens_per_s": 100.0, "decode_tokens_per_s": 10.0},
 }
 PRUNED = {
@@ -125,6 +136,10 @@ PRUNED = {
     "bytes": 3000,
     "perplexity": {"pydoc": {"perplexity": 15.0, "nll_nats_per_token": math.log(15)}},
     "tasks": {"cloze": {"acc": 0.375, "acc_stderr": 0.1, "num_items": 20}},
+    "generation": {
+        "greedy": {"repeated_4grams": 0.5, "ended": None, "length": 56.0},
+        "sampled": {"repeated_4grams": 0.0, "ended": None, "length": 64.0},
+    },
     "latency": {"prefill_tokens_per_s": 150.0, "decode_tokens_per_s": 11.0},
 }
 
@@ -137,6 +152,10 @@ def test_change_worked_by_hand() -> None:
         "byte_ratio": 0.75,
         "perplexity": {"pydoc": {"ratio": 1.5}},
         "tasks": {"cloze": {"acc": -0.125}},
+        "generation": {
+            "greedy": {"repeated_4grams": 0.25, "ended": None, "length": -8.0},
+            "sampled": {"repeated_4grams": 0.0, "ended": None, "length": 0.0},
+        },
         "latency": {"prefill_tokens_per_s": 1.5, "decode_tokens_per_s": 1.1},
     }
 

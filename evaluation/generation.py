@@ -1,0 +1,154 @@
+"""Whether a model still writes sane text: what it writes after held-out beginnings, greedily and sampled.
+
+    repeated_4grams = 1 - different / all 4-grams of tokens, mean over texts; 0 for a text of fewer than 4 tokens
+    ended           = share of texts that come to an end-of-text token before their length is reached
+    length          = tokens written before that, mean over texts
+
+Sampling is from the model's whole distribution at temperature 1. Every model is given the same random numbers, so what
+two models write differs only where their distributions do.
+"""
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from core.as_found import evaluating
+from core.batching import with_batch_that_fits
+from core.progress import tqdm
+from core.windows import TokenWindows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 16, 32, 128  # fewer tokens where the model's context is shorter
+GRAM = 4
+WAYS = ("greedy", "sampled")
+
+
+def generation_health(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    windows: TokenWindows,
+    *,
+    batch_size: int | None,
+    seed: int,
+    label: str,
+) -> dict[str, Any]:
+    """{"prompts", "prompt_tokens", "new_tokens", "dataset", "greedy": {...}, "sampled": {...}}.
+
+    windows: consecutive held-out text, which the beginnings are taken from. batch_size: beginnings continued at once,
+    None as many as fit. Each way of writing has the measures above with their standard errors over texts; ``ended`` is
+    None where neither model nor tokenizer names an end, all are None where the model yields NaN. The model is left as
+    found. UsageError where memory does not suffice.
+    """
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", PROMPT_TOKENS + NEW_TOKENS)
+    prompts = prompts_of(windows, tokenizer.bos_token_id, max(2, min(PROMPT_TOKENS, context // 2)))
+    new_tokens = min(NEW_TOKENS, context - prompts.shape[1])
+    ends = end_tokens(model, tokenizer)
+    written = _written(model, prompts, new_tokens, batch_size=batch_size, seed=seed, label=label)
+    told = {"prompts": len(prompts), "prompt_tokens": prompts.shape[1], "new_tokens": new_tokens}
+    health = {way: health_of(texts, ends) for way, texts in zip(WAYS, written, strict=True)}
+    return told | {"dataset": windows.dataset, **health}
+
+
+def prompts_of(windows: TokenWindows, bos: int | None, length: int) -> np.ndarray:
+    """int64 (P, length): beginnings spread evenly over the text, each after a BOS where the windows have one."""
+    ids = windows.ids
+    starts_with_bos = bos is not None and bool((ids[:, 0] == bos).all())
+    text = (ids[:, 1:] if starts_with_bos else ids).reshape(-1)
+    taken = min(length - starts_with_bos, len(text))
+    count = max(1, min(PROMPTS, len(text) // taken))
+    starts = np.arange(count, dtype=np.int64) * ((len(text) - taken) // count)
+    prompts = text[starts[:, None] + np.arange(taken)]
+    return np.insert(prompts, 0, bos, axis=1) if starts_with_bos and bos is not None else prompts
+
+
+def end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
+    """Tokens that end a text: the generation config's, else the tokenizer's; none where neither names one."""
+    found = getattr(model.generation_config, "eos_token_id", None)
+    if found is None:
+        found = tokenizer.eos_token_id
+    return () if found is None else tuple(found) if isinstance(found, (list, tuple)) else (int(found),)
+
+
+def health_of(texts: np.ndarray, ends: tuple[int, ...]) -> dict[str, float | None]:
+    """Measures of texts, int64 (P, N), of which what follows an end token does not count. -1 stands for a token that
+    the model could not choose: then all are None."""
+    if (texts < 0).any():
+        return dict.fromkeys(("repeated_4grams", "repeated_4grams_stderr", "ended", "ended_stderr", "length"))
+    is_end = np.isin(texts, ends)
+    ended = np.asarray(is_end.any(axis=1))
+    lengths = np.where(ended, is_end.argmax(axis=1), texts.shape[1])
+    repeated = np.array([repeated_share(text[:length]) for text, length in zip(texts, lengths, strict=True)])
+    return {
+        "repeated_4grams": float(repeated.mean()),
+        "repeated_4grams_stderr": _standard_error(repeated),
+        "ended": float(ended.mean()) if ends else None,
+        "ended_stderr": _standard_error(ended.astype(np.float64)) if ends else None,
+        "length": float(lengths.mean()),
+    }
+
+
+def repeated_share(tokens: np.ndarray) -> float:
+    """Share of the 4-grams of int64 (N,) that have occurred before."""
+    grams = [tuple(tokens[i : i + GRAM].tolist()) for i in range(len(tokens) - GRAM + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def _standard_error(values: np.ndarray) -> float | None:
+    return float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+def _written(
+    model: "PreTrainedModel",
+    prompts: np.ndarray,
+    new_tokens: int,
+    *,
+    batch_size: int | None,
+    seed: int,
+    label: str,
+) -> np.ndarray:
+    """int64 (2, P, new_tokens): greedy and sampled continuations of int64 (P, T)."""
+    chances = np.random.default_rng(seed).random((len(prompts), new_tokens))
+    parts: list[np.ndarray] = []
+    done, size = 0, min(batch_size or len(prompts), len(prompts))
+    bar = tqdm(total=len(prompts), desc=f"{label}: writing", unit="text", leave=False)
+    with evaluating(model), bar:
+        while done < len(prompts):
+            attempt = partial(_continued, model, prompts[done:], chances[done:])
+            texts, size = with_batch_that_fits(attempt, size, fixed=batch_size is not None)
+            parts.append(texts)
+            done += texts.shape[1]
+            bar.update(texts.shape[1])
+    return np.concatenate(parts, axis=1)
+
+
+def _continued(model: "PreTrainedModel", prompts: np.ndarray, chances: np.ndarray, size: int) -> np.ndarray:
+    """int64 (2, B, N) of the first ``size`` prompts, B fewer where fewer are left; both ways share every pass."""
+    rows = torch.from_numpy(np.concatenate([prompts[:size]] * 2)).to(model.device)
+    drawn = torch.from_numpy(chances[:size]).to(model.device)
+    output = model(input_ids=rows, use_cache=True, logits_to_keep=1)
+    written: list[torch.Tensor] = []
+    for step in range(chances.shape[1]):
+        greedy, sampled = output.logits[:, -1].float().chunk(2)
+        tokens = torch.cat([_most_likely(greedy), _drawn(sampled, drawn[:, step])])
+        written.append(tokens)
+        if step + 1 < chances.shape[1]:
+            known = tokens.clamp(min=0)[:, None]
+            output = model(input_ids=known, past_key_values=output.past_key_values, use_cache=True)
+    return torch.stack(written, dim=1).cpu().numpy().reshape(2, len(drawn), -1)
+
+
+def _most_likely(logits: torch.Tensor) -> torch.Tensor:
+    """int64 (B,), -1 where logits (B, V) are not finite."""
+    return torch.where(logits.isfinite().all(-1), logits.argmax(-1), -1)
+
+
+def _drawn(logits: torch.Tensor, chances: torch.Tensor) -> torch.Tensor:
+    """int64 (B,): the token whose stretch of the cumulative distribution holds the chance in [0, 1); -1 as above."""
+    cumulative = torch.softmax(logits.double(), dim=-1).cumsum(-1)
+    place = torch.searchsorted(cumulative, (chances * cumulative[:, -1])[:, None], right=True)[:, 0]
+    return torch.where(logits.isfinite().all(-1), place.clamp(max=logits.shape[-1] - 1), -1)
