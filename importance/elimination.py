@@ -19,16 +19,19 @@ g = G_c,: and h = g - g_c s / 2 a removal makes
 
     H^-1  <-  H^-1 - (H^-1)_cc s^T s        G  <-  G - s^T h - h^T s
 
-Only diagonals are kept up to date at each step. The rows of c come from the matrices as they were when a block of
-BLOCK removals began, less the vectors of the removals since; after the block these vectors update both matrices at
-once, as products. That is exact, takes about 4 n^3 operations with the inverse, and on a GPU no step waits for the
-host. Everything is float64, up to four matrices (n, n) at once.
+Only diagonals are kept up to date at each step (``removals``); after BLOCK removals their vectors update both matrices
+at once, as products. That is exact and takes about 4 n^3 operations with the inverse, half of them where symmetric
+products are computed by halves (``core.symmetric``). On a GPU no step waits for the host. Everything is float64, up to
+four matrices (n, n) at once.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+
+from core import symmetric
+from importance.removals import cheapest
 
 RIDGE = 0.01  # of the mean diagonal of H
 BLOCK = 128  # removals between two updates of the matrices
@@ -60,78 +63,42 @@ def _damped_inverse(moment: torch.Tensor, ridge: float) -> torch.Tensor:
     hessian = hessian.clone() if hessian is moment else hessian
     mean = hessian.diagonal().mean()
     hessian.diagonal().add_(torch.where(mean > 0, ridge * mean, torch.ones_like(mean)))
-    inverse: torch.Tensor = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-    return inverse
+    return symmetric.invert(hessian)
 
 
 def _single_inputs(inverse: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Order and costs, both (n,), on the device."""
-    gram = weight.T @ weight
+    gram = symmetric.add_product(torch.zeros_like(inverse), weight, weight)
     left = torch.arange(len(gram), device=gram.device)
     order, cost = [], []
     while len(left):
-        block = _Block(inverse, gram, min(BLOCK, len(left)))
-        for step in range(block.size):
-            block.remove_cheapest(step)
+        block = cheapest(inverse, gram, min(BLOCK, len(left)))
         order.append(left[block.gone])
         cost.append(block.cost)
-        stays = block.stays()
-        left, (inverse, gram) = left[stays], block.updated(stays)
+        stays = _stays(block.gone, len(left))
+        left, s, h = left[stays], block.s.index_select(1, stays), block.h.index_select(1, stays)
+        inverse = _take(inverse, block.pivots[:, None] * s, s, stays)
+        gram = _take(gram, torch.cat([s, h]), torch.cat([h, s]), stays)
     return torch.cat(order), torch.cat(cost)
 
 
-class _Block:
-    """Consecutive removals from the inputs left, R of them, without touching the matrices.
+def _stays(gone: torch.Tensor, size: int) -> torch.Tensor:
+    """int64, places of those left, ascending; their number is known without asking the device."""
+    marked = torch.zeros(size, dtype=torch.uint8, device=gone.device).index_fill_(0, gone, 1)
+    return marked.argsort(stable=True)[: size - len(gone)]
 
-    inverse, gram: (R, R), H^-1 and G as the block begins; a, g: (R,), their diagonals as they are now. rows, shares:
-    (size, R), row c of H^-1 and s of each removal, whose product is what H^-1 loses. left, right: (2 size, R), s and h
-    of each removal, and h and s: G loses their product. gone: int64 (size,), places among those left. cost: (size,).
+
+def _take(matrix: torch.Tensor, x: torch.Tensor, y: torch.Tensor, stays: torch.Tensor) -> torch.Tensor:
+    """(R, R), in the memory of ``matrix``: the rows and columns of those left, less x^T y, which is symmetric.
+
+    x, y: (size, R). Places only move up and to the left, so a panel overwrites nothing that a later one reads.
     """
-
-    def __init__(self, inverse: torch.Tensor, gram: torch.Tensor, size: int) -> None:
-        self.inverse, self.gram, self.size = inverse, gram, size
-        self.a, self.g = inverse.diagonal().clone(), gram.diagonal().clone()
-        self.rows = gram.new_empty(size, len(gram))
-        self.left, self.right = gram.new_empty(2, 2 * size, len(gram))
-        self.shares = self.left[::2]
-        self.gone = torch.empty(size, dtype=torch.int64, device=gram.device)
-        self.cost = gram.new_empty(size)
-
-    def remove_cheapest(self, step: int) -> None:
-        errors = (self.g / self.a).clamp_(min=0)
-        c = errors.argmin(keepdim=True)  # (1,) on the device, like all that follows
-        self.gone[step : step + 1] = c
-        self.cost[step : step + 1] = errors.index_select(0, c)
-        row, g = self._rows(c, step)
-        s = torch.div(row, row.index_select(0, c), out=self.left[2 * step])
-        h = torch.addcmul(g, s, g.index_select(0, c), value=-0.5, out=self.left[2 * step + 1])
-        self.right[2 * step], self.right[2 * step + 1] = h, s
-        self.a.addcmul_(s, row, value=-1).index_fill_(0, c, 1.0)
-        self.g.addcmul_(s, h, value=-2).index_fill_(0, c, torch.inf)  # never the cheapest again
-
-    def _rows(self, c: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows c of H^-1, which is kept, and of G as they are now, each (R,)."""
-        row, g = self.inverse.index_select(0, c)[0], self.gram.index_select(0, c)[0]
-        if step:
-            before, pairs = self.rows[:step], self.left[: 2 * step]
-            row = torch.addmv(row, before.T, self.shares[:step].index_select(1, c)[:, 0], alpha=-1)
-            g = torch.addmv(g, pairs.T, self.right[: 2 * step].index_select(1, c)[:, 0], alpha=-1)
-        self.rows[step] = row
-        return row, g
-
-    def stays(self) -> torch.Tensor:
-        """int64 (R - size,), places of those left, ascending; their number is known without asking the device."""
-        gone = torch.zeros(len(self.gram), dtype=torch.uint8, device=self.gram.device).index_fill_(0, self.gone, 1)
-        return gone.argsort(stable=True)[: len(gone) - self.size]
-
-    def updated(self, stays: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """H^-1 and G of those left, after all removals of the block."""
-        pairs = (self.inverse, self.rows, self.shares), (self.gram, self.left, self.right)
-        inverse, gram = (
-            matrix[stays[:, None], stays].addmm_(x.index_select(1, stays).T, y.index_select(1, stays), alpha=-1)
-            for matrix, x, y in pairs
-        )
-        return inverse, gram
+    left = matrix[: len(stays), : len(stays)]
+    for rows in symmetric.panels(len(stays), matrix.device):
+        part, right = left[rows, rows.start :], matrix[:, rows.start :].index_select(0, stays[rows])
+        torch.gather(right, 1, (stays[rows.start :] - rows.start).expand(part.shape), out=part)
+        part.addmm_(x[:, rows].T, y[:, rows.start :], alpha=-1)
+    return symmetric.mirror(left)
 
 
 def _groups(inverse: torch.Tensor, weight: torch.Tensor, run: int) -> tuple[torch.Tensor, torch.Tensor]:

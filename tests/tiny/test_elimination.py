@@ -8,8 +8,22 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from importance import elimination
+from core import symmetric
+from importance import elimination, removals
 from importance.elimination import Elimination, convex, eliminate, in_order
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way of a GPU, done here: removals by operators alone, products whole."""
+    monkeypatch.setattr(removals, "is_host", lambda _device: False)
+    monkeypatch.setattr(symmetric, "halves_pay", lambda _device: False)
+
+
+@pytest.fixture(params=["cpu", "gpu"])
+def either_way(request: pytest.FixtureRequest) -> None:
+    if request.param == "gpu":
+        request.getfixturevalue("as_on_a_gpu")
 
 
 def problem(tokens: int = 40, inputs: int = 8, outputs: int = 5, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,6 +116,7 @@ def one_at_a_time(moment: torch.Tensor, weight: torch.Tensor, ridge: float) -> t
     return order, cost
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("inputs", [64, 129, 300, 512])  # one block of removals, and several, and a rest
 @pytest.mark.parametrize("tokens", [40, 2000])  # fewer tokens than inputs: the ridge alone makes H regular
 def test_blocks_of_removals_equal_one_at_a_time(inputs: int, tokens: int) -> None:
@@ -113,6 +128,7 @@ def test_blocks_of_removals_equal_one_at_a_time(inputs: int, tokens: int) -> Non
     np.testing.assert_allclose(found.cost, cost, rtol=1e-10, atol=1e-10 * max(cost))
 
 
+@pytest.mark.usefixtures("either_way")
 def test_equal_inputs_go_by_index_in_every_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """Uncorrelated inputs that cost 1, 2, 1, 2, ...: all ones by index, then all twos, whatever the blocks."""
     monkeypatch.setattr(elimination, "BLOCK", 3)
@@ -121,6 +137,7 @@ def test_equal_inputs_go_by_index_in_every_block(monkeypatch: pytest.MonkeyPatch
     np.testing.assert_allclose(found.cost, [1] * 5 + [2] * 5)
 
 
+@pytest.mark.usefixtures("either_way")
 def test_dead_inputs_go_first_and_for_nothing() -> None:
     """Inputs without moment and without weight: rounding never makes a cost negative."""
     x, weight = problem(tokens=200, inputs=32)
@@ -131,6 +148,7 @@ def test_dead_inputs_go_first_and_for_nothing() -> None:
     assert (found.cost >= 0).all()
 
 
+@pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("run", [1, 4])
 def test_no_removal_waits_for_the_host(run: int) -> None:
     """Operators that hand a value to Python: as many for 64 inputs as for 256, none of them in the loop."""
@@ -151,6 +169,7 @@ def test_no_removal_waits_for_the_host(run: int) -> None:
     assert counts == [0, 0]
 
 
+@pytest.mark.usefixtures("as_on_a_gpu")
 def test_a_removal_costs_few_operators() -> None:
     """Each is a kernel on a GPU, where thousands of removals take as long as their launches."""
 
@@ -168,6 +187,28 @@ def test_a_removal_costs_few_operators() -> None:
             eliminate(x.T @ x, weight, 1)
         counts.append(counter.count)
     assert (counts[1] - counts[0]) / (2 * elimination.BLOCK) < 24
+
+
+@pytest.mark.parametrize("halves", [True, False])
+@pytest.mark.parametrize("n", [1, 5, 40, 301])
+def test_symmetric_products_and_inverses_in_panels(monkeypatch: pytest.MonkeyPatch, n: int, halves: bool) -> None:
+    """Panels of 16 rows at least; the inverse by halves down to 8. Beside its panels a product is exactly symmetric."""
+    monkeypatch.setattr(symmetric, "LEAST_ROWS", 16)
+    monkeypatch.setattr(symmetric, "halves_pay", lambda _device: halves)
+    x, _ = problem(tokens=n + 60, inputs=n)
+    found = symmetric.add_product(torch.eye(n, dtype=torch.float64), x, x, alpha=0.5)
+    expected = torch.eye(n, dtype=torch.float64) + 0.5 * x.T @ x
+    torch.testing.assert_close(found, expected)
+    inverse = symmetric.invert(found.clone(), least=8)
+    torch.testing.assert_close(inverse, torch.linalg.inv(expected), rtol=1e-8, atol=1e-12)
+    if halves:
+        below = torch.ones(n, n, dtype=torch.bool).tril(-max(16, -(-n // 6)))
+        assert torch.equal(found[below], found.T[below])
+
+
+def test_what_has_no_inverse_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="positive-definite"):
+        symmetric.invert(-torch.eye(4, dtype=torch.float64), least=2)
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
