@@ -14,7 +14,7 @@ set -uo pipefail
 MODEL=${MODEL:-demo}                         # hub id, folder, or demo (the embedded model)
 RATIO=${RATIO:-0.2}                          # fraction of the model's parameters to remove
 METHOD=${METHOD:-taylor}                     # taylor, taylor_2nd, fisher, obs, wanda, magnitude
-DATASET=${DATASET:-pydoc}                    # calibration text: pydoc needs no network; c4, wikitext2, ptb or a path
+DATASET=${DATASET:-pydoc}                    # calibration text: pydoc, self (no network); c4, wikitext2, ptb, a path, a mixture
 OTHER_DATASET=${OTHER_DATASET:-python-code}  # of the eighth: the same, or python-code, made from Python's own library
 OUTPUT=${OUTPUT:-results/experiments}        # one folder an experiment is made below it
 

@@ -36,6 +36,13 @@ class CalibrationText:
                 break
         self.hashes = np.unique(np.concatenate([np.empty(0, dtype=np.uint64), *hashes]))
 
+    @classmethod
+    def together(cls, texts: "Iterable[CalibrationText]") -> "CalibrationText":
+        """What any of them holds."""
+        whole = cls(())
+        whole.hashes = np.unique(np.concatenate([whole.hashes, *(text.hashes for text in texts)]))
+        return whole
+
     def holds(self, texts: list[str], least_bytes: int = TELLING_BYTES) -> np.ndarray:
         """bool (N,): which of N normalised texts calibrate; none that is shorter than least_bytes does."""
         wanted = np.fromiter(map(_hash, texts), dtype=np.uint64, count=len(texts))

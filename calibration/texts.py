@@ -8,10 +8,12 @@
 | pydoc     | 9 of 10 paragraphs, by their hash | the other tenth                                   |
 | a path    | 9 of 10 paragraphs, by their hash | the other tenth where the path also serves        |
 |           |                                   | calibration, otherwise all that does not calibrate |
+| self      | windows that the model writes     | other windows that it writes (``self_text``)      |
 
 Two paths are told apart by their files first, then by their paragraphs: what calibrates is not evaluated, whatever
 file or format it stands in. Documents of wikitext2, pydoc and paths are joined by a blank line, those of c4 and ptb by
 a blank, as in the evaluation code of GPTQ and SparseGPT, so that perplexities compare with published ones.
+Several texts may calibrate (``pydoc,self``): each is split as it would be alone, and evaluation leaves out all of them.
 """
 
 import os
@@ -27,6 +29,8 @@ from calibration.pydoc import check_library, pydoc_corpus
 from calibration.rows import TEXT_COLUMN
 from calibration.splits import CALIBRATION, EVALUATION
 from core.errors import DataError
+from core.names import DATASETS, SELF
+from core.sources import named_sources
 
 C4_EVALUATION_DOCUMENTS = 1_100
 PTB_VARIABLE = "PTB_DIR"
@@ -50,10 +54,12 @@ class Text:
 
 
 def check_dataset(name: str, text_column: str = TEXT_COLUMN) -> None:
-    """Raise DataError for whatever is wrong with a dataset and can be known without a tokenizer.
+    """Raise DataError for whatever is wrong with one text and can be known without a tokenizer.
 
     text_column: of the rows of a user's own files; the named datasets have theirs.
     """
+    if name == SELF:
+        return  # the model writes it
     if name == "pydoc":
         check_library()
     elif name == "ptb":
@@ -83,28 +89,38 @@ def evaluation_text(
     text_column: str = TEXT_COLUMN,
     calibration_chars: int | None = None,
 ) -> Text:
-    """Text that calibration does not see, given the dataset that calibration used (None: none was used).
+    """Text that calibration does not see, given the dataset that calibration used, one or a mixture (None: none was
+    used). What the model writes itself is nobody's text, so nothing is compared with it.
 
-    calibration_chars: how much of its text calibration reads at most; None where it reads none in this run, so that
+    calibration_chars: how much of each text calibration reads at most; None where it reads none in this run, so that
     a dataset known by name is not fetched to be compared with.
     """
-    other = None if calibration_dataset in (None, *NAMED) else existing_path(str(calibration_dataset))
-    if name in NAMED and other is None:
-        return NAMED[name](EVALUATION)
+    used = [] if calibration_dataset is None else [n for n in named_sources(calibration_dataset) if n != SELF]
+    paths = {other: existing_path(other) for other in used if other not in NAMED}
     if name in NAMED:
         text = NAMED[name](EVALUATION)
+        if not paths:
+            return text
     else:
         path = existing_path(name)
         read = text_files.files_of(path, text_column, EVALUATION)
-        if other is not None and text_files.share_a_file(read, text_files.files_of(other, text_column)):
-            return _held_out(name, path, _units(other, text_column), text_column)
-        documents = text_files.documents(path, text_column, EVALUATION)
-        text = Text(documents, "\n\n", f"{name}, all of it", own=True, size_bytes=text_files.plain_bytes(read))
-    compared = _compared_with(calibration_dataset, text_column, calibration_chars)
-    if compared is None:
+        same = next((o for o, p in paths.items() if _share_a_file(read, p, text_column)), None)
+        if same is None:
+            documents = text_files.documents(path, text_column, EVALUATION)
+            text = Text(documents, "\n\n", f"{name}, all of it", own=True, size_bytes=text_files.plain_bytes(read))
+        else:
+            text = _held_out(name, path, _units(paths[same], text_column), text_column)
+            used.remove(same)
+    comparisons = [_compared_with(other, text_column, calibration_chars) for other in used]
+    compared = [comparison for comparison in comparisons if comparison is not None]
+    if not compared:
         return text
-    unseen = Unseen(text.documents, compared)
+    unseen = Unseen(text.documents, lambda: CalibrationText.together(comparison() for comparison in compared))
     return replace(text, documents=unseen, unseen=unseen)
+
+
+def _share_a_file(read: list[Path], other: Path, text_column: str) -> bool:
+    return text_files.share_a_file(read, text_files.files_of(other, text_column))
 
 
 def _held_out(name: str, path: Path, units: Units, text_column: str) -> Text:
@@ -119,11 +135,9 @@ def _held_out(name: str, path: Path, units: Units, text_column: str) -> Text:
     return Text(documents, "\n\n", source, own=True, size_bytes=size and size // HELD_OUT_ONE_IN)
 
 
-def _compared_with(
-    dataset: str | None, text_column: str, max_chars: int | None
-) -> Callable[[], CalibrationText] | None:
-    """What evaluation text is compared with; None where there is nothing, or only the hub has it (c4, streamed)."""
-    if dataset is None or (dataset in NAMED and max_chars is None) or (dataset == "c4" and not hub_text.c4_is_cached()):
+def _compared_with(dataset: str, text_column: str, max_chars: int | None) -> Callable[[], CalibrationText] | None:
+    """What evaluation text is compared with; None where nothing is read, or only the hub has it (c4, streamed)."""
+    if (dataset in NAMED and max_chars is None) or (dataset == "c4" and not hub_text.c4_is_cached()):
         return None
     if dataset in NAMED:
         return lambda: CalibrationText(NAMED[dataset](CALIBRATION).documents, max_chars=max_chars)
@@ -151,7 +165,7 @@ def existing_path(name: str) -> Path:
     except OSError as error:
         raise DataError(f"cannot read dataset {shortened(name)}: {error.strerror or error}") from error
     if not exists:
-        known = ", ".join(sorted(NAMED))
+        known = ", ".join(sorted(DATASETS))
         raise DataError(f"dataset {shortened(name)} is neither one of {known} nor a file or folder that exists")
     return path
 

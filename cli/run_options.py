@@ -4,7 +4,7 @@ import argparse
 import math
 from pathlib import Path
 
-from cli.values import batch_size, names, number, one_of, shard_size
+from cli.values import batch_size, datasets, names, number, one_of, shard_size
 from core.names import DTYPES, EXPORTS, MEASURES, RECOVERIES, REPAIR_MODULES, REPAIR_TARGETS, REPAIR_TEXTS, REPAIRS
 
 
@@ -53,8 +53,9 @@ def calibration_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--dataset",
         metavar="DATA",
-        help="calibration text: c4, wikitext2, ptb, pydoc (offline), or your own file (.txt .md .jsonl .csv .parquet "
-        ".arrow and others, compressed or not) or folder of files (default wikitext2)",
+        help="calibration text: c4, wikitext2, ptb, pydoc (offline), self (what the dense model writes; offline), or "
+        "your own file (.txt .md .jsonl .csv .parquet .arrow and others, compressed or not) or folder of files; "
+        "several with commas are mixed evenly, notes.txt:0.7,self:0.3 by share (default wikitext2)",
     )
     add(
         "--text_column",
@@ -176,10 +177,10 @@ def evaluation_options(group: argparse._ArgumentGroup) -> None:
     )
     add(
         "--eval_datasets",
-        type=names,
+        type=datasets,
         metavar="LIST",
-        help="held-out texts for perplexity, the first of them also for generation, separated by commas (default the "
-        "held-out part of --dataset)",
+        help="held-out texts for perplexity, each for itself, the first of them also for generation, separated by "
+        "commas (default the held-out part of --dataset, of each of several texts)",
     )
     add(
         "--eval_seq_len",

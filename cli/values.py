@@ -5,6 +5,9 @@ import math
 import re
 from collections.abc import Callable
 
+from core.errors import UsageError
+from core.sources import named_sources
+
 
 def number(
     kind: Callable[[str], float], low: float, high: float, *, open_low: bool = False, open_high: bool = False
@@ -60,6 +63,14 @@ def one_of(*allowed: str, alone: str = "") -> Callable[[str], list[str]]:
         return names
 
     return parse
+
+
+def datasets(text: str) -> list[str]:
+    """Names as in ``--dataset``; a path may hold commas. Shares mean nothing here, so that one value serves both."""
+    try:
+        return list(named_sources(text))
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error).replace("--dataset", "it", 1)) from error
 
 
 def names(text: str) -> list[str]:

@@ -59,7 +59,7 @@ def model_card(
     stored_dtype: str,
     dense: Mapping[str, Any] | None = None,
     pruned: Mapping[str, Any] | None = None,
-    dataset: str = "",
+    datasets: Sequence[str] = (),
     repair: str = "",
     recovery: str = "",
     travelled: Sequence[str] = (),
@@ -72,7 +72,7 @@ def model_card(
     nothing, and the text gives a folder's name, never its path. criterion: None for a replayed plan.
     transforms: option -> value of what acted on the scores, empty for none. calibration: one sentence on the text,
     empty where none was read. dense, pruned: the two halves of evaluation_results.json, None where not measured.
-    dataset: where the calibration text came from, as it was asked for; a path is cut to its last part. repair: one
+    datasets: where the calibration text came from, as it was asked for; a path is cut to its last part. repair: one
     sentence on how the weights that stayed were refitted, empty where they were not; recovery: on how they were
     trained after the cut. travelled: files that came along from the base model. inherited: ``inherited_metadata``.
     ships_code: False where the family's own class loads the folder.
@@ -89,7 +89,7 @@ def model_card(
         f"## How to load it\n\n{LOADING.format(name=name, trust=', trust_remote_code=True' if ships_code else '')}\n",
         f"{OWN_CODE if ships_code else FAMILY_CODE}\n",
         "## How it was pruned\n\n"
-        + "\n".join(_method(plan, criterion, transforms, calibration, dataset, repair, recovery))
+        + "\n".join(_method(plan, criterion, transforms, calibration, datasets, repair, recovery))
         + "\n",
         f"## Result\n\n{_results(dense, pruned)}\n",
         f"## Layers\n\n{_layers(plan)}\n",
@@ -119,12 +119,12 @@ def _hub_id(base_model: str) -> str | None:
     return base_model
 
 
-def without_paths(sentence: str, dataset: str = "") -> str:
-    """A sentence with ``dataset``, where that is a path, and any absolute path cut to the last part.
+def without_paths(sentence: str, datasets: Sequence[str] = ()) -> str:
+    """A sentence with each of ``datasets`` that is a path, and any absolute path, cut to the last part.
 
     ``paragraphs of /home/me/my data/text.txt outside …`` becomes ``paragraphs of text.txt outside …``.
     """
-    if dataset and _is_path(dataset):
+    for dataset in filter(_is_path, datasets):
         path = Path(dataset).expanduser()
         for known in sorted({dataset, str(path), str(path.resolve())}, key=len, reverse=True):
             sentence = sentence.replace(known, path.name)
@@ -176,7 +176,7 @@ def _method(
     criterion: str | None,
     transforms: Mapping[str, Any],
     calibration: str,
-    dataset: str,
+    datasets: Sequence[str],
     repair: str,
     recovery: str,
 ) -> list[str]:
@@ -198,7 +198,7 @@ def _method(
     if recovery:
         lines.append(f"- recovery: {recovery}")
     if calibration:
-        lines.append(f"- calibration: {without_paths(calibration, dataset)}")
+        lines.append(f"- calibration: {without_paths(calibration, datasets)}")
     return lines
 
 

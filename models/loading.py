@@ -150,7 +150,7 @@ def open_weights(source: ModelSource, dtype: torch.dtype | None) -> tuple[Any, S
     Raises ModelError under the same conditions as ``load_model``.
     """
     empty = _empty_model(source.config, source.family).eval()
-    empty.generation_config = _generation_config(source)
+    empty.generation_config = generation_config_of(source)
     return empty, open_tensors(source.folder, empty, dtype)
 
 
@@ -168,10 +168,11 @@ def hollow_model(config: Any, family: Family, dtype: torch.dtype) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def _generation_config(source: ModelSource) -> "transformers.GenerationConfig":
+def generation_config_of(source: ModelSource) -> "transformers.GenerationConfig":
+    """Its own, or the one that loading makes from the configuration."""
     try:
         return transformers.GenerationConfig.from_pretrained(source.folder)
-    except OSError:  # there is none: the one that loading makes from the configuration
+    except OSError:  # there is none
         return transformers.GenerationConfig.from_pretrained(
             source.folder, config_file_name="config.json", _from_model_config=True
         )

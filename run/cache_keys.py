@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from calibration.self_text import Beginnings
 from core.outsides import outsides_below
 from core.windows import TokenWindows
 from models.identity import model_identity
@@ -24,6 +25,7 @@ SOURCES = ("core", "importance", "models/templates", "models/family_table.py", "
 OF_CHECKS = ("core", "models")
 OF_WINDOWS = ("calibration", "core/windows.py", "models/tokenizers.py", "run/windows.py")
 OF_PERPLEXITY = ("core/as_found.py", "evaluation/perplexity.py")
+OF_SELF_TEXT = ("calibration/self_text.py",)
 
 
 def common_key(source: ModelSource, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
@@ -92,6 +94,17 @@ def perplexity_key(windows: TokenWindows) -> dict[str, Any]:
         "windows": drawn_key(windows),
         "text_bytes": windows.text_bytes,
         "perplexity_sha256": sources_hash(OF_PERPLEXITY),
+    }
+
+
+def self_text_key(begin: Beginnings, count: int, seq_len: int, seed: int, purpose: str) -> dict[str, Any]:
+    """Of text that the dense model writes."""
+    return {
+        "purpose": purpose,
+        "shape": (count, seq_len),
+        "seed": seed,
+        "beginnings": begin.key,
+        "self_text_sha256": sources_hash(OF_SELF_TEXT),
     }
 
 

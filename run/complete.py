@@ -71,7 +71,7 @@ def _evaluation(settings: Settings, given: Mapping[str, Any]) -> Any:
     return replace(
         asked,
         run_evaluation=tuple(sorted(measures)),
-        eval_datasets=asked.eval_datasets or (settings.calibration.dataset,),
+        eval_datasets=asked.eval_datasets or tuple(source.name for source in settings.calibration.sources),
         eval_tasks=asked.eval_tasks or ((DEFAULT_TASK,) if "tasks" in measures else ()),
     )
 
@@ -101,7 +101,7 @@ def _repairs_unasked(settings: Settings) -> bool:
     if settings.model.low_memory or settings.calibration.num_samples < 2:
         return False
     if settings.replays:
-        return settings.calibration.dataset in settings.evaluation.perplexity_on
+        return {s.name for s in settings.calibration.sources} <= set(settings.evaluation.perplexity_on)
     return settings.ranks_on_text
 
 

@@ -173,7 +173,7 @@ def write_card(session: Session, outcome: Outcome) -> list[Path]:
         criterion=settings.scores.importance_method if ranked else None,
         transforms=ranked.transforms.described if ranked else {},
         calibration=session.calibration.source if session.calibration is not None else "",
-        dataset=settings.calibration.dataset,
+        datasets=[source.name for source in settings.calibration.sources],
         travelled=[str(path) for path in travelling_files(base)] if base is not None else [],
         stored_dtype=str(session.saved_dtype).removeprefix("torch."),
         dense=outcome.dense,

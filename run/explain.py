@@ -19,6 +19,7 @@ from pruning.limits import Limits, frozen_groups, smallest_removal_params
 from pruning.plan_file import write_plan
 from run.decision import Decision, Ranked, Replayed
 from run.option_rules import refusal
+from run.self_windows import SAMPLE, write_sample
 from run.session import Session
 from run.stability import stability_of
 
@@ -31,6 +32,8 @@ def explain(session: Session, decision: Decision) -> tuple[Diagnosis, list[Path]
         analysis, plan = session.folder / "analysis", decision.plan
         written = [write_plan(analysis / "pruning_plan.json", plan)]
         written += [write_json(analysis / f"{name}.json", content) for name, content in decision.records.items()]
+        if session.written is not None:
+            written.append(write_sample(analysis / SAMPLE, session.written, session.tokenizer))
         written += write_reports(analysis, diagnosis, plan, importance, scores)
         if session.draws:
             written += draw_pictures(

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from core.sources import Source, in_equal_shares, sources_of
+
 # Option -> what stands before its value, in this order. "" shows the value alone, and a switch shows the word alone.
 WORDS = {
     "norm_method": "",
@@ -51,8 +53,10 @@ def default_folder(values: Mapping[str, Any], defaults: Mapping[str, Any], datas
 
     datasets: names that are no paths.
     """
-    model, text = _name(values["base_model"]), _name(values["dataset"])
-    hidden = [_hidden(values["base_model"]), "" if values["dataset"] in datasets else _hidden(values["dataset"])]
+    sources = sources_of(values["dataset"])
+    model, text = _name(values["base_model"]), _texts(sources)
+    paths = ["" if source.name in datasets else _hidden(source.name) for source in sources]
+    hidden = [_hidden(values["base_model"]), *paths]
     if values.get("plan") is not None:
         parts, unnamed = _of_a_replay(Path(values["plan"])), {"plan": str(values["plan"])}
     else:
@@ -101,6 +105,12 @@ def _name(text: str) -> str:
     """Of a path its last part; of ``owner/model`` and other paths of two parts both."""
     parts = _parts(text)
     return "--".join(_safe(part) for part in parts[-2:]) if len(parts) == 2 else _safe(parts[-1])
+
+
+def _texts(sources: tuple[Source, ...]) -> str:
+    """``pydoc``, ``pydoc+self``, or ``pydoc0.7+self0.3`` where the shares differ."""
+    equal = in_equal_shares(sources)
+    return "+".join(_name(source.name) + ("" if equal else f"{source.share:g}") for source in sources)
 
 
 def _hidden(text: str) -> str:

@@ -34,9 +34,10 @@ def open_session(settings: Settings, *, model: Any = None, tokenizer: Any = None
             with session.stages("check", quietly=True):
                 _ask_beforehand(session)
             with session.stages("windows", quietly=True):
-                session.read_windows()
+                session.read_texts()
             say(session.describe())
             session.cache.announce()
+            session.write_windows()
             if not settings.output.dry_run:
                 session.dense()
             yield session
@@ -53,9 +54,9 @@ def _inputs(settings: Settings) -> dict[str, str | Path]:
     """What a run reads, by option. A plan is none of it: its run writes the same plan again."""
     named: dict[str, str | Path | None] = {
         "--base_model": settings.model.base_model,
-        "--dataset": settings.calibration.dataset,
         "--eval_task_path": settings.evaluation.eval_task_path,
     }
+    named |= {f"--dataset {source.name}": source.name for source in settings.calibration.sources}
     named |= {f"--eval_datasets {name}": name for name in settings.evaluation.eval_datasets}
     return {option: value for option, value in named.items() if value}
 

@@ -19,7 +19,7 @@ PLACES = {
     "analysis": (
         *("pruning_plan.json", "gradient_diagnosis.json", "pruning_comparison.json", "pruning_summary_by_layer.txt"),
         *("groups.parquet", "reconstruction.json", "recovery.json", "verification.json"),
-        *("allocation.json", "plan_check.json", "remedy.json", "rounds.json"),
+        *("allocation.json", "plan_check.json", "remedy.json", "rounds.json", "calibration_sample.txt"),
     ),
     "evaluation": ("evaluation_results.json",),
     "visualization": ("pruning_ratio_by_layer.png", "score_distribution.png", "gradient_by_layer.png"),

@@ -14,6 +14,7 @@ from core.families import Family
 from core.groups import Architecture
 from core.measured import Importance
 from core.memory import capped
+from core.names import SELF
 from core.say import note
 from core.windows import TokenWindows
 from evaluation.catalogue import check_tasks
@@ -37,9 +38,10 @@ from run.folder import RunFolder
 from run.judging import JUDGING_WINDOWS, Judge
 from run.measurement_cache import MeasurementCache
 from run.record import Stages
+from run.self_windows import beginnings_of, with_written
 from run.settings import LimitSettings, ScoreSettings, Settings
 from run.streamed_model import StreamedModel, must_stream
-from run.windows import Windows, read_windows
+from run.windows import TextWindows, Windows, read_windows, wanted_windows
 
 
 class Session:
@@ -61,7 +63,7 @@ class Session:
         model, tokenizer: where the caller has them in memory; the model is left as found. folder: claimed for this
         run's results; None where nothing is written.
         """
-        self.asked, self.stages, self._given = settings, Stages(), model
+        self.asked, self.stages, self.given = settings, Stages(), model
         self.warnings: list[str] = []
         self.cache = self._cache(settings)
         with self.stages("check", quietly=True):
@@ -81,7 +83,7 @@ class Session:
             self._check(shapes)
         self.run_folder = folder
         self.dense_states: dict[str, DenseStates] = {}
-        self._windows = Windows()
+        self._windows, self._texts, self._judges = Windows(), TextWindows(), 0
         self.draws = True
         self._dense: Any = None
 
@@ -95,9 +97,10 @@ class Session:
             check_context("--seq_len", settings.calibration.seq_len, source.context)
         assert settings.evaluation.eval_seq_len is not None
         check_context("--eval_seq_len", settings.evaluation.eval_seq_len, source.context)
-        calibrates = [settings.calibration.dataset] * settings.reads_calibration
-        for name in dict.fromkeys([*calibrates, *settings.evaluation.texts]):
+        for name in dict.fromkeys([*wanted_windows(settings, 0), *settings.evaluation.texts]):
             check_dataset(name, settings.calibration.text_column)
+            if name == SELF:
+                beginnings_of(self)  # says what is wrong with a chat template
         tasks, tasks_at = list(settings.evaluation.eval_tasks), settings.evaluation.eval_task_path
         check_tasks(tasks, tasks_at)
         if tasks:
@@ -108,8 +111,17 @@ class Session:
     def read_windows(self, *, judging: bool | None = None) -> None:
         """Draw calibration, judging and evaluation windows, each where the settings need it, from one reading of each
         text. judging: whether there are judging windows; None: as the settings need."""
-        wanted = JUDGING_WINDOWS * (self.settings.judges if judging is None else judging)
-        self._windows = read_windows(self.settings, self.source, wanted, self.cache)
+        self.read_texts(judging=judging)
+        self.write_windows()
+
+    def read_texts(self, *, judging: bool | None = None) -> None:
+        """The first half of ``read_windows``, for which no weight is loaded: texts that exist."""
+        self._judges = JUDGING_WINDOWS * (self.settings.judges if judging is None else judging)
+        self._texts = read_windows(self.settings, self.source, self._judges, self.cache)
+
+    def write_windows(self) -> None:
+        """The second half: what the dense model writes itself, where that is asked for."""
+        self._windows = with_written(self, self._texts, self._judges).mixed(self.settings)
 
     @property
     def calibration(self) -> TokenWindows | None:
@@ -120,6 +132,11 @@ class Session:
     def evaluation(self) -> dict[str, TokenWindows]:
         """Windows by dataset."""
         return self._windows.evaluation
+
+    @property
+    def written(self) -> TokenWindows | None:
+        """Calibration windows that the model wrote itself; None where it wrote none."""
+        return self._windows.written
 
     @property
     def judging(self) -> TokenWindows:
@@ -144,7 +161,7 @@ class Session:
     @cached_property
     def base_folder(self) -> Path | None:
         """Where the dense model's own files lie, for those that travel; None for a model that was in memory."""
-        if self._given is not None:
+        if self.given is not None:
             return None
         return dense_folder(self.source.path, getattr(self.source.config, "_commit_hash", None))
 
@@ -174,7 +191,7 @@ class Session:
         folder = settings.output.cache_dir
         if settings.output.plan and "ppl" not in settings.evaluation.run_evaluation:
             folder = None
-        if self._given is not None:
+        if self.given is not None:
             folder = None
         if folder is not None and settings.model.trust_remote_code:
             note("there is no cache with --trust_remote_code: an entry cannot depend on a tokenizer's own Python")
@@ -192,7 +209,7 @@ class Session:
     @cached_property
     def streamed(self) -> bool:
         """Whether the model is never held: weights are read, cut and written one at a time, into a run's folder."""
-        written = self._given is None and self.run_folder is not None
+        written = self.given is None and self.run_folder is not None
         return written and must_stream(self.settings, self.source, self.device, self.dtype)
 
     @cached_property
@@ -202,7 +219,7 @@ class Session:
     def dense(self) -> Any:
         """The dense model, loaded when a stage first needs it; a ``StreamedModel`` where it is never held."""
         if self._dense is None:
-            self._dense = self._given
+            self._dense = self.given
         if self._dense is None:
             with self.stages("open checkpoint" if self.streamed else "load model"):
                 if self.streamed:
@@ -216,8 +233,8 @@ class Session:
 
     def own_dense(self) -> Any:
         """The dense model to be written to: one that the caller brought is copied first, and the copy is worked on."""
-        if self._given is not None and self.dense() is self._given:
-            self._dense = copy.deepcopy(self._given).eval().requires_grad_(False)
+        if self.given is not None and self.dense() is self.given:
+            self._dense = copy.deepcopy(self.given).eval().requires_grad_(False)
         return self.dense()
 
     def take_dense(self) -> Any:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from core.criteria import CRITERIA, Criterion
 from core.memory import bytes_of
+from core.sources import Source, sources_of
 from core.transforms import Transforms
 
 
@@ -108,7 +109,10 @@ class RefinementSettings:
 
 @dataclass(frozen=True)
 class CalibrationSettings:
-    """The text that is measured and refitted on: N windows of T tokens. batch_size None: as many as fit."""
+    """The text that is measured and refitted on: N windows of T tokens. batch_size None: as many as fit.
+
+    dataset: one text or a mixture. What cannot be read as one: UsageError.
+    """
 
     dataset: str = "wikitext2"
     text_column: str = "text"
@@ -116,6 +120,14 @@ class CalibrationSettings:
     seq_len: int = 256
     batch_size: int | None = None
     seed: int = 0
+
+    @cached_property
+    def sources(self) -> tuple[Source, ...]:
+        """The texts of ``dataset``, each with its share."""
+        return sources_of(self.dataset)
+
+    def __post_init__(self) -> None:
+        self.sources  # noqa: B018 - raises where a mixture cannot be read
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,11 @@ RUNS = [
     "--temperature 1 --tau inf",
     "--temperature 1 --prior_samples 3",
     "--dataset pydoc",
+    "--dataset self",
+    "--dataset pydoc,self",
+    "--dataset pydoc:0.7,self:0.3",
+    "--dataset b/text.txt,self",
+    "--dataset /data/b/text.txt,self",
     "--dataset a/text.txt",
     "--dataset b/text.txt",
     "--dataset /data/a/text.txt",
@@ -72,6 +77,8 @@ def test_what_does_not_act_or_is_the_default_changes_nothing(same: str) -> None:
 
 def test_names_are_short_and_say_what_was_asked() -> None:
     assert folder("--dataset pydoc") == Path("results/demo/obs_0.2_pydoc")
+    assert folder("--dataset pydoc,self") == Path("results/demo/obs_0.2_pydoc+self")
+    assert folder("--dataset pydoc:7,self:3") == Path("results/demo/obs_0.2_pydoc0.7+self0.3")
     assert folder("--pruning_ratio 0.5 --ratio_of prunable --dataset c4 --dry_run") == Path(
         "results/demo/obs_0.5-of-prunable_dry_c4"
     )

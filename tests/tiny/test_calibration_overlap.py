@@ -105,6 +105,17 @@ def test_other_text_is_evaluated_whole_beside_shared_headings(tmp_path: Path) ->
     assert text.source.endswith("all of it")
 
 
+def test_what_any_text_of_a_mixture_holds_is_left_out(tmp_path: Path) -> None:
+    """The second one's copy in another format; the first one shares its file, so that its tenth is evaluated."""
+    texts = sentence_paragraphs(400)
+    one = written(tmp_path, "calibration", "paragraphs", texts)
+    other = written(tmp_path, "copy", "rows", texts[:200])
+    seen = numbered(list(calibration_text(one).documents)) | numbered(list(calibration_text(other).documents))
+    read = numbered(list(evaluation_text(one, f"{one},{other},self").documents))
+    assert read
+    assert not read & seen
+
+
 def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     texts = sentence_paragraphs(400)
     calibrates = written(tmp_path, "calibration", "rows", texts[:200])

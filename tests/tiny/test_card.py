@@ -130,7 +130,8 @@ def test_a_hub_is_told_of_hub_ids_alone(plan: PruningPlan, name: str) -> None:
 def test_paths_of_calibration_text_stay_at_home(
     plan: PruningPlan, sentence: str, dataset: str, expected: str | None
 ) -> None:
-    assert f"- calibration: {expected or sentence}\n" in card(plan, calibration=sentence, dataset=dataset)
+    datasets = [dataset] if dataset else []
+    assert f"- calibration: {expected or sentence}\n" in card(plan, calibration=sentence, datasets=datasets)
 
 
 def test_datasets_of_one_name_are_told_apart() -> None:

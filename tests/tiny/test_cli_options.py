@@ -14,7 +14,7 @@ from workspace import Workspace, call, observe, write_model
 import run.recover
 from calibration.texts import NAMED
 from cli.options import build_parser, parse_options
-from core.names import DATASETS
+from core.names import DATASETS, SELF
 from core.program import program_name
 from core.transforms import Remedy
 from run.option_rules import idle_notes, refusal
@@ -397,7 +397,7 @@ def test_help_gives_every_option_a_default_and_the_epilog_parses() -> None:
 
 
 def test_datasets_that_options_name_are_those_that_can_be_read() -> None:
-    assert set(DATASETS) == set(NAMED)
+    assert set(DATASETS) == {*NAMED, SELF}
 
 
 @pytest.mark.parametrize(

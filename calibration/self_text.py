@@ -1,0 +1,209 @@
+"""``self``: text that the dense model writes. It needs no data set, no network and no licence, and is of every kind
+that the model knows, where a user's text is of one.
+
+A window is one row of tokens. It begins with the tokenizer's BOS where there is one, and each further token x is drawn
+from what the model expects, at temperature 1 and from the whole vocabulary:
+
+    x = the first token with  Σ_{y ≤ x} p(y | tokens before)  >  u,    u uniform in [0, 1)
+
+The numbers u belong to the row, so neither the batch size nor how many rows are written changes a row by more than
+rounding. Where the model ends a text, the row goes on with the beginning of another: BOS, a usual first token where
+there is no BOS, or, for a model with a chat template, half of the time a short instruction in that template, which the
+model then answers. So the turns and end-of-text tokens occur that such a model meets in use.
+"""
+
+import re
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from core.as_found import evaluating
+from core.batching import with_batch_that_fits
+from core.errors import NumericalError, reason_of
+from core.names import SELF
+from core.progress import tqdm
+from core.say import note
+from core.windows import TokenWindows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CALIBRATING, EVALUATING, JUDGING = PURPOSES = ("calibration", "evaluation", "judging")
+EVALUATION_TOKENS = 2**15  # written for evaluation unless told otherwise
+USUAL_BEGINNINGS = 256  # capitalised words of the vocabulary that begin a text where there is no BOS
+ROWS_AT_ONCE = 64
+CACHE_BYTES = 2**31  # keys and values of the first batch that is tried take at most this much
+INSTRUCTIONS = (
+    "Explain in a few sentences how rain forms.",
+    "Write a short story about a lighthouse keeper and a lost dog.",
+    "List three things to check before a long bicycle trip.",
+    "Summarise the idea of supply and demand for a child.",
+    "Write a Python function that counts the words in a file.",
+    "What is the difference between a virus and a bacterium?",
+    "Translate into French: where is the nearest station?",
+    "Draft a polite message that asks a neighbour to be quieter.",
+    "A train travels 180 km in two and a half hours. How fast is it on average?",
+    "Name a country in South America and say something about its history.",
+    "Give me a recipe with lentils and tomatoes.",
+    "Which book would you recommend to somebody who likes the sea, and why?",
+    "Correct the grammar: she don't knows where is the key.",
+    "Describe a market on a summer morning.",
+    "What are the arguments for and against working from home?",
+    "Hello!",
+)
+
+
+class Beginnings(NamedTuple):
+    """How texts of this model begin.
+
+    plain: token ids of each way to begin an ordinary text, all alike likely. turns: of each instruction in the chat
+    template, up to where the model answers; none without a template. ends: ids that end a text or a turn. vocabulary:
+    ids below it may be written; the embedding can have more rows than the tokenizer has tokens.
+    """
+
+    plain: tuple[tuple[int, ...], ...]
+    turns: tuple[tuple[int, ...], ...]
+    ends: tuple[int, ...]
+    vocabulary: int
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """For the cache: equal keys, equal beginnings."""
+        return self._asdict()
+
+
+def beginnings(tokenizer: "PreTrainedTokenizerBase", ends: int | Sequence[int] | None, vocab_rows: int) -> Beginnings:
+    """ends: ids at which the model's generation settings stop, beside the tokenizer's. vocab_rows: of the embedding."""
+    vocabulary = min(len(tokenizer), vocab_rows)
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    plain = ((int(bos),),) if bos is not None else _usual_first_tokens(tokenizer, vocabulary)
+    stops = [ends] if isinstance(ends, int) else [*(ends or ())]
+    found = {int(end) for end in (*stops, eos) if end is not None and end < vocabulary}
+    return Beginnings(plain, _turns(tokenizer, vocabulary), tuple(sorted(found)), vocabulary)
+
+
+def written_windows(
+    model: Any, begin: Beginnings, count: int, seq_len: int, seed: int, purpose: str, batch_size: int | None = None
+) -> np.ndarray:
+    """int64 (count, seq_len): rows that ``model`` writes; the first rows do not depend on ``count``.
+
+    purpose: one of PURPOSES; rows of two purposes have no number in common. batch_size: rows at a time, None: as many
+    as should fit, halved where memory runs out. Raises NumericalError where the model's logits hold NaN or Inf,
+    UsageError where a single row does not fit in memory. The model is left as found.
+    """
+    numbers = np.random.default_rng([seed, PURPOSES.index(purpose)]).random((count, seq_len, 2))
+    rows: list[np.ndarray] = []
+    size, done = batch_size or _first_rows(model, seq_len), 0
+    bar = tqdm(total=count * seq_len, desc=f"writing text for {purpose}", unit="token", unit_scale=True, leave=False)
+    with bar, evaluating(model), warnings.catch_warnings():
+        # On a GPU sums of float64 in another order: they differ by less than a uniform number can fall between.
+        warnings.filterwarnings("ignore", message="cumsum_cuda_kernel does not have a deterministic implementation")
+        while done < count:
+            attempt = partial(_next_rows, model, begin, numbers[done:], bar)
+            written, size = with_batch_that_fits(attempt, size, fixed=batch_size is not None)
+            rows.append(written)
+            done += len(written)
+    return np.concatenate([np.empty((0, seq_len), dtype=np.int64), *rows])
+
+
+def windows_of(ids: np.ndarray, split: str, seed: int) -> TokenWindows:
+    """The rows as windows. split: which side they serve."""
+    return TokenWindows(ids, SELF, split, f"text that the dense model wrote itself (temperature 1, seed {seed})")
+
+
+def _next_rows(model: Any, begin: Beginnings, numbers: np.ndarray, bar: Any, size: int) -> np.ndarray:
+    """int64 (B, T): the first ``size`` rows. numbers float64 (rows, T, 2): for each token, and for each beginning.
+
+    Nothing waits for the device until the rows are complete, but for a progress bar's sake every 32 tokens.
+    """
+    device, length = model.device, numbers.shape[1]
+    u, v = (torch.from_numpy(np.ascontiguousarray(numbers[:size, :, i].T)).to(device) for i in (0, 1))
+    forced, lengths, threshold = _table(begin, device)
+    ends = torch.tensor(begin.ends, device=device)
+
+    def chosen(number: torch.Tensor) -> torch.Tensor:
+        """int64 (B,): which beginning, from a uniform number: turns from the threshold on, plain texts below it."""
+        plain, turns = len(begin.plain), len(begin.turns)
+        below = (number / threshold * plain).long()
+        above = plain + ((number - threshold) / max(1 - threshold, 1e-12) * turns).long()
+        return torch.where(number < threshold, below, above).clamp(max=plain + turns - 1)
+
+    which, place = chosen(v[0]), torch.zeros(u.shape[1], dtype=torch.int64, device=device)
+    written = torch.empty(length, u.shape[1], dtype=torch.int64, device=device)
+    finite, cache, drawn = torch.tensor(True, device=device), None, torch.zeros_like(place)
+    for t in range(length):
+        if t:
+            seen = model(input_ids=written[t - 1][:, None], past_key_values=cache, use_cache=True)
+            cache = seen.past_key_values
+            drawn, sound = _drawn(seen.logits[:, -1, : begin.vocabulary], u[t])
+            finite &= sound
+        begins = place < lengths[which]
+        written[t] = torch.where(begins, forced[which, place.clamp(max=forced.shape[1] - 1)], drawn)
+        place += 1
+        ended = ~begins & torch.isin(written[t], ends)
+        which, place = torch.where(ended, chosen(v[t]), which), torch.where(ended, 0, place)
+        if t % 32 == 31 or t == length - 1:
+            bar.update(u.shape[1] * (t % 32 + 1))
+    if not finite:
+        raise NumericalError("the model cannot write text for --dataset self: its logits hold NaN or Inf")
+    return written.T.cpu().numpy()
+
+
+def _drawn(logits: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """int64 (B,) and whether all is finite. logits (B, V), u float64 (B,). Summed in float64: V is large."""
+    total = torch.softmax(logits.double(), dim=-1).cumsum(-1)
+    token = torch.searchsorted(total, (u * total[:, -1])[:, None], right=True)[:, 0]
+    return token.clamp(max=logits.shape[1] - 1), torch.isfinite(total[:, -1]).all()
+
+
+def _table(begin: Beginnings, device: Any) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Beginnings as rows (K, longest) with their lengths (K,), and below which number they are plain."""
+    every = [*begin.plain, *begin.turns]
+    forced = torch.zeros(len(every), max(map(len, every)), dtype=torch.int64)
+    for row, ids in zip(forced, every, strict=True):
+        row[: len(ids)] = torch.tensor(ids)
+    lengths = torch.tensor([len(ids) for ids in every])
+    return forced.to(device), lengths.to(device), 0.5 if begin.turns else 1.0
+
+
+def _first_rows(model: Any, seq_len: int) -> int:
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    a_row = 2 * config.num_hidden_layers * heads * width * seq_len * model.dtype.itemsize
+    return int(min(ROWS_AT_ONCE, max(1, CACHE_BYTES // a_row)))
+
+
+def _usual_first_tokens(tokenizer: "PreTrainedTokenizerBase", vocabulary: int) -> tuple[tuple[int, ...], ...]:
+    """Words with a capital, of the lowest ids: vocabularies are in the order of how often their tokens occur. All
+    ordinary tokens where there is no such word."""
+    special = set(tokenizer.all_special_ids)
+    ordinary = [number for number in range(vocabulary) if number not in special]
+    texts = tokenizer.batch_decode([[number] for number in ordinary])
+    words = [number for number, text in zip(ordinary, texts, strict=True) if re.fullmatch(r"\s?[A-Z][a-z]*", text)]
+    return tuple((number,) for number in (words or ordinary)[:USUAL_BEGINNINGS])
+
+
+def _turns(tokenizer: "PreTrainedTokenizerBase", vocabulary: int) -> tuple[tuple[int, ...], ...]:
+    if not getattr(tokenizer, "chat_template", None):
+        return ()
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    found = []
+    try:
+        for instruction in INSTRUCTIONS:
+            text = tokenizer.apply_chat_template(
+                [{"role": "user", "content": instruction}],
+                tokenize=False,
+                add_generation_prompt=True,
+                date_string="1 January 2026",  # templates that name the day would name another one tomorrow
+            )
+            ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+            found.append(tuple(ids if ids[: len(bos)] == bos else bos + ids))
+    except Exception as error:  # a template is a program of its author's
+        note(f"--dataset self: the chat template does not work ({reason_of(error)}), so no instruction is answered")
+        return ()
+    return tuple(ids for ids in found if max(ids) < vocabulary)

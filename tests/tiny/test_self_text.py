@@ -1,0 +1,135 @@
+"""``self``: what the dense model writes is what it expects, whatever the batch; texts and turns begin and end."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+from workspace import Workspace, call, word_tokenizer
+
+import global_pruning as gp
+from calibration.self_text import CALIBRATING, EVALUATING, JUDGING, Beginnings, beginnings, written_windows
+from core.errors import NumericalError
+
+DEMO = Path(__file__).resolve().parents[2] / "models" / "demo"
+BOS, EOS = 1, 2
+PLAIN = Beginnings(((BOS,),), (), (EOS,), 97)
+
+
+def rows(model: Any, begin: Beginnings = PLAIN, count: int = 3, length: int = 24, **how: Any) -> np.ndarray:
+    return written_windows(model, begin, count, length, how.pop("seed", 0), how.pop("purpose", CALIBRATING), **how)
+
+
+@torch.no_grad()
+def test_every_token_is_drawn_from_what_the_model_expects_there(family_model: Any) -> None:
+    """Against a forward pass over the whole row, without a cache: u lies in the token's share of [0, 1)."""
+    found = rows(family_model)
+    numbers = np.random.default_rng([0, 0]).random((3, 24, 2))[:, :, 0]
+    expected = family_model(input_ids=torch.from_numpy(found), use_cache=False).logits.double().softmax(-1).cumsum(-1)
+    for row, probabilities, u in zip(found, expected.numpy(), numbers, strict=True):
+        assert row[0] == BOS
+        for t in range(1, 24):
+            if row[t - 1] == EOS:
+                assert row[t] == BOS
+                continue
+            token, total = row[t], probabilities[t - 1]
+            assert (total[token - 1] if token else 0.0) - 1e-5 <= u[t] <= total[token] + 1e-5
+
+
+def test_rows_depend_on_the_seed_and_what_they_are_for_alone(llama: Any) -> None:
+    llama.train()
+    found = rows(llama)
+    assert llama.training
+    assert np.array_equal(rows(llama, count=5, batch_size=2)[:3], found)
+    assert not np.array_equal(rows(llama, seed=1), found)
+    others = [rows(llama, purpose=purpose) for purpose in (EVALUATING, JUDGING)]
+    written = {tuple(row) for part in (found, *others) for row in part.tolist()}
+    assert len(written) == 9
+
+
+def test_a_text_ends_and_another_begins(llama: Any) -> None:
+    """Half of the vocabulary ends a text; a beginning is one word of two, or a turn of three tokens."""
+    begin = Beginnings(((10,), (11,)), ((BOS, 20, 21),), tuple(range(30, 97)), 97)
+    found = rows(llama, begin, count=6, length=40)
+    starts, seen = (*begin.plain, *begin.turns), []
+    for row in found.tolist():
+        place, begins = 0, True
+        while place < len(row):
+            if begins:
+                seen.append(next(s for s in starts if s[: len(row) - place] == tuple(row[place : place + len(s)])))
+            place += len(seen[-1]) if begins else 1
+            begins = not begins and row[place - 1] in begin.ends
+    counts = {start: seen.count(start) for start in starts}
+    assert min(counts.values()) > len(seen) / 8
+    assert counts[BOS, 20, 21] > len(seen) / 3
+
+
+def test_a_tokenizer_says_how_texts_begin() -> None:
+    tokenizer = word_tokenizer()
+    assert beginnings(tokenizer, [5, 200], 97) == Beginnings(((BOS,),), (), (EOS, 5), len(tokenizer))
+    tokenizer.chat_template = "{% for m in messages %}<s> ba {{ m.role }} {% endfor %}{{ '' if add_generation_prompt }}"
+    begin = beginnings(tokenizer, None, 97)
+    assert set(begin.turns) == {(BOS, 4, 3)}
+    tokenizer.chat_template = "{{ raise_exception('never') }}"
+    assert beginnings(tokenizer, None, 97).turns == ()
+    tokenizer.bos_token = None
+    usual = beginnings(tokenizer, None, 97).plain  # no word of it has a capital
+    assert usual == tuple((number,) for number in (1, *range(4, len(tokenizer))))
+    english = AutoTokenizer.from_pretrained(DEMO)
+    english.bos_token = None
+    words = [english.decode(ids).strip() for ids in beginnings(english, None, 4096).plain]
+    assert {"The", "A", "This"} <= set(words)
+    assert all(word.istitle() for word in words)
+
+
+def test_logits_that_are_no_numbers_are_refused(llama: Any) -> None:
+    llama.lm_head.weight[5] = torch.nan
+    with pytest.raises(NumericalError, match="--dataset self"):
+        rows(llama)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    return Workspace.make(tmp_path_factory.mktemp("self"))
+
+
+def test_a_run_on_a_mixture(workspace: Workspace, tmp_path: Path) -> None:
+    """Both texts calibrate and both are evaluated; a second run finds what the model wrote, and equals the first."""
+    arguments = ["--dataset", f"{workspace.text}:0.7,self:0.3", "--num_samples", "7", "--eval_samples", "3"]
+    arguments += ["--reconstruct", "least_squares", "--cache_dir", str(tmp_path)]
+    runs = [workspace.run(name, *arguments) for name in ("first", "second")]
+    records = [json.loads((run / "run.json").read_text(encoding="utf-8")) for run in runs]
+    assert [r["facts"]["cache"]["text for calibration"] for r in records] == ["miss", "hit"]
+    assert records[0]["windows"] == records[1]["windows"]
+    windows = records[0]["windows"]
+    assert windows["calibration"]["source"].startswith("5 windows of paragraphs of ")
+    assert "; 2 windows of text that the dense model wrote itself" in windows["calibration"]["source"]
+    assert set(windows) == {"calibration", f"evaluation {workspace.text}", "evaluation self"}
+    plans = [(run / "analysis" / "pruning_plan.json").read_bytes() for run in runs]
+    assert plans[0] == plans[1]
+    sample = (runs[0] / "analysis" / "calibration_sample.txt").read_text(encoding="utf-8")
+    assert sample.count("=== window ") == 2
+    assert sample.count("<s>") >= 2
+    assert "analysis/calibration_sample.txt" in {file["path"] for file in records[0]["files"]}
+    card = (runs[0] / "model" / "README.md").read_text(encoding="utf-8")
+    assert "windows of text that the dense model wrote itself" in card
+    assert str(workspace.root) not in card
+
+
+def test_a_text_without_a_window_is_refused(workspace: Workspace) -> None:
+    mixture = f"{workspace.text}:0.99,self:0.01"
+    code, _, error = call([*workspace.base_arguments(), "--dataset", mixture, "--output", str(workspace.root / "x")])
+    assert (code, error.count("\n")) == (2, 1)
+    assert "--num_samples 6 leaves no window for self" in error
+
+
+def test_a_session_on_what_the_model_writes(workspace: Workspace) -> None:
+    session = gp.open(
+        workspace.model, dataset="self", num_samples=4, seq_len=16, device="cpu", cache_dir="none", say=gp.silent
+    )
+    plan = session.plan(session.score("fisher"), ratio=0.3, ratio_of="prunable")
+    assert session.check(plan).num_windows == 16
+    assert session.prune(plan).num_parameters() < session.model.num_parameters()
