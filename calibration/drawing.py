@@ -115,10 +115,12 @@ def evaluation_windows(
     text_column: str = TEXT_COLUMN,
     vocab_rows: int | None = None,
     calibration_tokens: int | None = None,
+    spread: int | None = None,
 ) -> TokenWindows:
     """Consecutive windows of ``seq_len`` tokens from the start of the dataset's evaluation text, a rest dropped.
 
-    max_samples: at most so many windows (None: all; of a user's own text EVALUATION_TOKENS, which a note says).
+    max_samples: at most so many windows (None: all; of a user's own text EVALUATION_TOKENS, which a note says). spread:
+    so many of these, evenly spaced (None: all).
     calibration_dataset: what calibration uses; a path that shares a file with it is evaluated on its held-out
     paragraphs only, any other text on what does not calibrate. calibration_tokens: how many calibration reads in this
     run (None: none). text_column, vocab_rows: as for calibration. Raises DataError where the text is shorter than one
@@ -140,8 +142,12 @@ def evaluation_windows(
     count = whole if most is None else min(most, whole)
     if max_samples is None and (count < whole or not stream.complete):
         source = f"first {count:,} windows of the {source}"
-        _say_what_is_not_read(name, text, stream, count, seq_len, text_len)
+        if spread is None:
+            _say_what_is_not_read(name, text, stream, count, seq_len, text_len)
     starts = np.arange(count, dtype=np.int64) * text_len
+    if spread is not None and spread < count:
+        starts = starts[np.arange(spread) * count // spread]
+        source = f"{spread:,} windows, evenly spaced, of the {source}"
     ids = _windows(stream, starts, text_len, tokenizer)
     _require_rows(name, EVALUATION, ids, tokenizer, vocab_rows)
     return TokenWindows(ids, name, EVALUATION, source, _predicted_bytes(stream, starts, text_len, seq_len))

@@ -9,6 +9,7 @@ from typing import Any
 
 from calibration import text_files
 from calibration.pydoc import sources
+from calibration.python_code import code_modules
 from calibration.rows import TEXT_COLUMN
 from calibration.splits import CALIBRATION, EVALUATION
 from calibration.texts import NAMED, existing_path, ptb_file
@@ -23,6 +24,8 @@ def text_state(name: str, text_column: str = TEXT_COLUMN) -> dict[str, Any] | No
     if name == "pydoc":
         library = Path(sysconfig.get_path("stdlib"))
         return {"python": platform.python_version(), "files": _hash(outsides(sources(library)))}
+    if name == "pycode":
+        return {"python": platform.python_version(), "files": _hash(outsides(code_modules()))}
     if name == "ptb":
         return {"files": outsides([ptb_file(CALIBRATION), ptb_file(EVALUATION)])}
     if name in NAMED:

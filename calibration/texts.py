@@ -6,13 +6,15 @@
 | c4        | first documents of a train shard  | first 1,100 documents of a validation shard       |
 | ptb       | $PTB_DIR/ptb.train.txt            | $PTB_DIR/ptb.test.txt                             |
 | pydoc     | 9 of 10 paragraphs, by their hash | the other tenth                                   |
+| pycode    | 9 of 10 modules, by their name    | the other tenth                                   |
 | a path    | 9 of 10 paragraphs, by their hash | the other tenth where the path also serves        |
 |           |                                   | calibration, otherwise all that does not calibrate |
 | self      | windows that the model writes     | other windows that it writes (``self_text``)      |
 
 Two paths are told apart by their files first, then by their paragraphs: what calibrates is not evaluated, whatever
-file or format it stands in. Documents of wikitext2, pydoc and paths are joined by a blank line, those of c4 and ptb by
-a blank, as in the evaluation code of GPTQ and SparseGPT, so that perplexities compare with published ones.
+file or format it stands in. Documents of wikitext2, pydoc, pycode and paths are joined by a blank line, those
+of c4 and ptb by a blank, as in the evaluation code of GPTQ and SparseGPT, so that perplexities compare with published
+ones.
 Several texts may calibrate (``pydoc,self``): each is split as it would be alone, and evaluation leaves out all of them.
 """
 
@@ -26,6 +28,7 @@ from calibration import hub_text, text_files
 from calibration.overlap import CalibrationText, Unseen
 from calibration.paragraphs import HELD_OUT_ONE_IN, Units, shares, units_for
 from calibration.pydoc import check_library, pydoc_corpus
+from calibration.python_code import code_documents, code_modules, code_source
 from calibration.rows import TEXT_COLUMN
 from calibration.splits import CALIBRATION, EVALUATION
 from core.errors import DataError
@@ -62,6 +65,8 @@ def check_dataset(name: str, text_column: str = TEXT_COLUMN) -> None:
         return  # the model writes it
     if name == "pydoc":
         check_library()
+    elif name == "pycode":
+        code_modules()
     elif name == "ptb":
         for split in (CALIBRATION, EVALUATION):
             text_files.check_path(ptb_file(split))
@@ -221,4 +226,14 @@ def _pydoc(split: str) -> Text:
     return Text(documents, "\n\n", f"{split} split of the {corpus.source}")
 
 
-NAMED: dict[str, Callable[[str], Text]] = {"c4": _c4, "ptb": _ptb, "pydoc": _pydoc, "wikitext2": _wikitext2}
+def _pycode(split: str) -> Text:
+    return Text(code_documents(held_out=split == EVALUATION), "\n\n", f"{split} split of the {code_source()}")
+
+
+NAMED: dict[str, Callable[[str], Text]] = {
+    "c4": _c4,
+    "ptb": _ptb,
+    "pycode": _pycode,
+    "pydoc": _pydoc,
+    "wikitext2": _wikitext2,
+}

@@ -53,9 +53,9 @@ def calibration_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--dataset",
         metavar="DATA",
-        help="calibration text: c4, wikitext2, ptb, pydoc (offline), self (what the dense model writes; offline), or "
-        "your own file (.txt .md .jsonl .csv .parquet .arrow and others, compressed or not) or folder of files; "
-        "several with commas are mixed evenly, notes.txt:0.7,self:0.3 by share (default wikitext2)",
+        help="calibration text: c4, wikitext2, ptb, pydoc and pycode (offline), self (what the dense model writes; "
+        "offline), or your own file (.txt .md .jsonl .csv .parquet .arrow and others, compressed or not) or folder of "
+        "files; several with commas are mixed evenly, notes.txt:0.7,self:0.3 by share (default wikitext2)",
     )
     add(
         "--text_column",
@@ -181,6 +181,12 @@ def evaluation_options(group: argparse._ArgumentGroup) -> None:
         metavar="LIST",
         help="held-out texts for perplexity, each for itself, the first of them also for generation, separated by "
         "commas (default the held-out part of --dataset, of each of several texts)",
+    )
+    add(
+        "--eval_elsewhere",
+        metavar="DATA",
+        help="text of another kind than --dataset, on which perplexity is measured too, on few windows; none for "
+        "none (default pycode if --dataset is pydoc, otherwise pydoc; none with --eval_datasets)",
     )
     add(
         "--eval_seq_len",

@@ -7,7 +7,7 @@ RATIO_OF = ("total", "prunable")
 HF, STOCK, VLLM, LLAMA_CPP = TARGETS = ("hf", "stock", "vllm", "llama.cpp")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 SELF = "self"  # text that the dense model writes
-DATASETS = ("c4", "wikitext2", "ptb", "pydoc", SELF)  # known by name; anything else is a path
+DATASETS = ("c4", "wikitext2", "ptb", "pydoc", "pycode", SELF)  # known by name; anything else is a path
 MEASURES = ("ppl", "generation", "tasks", "speed")
 DEFAULT_TASK = "pydoc_cloze"  # needs no network
 EXPORTS = ("gguf",)

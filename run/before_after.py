@@ -47,31 +47,31 @@ def evaluate_unrepaired(session: Session, plan: PruningPlan) -> dict[str, Any] |
     """{"perplexity": {dataset: ...}, "distance": {dataset: ...}} of the pruned model as it would be without the repair:
     its groups are silenced by hooks. None where nothing is repaired or no perplexity is asked for. The model is left as
     found."""
-    if not (session.settings.repairs and _texts(session)):
+    if not (session.settings.repairs and _own_texts(session)):
         return None
     layers = decoder_layers(session.dense(), session.family)
     with session.stages("evaluate before repair"), without_removed_groups(layers, session.family, plan):
         return on_texts(
             session.dense(),
-            _texts(session),
+            _own_texts(session),
             batch_size=session.batch_size,
             label="before repair",
-            watches=_distances(session),
+            watches=_distances(session, _own_texts(session)),
         )
 
 
 def evaluate_unrecovered(session: Session, model: Any) -> dict[str, Any] | None:
     """{"perplexity": {dataset: ...}, ...} of the cut model before it is trained. None where it is not, or no perplexity
     is asked for."""
-    if not (session.settings.recovers and _texts(session)):
+    if not (session.settings.recovers and _own_texts(session)):
         return None
     with session.stages("evaluate before recovery"):
         return on_texts(
             model,
-            _texts(session),
+            _own_texts(session),
             batch_size=session.batch_size,
             label="before recovery",
-            watches=_distances(session),
+            watches=_distances(session, _own_texts(session)),
         )
 
 
@@ -81,14 +81,21 @@ def evaluate_pruned(session: Session, model: Any) -> dict[str, Any] | None:
     if not measures:
         return None
     with session.stages("evaluate pruned"):
-        result = _evaluated(session, model, "pruned", measures, _texts(session), _distances(session))
+        result = _evaluated(session, model, "pruned", measures, _texts(session), _distances(session, _texts(session)))
     _say_what_is_not_finite(session, result, "pruned")
     return result
 
 
 def _texts(session: Session) -> dict[str, TokenWindows]:
     """Those whose perplexity is measured."""
-    return {name: session.evaluation[name] for name in session.settings.evaluation.perplexity_on}
+    asked = session.settings.evaluation.perplexity_on
+    return {name: windows for name, windows in session.evaluation.items() if name in asked}
+
+
+def _own_texts(session: Session) -> dict[str, TokenWindows]:
+    """Of these, the ones that were asked for: models on the way need not be judged elsewhere too."""
+    asked = session.settings.evaluation.eval_datasets
+    return {name: windows for name, windows in _texts(session).items() if name in asked}
 
 
 def _dense_states(session: Session, model: Any) -> dict[str, DenseStates]:
@@ -99,8 +106,8 @@ def _dense_states(session: Session, model: Any) -> dict[str, DenseStates]:
     return {name: DenseStates(windows, head) for name, windows in texts.items()}
 
 
-def _distances(session: Session) -> dict[str, Distance]:
-    return {name: Distance(states) for name, states in session.dense_states.items()}
+def _distances(session: Session, texts: dict[str, TokenWindows]) -> dict[str, Distance]:
+    return {name: Distance(session.dense_states[name]) for name in texts}
 
 
 def _evaluated(

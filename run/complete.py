@@ -72,6 +72,7 @@ def _evaluation(settings: Settings, given: Mapping[str, Any]) -> Any:
         asked,
         run_evaluation=tuple(sorted(measures)),
         eval_datasets=asked.eval_datasets or tuple(source.name for source in settings.calibration.sources),
+        eval_elsewhere=given.get("eval_elsewhere") or _elsewhere(settings, given),
         eval_tasks=asked.eval_tasks or ((DEFAULT_TASK,) if "tasks" in measures else ()),
     )
 
@@ -80,6 +81,15 @@ def _recovery(settings: Settings) -> Any:
     """Steps in the order in which they run, whatever the order they were named in."""
     asked = settings.recovery
     return replace(asked, recover=tuple(step for step in RECOVERIES if step in asked.recover))
+
+
+def _elsewhere(settings: Settings, given: Mapping[str, Any]) -> str:
+    """Text of another kind than what calibrates, which every Python carries; none where texts are named, and where this
+    Python's library is no folder of sources."""
+    if "eval_datasets" in given or not Path(os.__file__).is_file():
+        return "none"
+    home = {source.name for source in settings.calibration.sources}
+    return next((name for name in ("pydoc", "pycode") if name not in home), "none")
 
 
 def _repair(settings: Settings, given: Mapping[str, Any]) -> Any:

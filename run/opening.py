@@ -58,6 +58,8 @@ def _inputs(settings: Settings) -> dict[str, str | Path]:
     }
     named |= {f"--dataset {source.name}": source.name for source in settings.calibration.sources}
     named |= {f"--eval_datasets {name}": name for name in settings.evaluation.eval_datasets}
+    if settings.evaluation.eval_elsewhere != "none":
+        named["--eval_elsewhere"] = settings.evaluation.eval_elsewhere
     return {option: value for option, value in named.items() if value}
 
 

@@ -238,6 +238,11 @@ IDLE = (
     ),
     Idle(("eval_task_path",), lambda s: not s.evaluation.eval_tasks, "needs --eval_tasks or --run_evaluation tasks"),
     Idle(
+        ("eval_elsewhere",),
+        lambda s: s.evaluation.eval_elsewhere != "none" and "ppl" not in s.evaluation.run_evaluation,
+        "needs --run_evaluation ppl",
+    ),
+    Idle(
         ("eval_datasets", "eval_seq_len", "eval_samples"),
         lambda s: not s.evaluation.texts,
         "needs --run_evaluation ppl or generation",

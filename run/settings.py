@@ -169,10 +169,12 @@ class OutputSettings:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What is measured before and after. eval_seq_len None: 2048, or the model's context; eval_samples None: all."""
+    """What is measured before and after. eval_elsewhere: a text of another kind than the calibration's that is
+    evaluated as well; none for none. eval_seq_len None: 2048, or the model's context; eval_samples None: all."""
 
     run_evaluation: tuple[str, ...] = ("ppl", "generation")
     eval_datasets: tuple[str, ...] = ()
+    eval_elsewhere: str = "none"
     eval_seq_len: int | None = None
     eval_samples: int | None = None
     eval_tasks: tuple[str, ...] = ()
@@ -181,7 +183,9 @@ class EvaluationSettings:
     @property
     def perplexity_on(self) -> tuple[str, ...]:
         """Datasets whose perplexity, and distance from the dense model, is measured."""
-        return self.eval_datasets if "ppl" in self.run_evaluation else ()
+        if "ppl" not in self.run_evaluation:
+            return ()
+        return (*self.eval_datasets, *({self.eval_elsewhere} - {"none", *self.eval_datasets}))
 
     @property
     def texts(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from calibration import draw_windows, evaluation_windows
 from calibration.mixing import counts_of, mixed
 from calibration.states import text_state
 from core.cache import Entry
+from core.errors import DataError
 from core.names import SELF
 from core.say import heard_notes, note
 from core.sources import windows_by_share
@@ -20,6 +21,7 @@ from run.measurement_cache import MeasurementCache
 from run.settings import Settings
 
 USES = ("calibration", "judging", "evaluation")
+ELSEWHERE_TOKENS, ELSEWHERE_WINDOWS = 2**13, 8  # at least, of text of another kind: loss there is known to 0.01 nats
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class TextWindows:
         return Windows(
             mixed(calibration, text.dataset, text.seed) if calibration else None,
             mixed(judging, text.dataset, text.seed) if judging else None,
-            {name: self.evaluation[name] for name in settings.evaluation.texts},
+            {name: self.evaluation[name] for name in settings.evaluation.texts if name in self.evaluation},
             self.calibration.get(SELF),
         )
 
@@ -96,21 +98,37 @@ def _drawn(settings: Settings, source: ModelSource, judging: int) -> TextWindows
         )
         if after is not None:
             drawn.judging[name] = after
-    # --dataset is named even where nothing calibrates on it, so that replays are judged on the same text.
-    assert asked.eval_seq_len is not None
-    calibrates = text.num_samples * text.seq_len if settings.reads_calibration else None
     for name in asked.texts:
-        if name != SELF:
-            drawn.evaluation[name] = evaluation_windows(
-                name,
-                source.tokenizer,
-                asked.eval_seq_len,
-                asked.eval_samples,
-                text.dataset,
-                calibration_tokens=calibrates,
-                **reading,
-            )
+        windows = None if name == SELF else _held_out(name, settings, source, reading)
+        if windows is not None:
+            drawn.evaluation[name] = windows
     return drawn
+
+
+def _held_out(name: str, settings: Settings, source: ModelSource, reading: dict[str, Any]) -> TokenWindows | None:
+    """Evaluation windows of a text. DataError; of a text of another kind, which nobody need have asked for, a note says
+    why there are none."""
+    text, asked = settings.calibration, settings.evaluation
+    assert asked.eval_seq_len is not None
+    elsewhere = name not in asked.eval_datasets
+    few = max(ELSEWHERE_WINDOWS, ELSEWHERE_TOKENS // asked.eval_seq_len)
+    try:
+        # --dataset is named even where nothing calibrates on it, so that replays are judged on the same text.
+        return evaluation_windows(
+            name,
+            source.tokenizer,
+            asked.eval_seq_len,
+            asked.eval_samples,
+            text.dataset,
+            calibration_tokens=text.num_samples * text.seq_len if settings.reads_calibration else None,
+            spread=few if elsewhere and asked.eval_samples is None else None,
+            **reading,
+        )
+    except DataError as error:
+        if not elsewhere:
+            raise
+        note(f"nothing is evaluated elsewhere: {error}")
+        return None
 
 
 def _read_names(settings: Settings) -> tuple[str, ...]:
@@ -124,7 +142,7 @@ def _key(settings: Settings, source: ModelSource, judging: int) -> dict[str, Any
     text, asked = settings.calibration, settings.evaluation
     wanted = wanted_windows(settings, judging)
     calibrates = (text.dataset, wanted, text.seq_len, text.seed) if wanted else None
-    evaluates = (asked.eval_seq_len, asked.eval_samples, list(asked.texts))
+    evaluates = (asked.eval_seq_len, asked.eval_samples, list(asked.texts), asked.eval_elsewhere)
     try:
         texts = {name: text_state(name, text.text_column) for name in _read_names(settings)}
         key = windows_key(source, calibration=calibrates, evaluation=evaluates, texts=texts)

@@ -113,6 +113,16 @@ def test_code_has_no_docstring_and_no_comment(tmp_path: Path) -> None:
         list(code_documents(tmp_path / "nothing"))
 
 
+def test_a_modules_name_decides_the_side_of_its_code(tmp_path: Path) -> None:
+    for number in range(40):
+        (tmp_path / f"module{number}.py").write_text(f"x = {number}\n", encoding="utf-8")
+    sides = [list(code_documents(tmp_path, held_out)) for held_out in (False, True)]
+    assert sorted(sides[0] + sides[1]) == sorted(code_documents(tmp_path))
+    held_out = [f"x = {number}" for number in range(40) if is_held_out(f"module{number}.py")]
+    assert sorted(sides[1]) == sorted(held_out)
+    assert 0 < len(held_out) < 10
+
+
 @pytest.mark.slow
 def test_code_holds_no_paragraph_of_pydocs_evaluation_text() -> None:
     """Not as a docstring, nor inside a string that is written on one line; short ones may stand anywhere."""

@@ -66,7 +66,7 @@ class Workspace:
             *("--base_model", str(self.model), "--dataset", str(self.text), "--device", "cpu"),
             *("--ratio_of", "prunable", "--pruning_ratio", "0.4", "--num_samples", "6", "--seq_len", "16"),
             *("--eval_seq_len", "32", "--importance_method", "taylor", "--reconstruct", "none"),
-            *("--run_evaluation", "ppl"),
+            *("--run_evaluation", "ppl", "--eval_elsewhere", "none"),
         ]
 
     def run(self, name: str, *arguments: str) -> Path:

@@ -86,6 +86,17 @@ def test_evaluation_windows_are_consecutive_text_and_the_rest_is_dropped(text_fi
     assert np.array_equal(evaluation_windows(text_file, tokenizer, T, 5, None).ids, windows.ids[:5])
 
 
+def test_windows_that_are_spread_are_some_of_all(text_file: str) -> None:
+    tokenizer = byte_tokenizer()
+    everything = evaluation_windows(text_file, tokenizer, T, None, text_file)
+    some = evaluation_windows(text_file, tokenizer, T, None, text_file, spread=3)
+    places = [i * len(everything) // 3 for i in range(3)]
+    assert some.ids.tolist() == everything.ids[places].tolist()
+    assert some.source == f"3 windows, evenly spaced, of the {everything.source}"
+    assert some.text_bytes == 3 * (T - 1)
+    assert len(evaluation_windows(text_file, tokenizer, T, None, text_file, spread=10**6)) == len(everything)
+
+
 def test_text_bytes_are_utf8_bytes(tmp_path: Path) -> None:
     # "é" is 2 bytes, "€" 3, "😀" 4: the text is 12 bytes, and 12 tokens of one byte make a window with BOS.
     path = tmp_path / "wide.txt"

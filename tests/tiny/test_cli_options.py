@@ -17,6 +17,7 @@ from cli.options import build_parser, parse_options
 from core.names import DATASETS, SELF
 from core.program import program_name
 from core.transforms import Remedy
+from run.complete import complete
 from run.option_rules import idle_notes, refusal
 
 OPTIONS = {
@@ -100,6 +101,7 @@ ELSEWHERE = {
     "--trust_remote_code": "test_trust_remote_code_alone_runs_a_tokenizers_python",
     "--dataset": "test_datasets",
     "--eval_datasets": "test_datasets",
+    "--eval_elsewhere": "test_text_of_another_kind_is_evaluated_on_a_few_windows",
     "--text_column": "test_text_column_names_where_rows_keep_their_text",
     "--batch_size": "test_batch_size_sets_the_windows_of_a_pass_and_not_the_result",
     "--overwrite": "test_overwrite",
@@ -218,6 +220,43 @@ def test_datasets(workspace: Workspace, base: dict[str, Any]) -> None:
     assert len(evaluated["evaluation"]["dense"]["perplexity"]) == 2
     text = str(workspace.text)
     assert evaluated["evaluation"]["dense"]["perplexity"][text] == base["evaluation"]["dense"]["perplexity"][text]
+
+
+def test_text_of_another_kind_is_evaluated_on_a_few_windows(
+    workspace: Workspace, base: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("run.windows.ELSEWHERE_TOKENS", 100)
+    other = str(workspace.other_text)
+    found = observe(workspace.run("elsewhere", "--eval_elsewhere", other, "--reconstruct", "least_squares"))
+    evaluated, home = found["evaluation"], str(workspace.text)
+    assert list(evaluated["pruned"]["perplexity"]) == list(evaluated["pruned"]["distance"]) == [home, other]
+    assert list(evaluated["before_repair"]["perplexity"]) == [home]
+    assert evaluated["dense"]["perplexity"][home] == base["evaluation"]["dense"]["perplexity"][home]
+    assert found["windows"][f"evaluation {other}"]["source"].startswith("8 windows, evenly spaced, of ")
+    short = workspace.root / "short.txt"
+    short.write_text("ba be bi", encoding="utf-8")
+    code, _, error = call(
+        [
+            *workspace.base_arguments(),
+            "--eval_elsewhere",
+            str(short),
+            "--dry_run",
+            "--output",
+            str(workspace.root / "nowhere"),
+        ]
+    )
+    assert code == 0
+    assert "note: nothing is evaluated elsewhere: " in error
+
+
+def test_what_is_evaluated_elsewhere_unless_told_otherwise() -> None:
+    def elsewhere(**options: Any) -> str:
+        return complete({"base_model": "demo"} | options).evaluation.eval_elsewhere
+
+    assert elsewhere(dataset="pydoc") == "pycode"
+    assert elsewhere() == elsewhere(dataset="pycode") == "pydoc"
+    assert elsewhere(eval_datasets=["c4"]) == "none"
+    assert elsewhere(eval_datasets=["c4"], eval_elsewhere="ptb") == "ptb"
 
 
 def test_text_column_names_where_rows_keep_their_text(workspace: Workspace, base: dict[str, Any]) -> None:
