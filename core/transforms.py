@@ -1,6 +1,7 @@
 """Which transforms act between importance and ranking, as a value: what the user asked for, what a remedy changes."""
 
 import math
+import shlex
 from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 from typing import Any, Literal
@@ -83,6 +84,9 @@ class Remedy:
     importance_method: str | None = None
     pruning_ratio: float | None = None
     ratio_of: str | None = None
+    dataset: str | None = None
+    eval_datasets: tuple[str, ...] | None = None
+    eval_elsewhere: str | None = None
 
     def __or__(self, other: "Remedy") -> "Remedy":
         """Both; where both change a thing, the second does."""
@@ -124,6 +128,12 @@ class Remedy:
             words += ["--pruning_ratio", format(Decimal(repr(self.pruning_ratio)), "f")]
         if self.ratio_of is not None:
             words += ["--ratio_of", self.ratio_of]
+        if self.dataset is not None:
+            words += ["--dataset", shlex.quote(self.dataset)]
+        if self.eval_datasets is not None:
+            words += ["--eval_datasets", shlex.quote(",".join(self.eval_datasets))]
+        if self.eval_elsewhere is not None:
+            words += ["--eval_elsewhere", shlex.quote(self.eval_elsewhere)]
         return " ".join(words)
 
 

@@ -1,8 +1,10 @@
 """Why the plan is as it is: the diagnosis, and the files that tell it."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from core.errors import PruningError
 from core.files import write_json
@@ -11,6 +13,7 @@ from core.transforms import Remedy
 from diagnostics.findings.diagnosis import Diagnosis, diagnose
 from diagnostics.findings.quantities import Extras
 from diagnostics.findings.remedies import ActiveRemedies
+from diagnostics.findings.rules_of_the_cost import Cost, cost_findings
 from diagnostics.reports.analysis import write_reports
 from diagnostics.reports.pictures import draw_pictures
 from importance.scoring import Scores
@@ -40,6 +43,22 @@ def explain(session: Session, decision: Decision) -> tuple[Diagnosis, list[Path]
                 session.folder / "visualization", diagnosis, plan, importance, scores, session.warnings
             )
     return diagnosis, written
+
+
+def with_cost(session: Session, decision: Decision, diagnosis: Diagnosis, evaluation: Mapping[str, Any]) -> Diagnosis:
+    """The diagnosis with what the evaluation tells, in its file too. evaluation: of both models."""
+    asked = session.settings.evaluation
+    elsewhere = None if asked.eval_elsewhere == "none" else asked.eval_elsewhere
+    cost = Cost(
+        evaluation,
+        home=[source.name for source in session.settings.calibration.sources],
+        texts=Remedy(eval_datasets=asked.eval_datasets, eval_elsewhere=elsewhere),
+        refusal=partial(_refusal, session, decision),
+    )
+    judged = diagnosis.with_findings(cost_findings(cost))
+    if judged is not diagnosis:
+        write_json(session.folder / "analysis" / "gradient_diagnosis.json", judged.to_json())
+    return judged
 
 
 def with_stability(session: Session, decision: Decision) -> Decision:

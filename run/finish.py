@@ -11,6 +11,7 @@ from diagnostics.page.run_page import write_run_page
 from diagnostics.reports.closing import closing_report
 from evaluation.evaluate import results
 from run.decision import Ranked
+from run.explain import with_cost
 from run.record import run_record
 from run.result import Outcome, Result
 from run.session import Session
@@ -32,6 +33,8 @@ def finish(session: Session, outcome: Outcome, written: Sequence[Path], argv: Se
         evaluation = None
         if outcome.dense is not None:
             evaluation = results(outcome.dense, outcome.pruned, outcome.unrepaired, outcome.unrecovered)
+        if outcome.pruned is not None and evaluation is not None:
+            outcome.diagnosis = with_cost(session, decision, outcome.diagnosis, evaluation)
         if evaluation is not None:
             staged.append(write_json(folder.staging / "evaluation" / "evaluation_results.json", evaluation))
         files = [folder.final(path) for path in staged]

@@ -175,7 +175,11 @@ def remedied(settings: Settings, remedy: Remedy) -> Settings:
         ),
         limits=replace(limits, max_block_ratio=remedy.max_block_ratio or limits.max_block_ratio),
         refinement=replace(refinement, protect=remedy.protect or refinement.protect),
-        calibration=replace(calibration, num_samples=remedy.num_samples or calibration.num_samples),
+        calibration=replace(
+            calibration,
+            num_samples=remedy.num_samples or calibration.num_samples,
+            dataset=remedy.dataset or calibration.dataset,
+        ),
     )
 
 

@@ -1,6 +1,7 @@
 """The diagnosis of a finished plan: which layers it empties, how scores looked, what to try next."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from core.groups import Architecture
 from core.measured import Importance, Prior
 from core.plan import PruningPlan
-from diagnostics.findings.finding import Finding
+from diagnostics.findings.finding import SEVERITIES, Finding
 from diagnostics.findings.quantities import Extras, Measured, Range, Scores
 from diagnostics.findings.remedies import ActiveRemedies
 from diagnostics.findings.rules import find
@@ -29,6 +30,13 @@ class Diagnosis:
     @property
     def threshold(self) -> float:
         return self.measured.threshold
+
+    def with_findings(self, further: Sequence[Finding]) -> "Diagnosis":
+        """The same with further findings, behind those that are as severe."""
+        if not further:
+            return self
+        every = sorted([*self.findings, *further], key=lambda finding: SEVERITIES.index(finding.severity))
+        return replace(self, findings=tuple(every))
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``gradient_diagnosis.json``; NaN stands where a quantity was not measured."""

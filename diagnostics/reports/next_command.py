@@ -18,7 +18,13 @@ SHORT = {
     "--ratio_of": "of_",
 }
 SWITCHES = {"--enable_grad_norm": "", "--enable_grad_clip": "clip"}
-NO_REMEDY = ("--pruning_ratio", "--num_samples", "--protect")  # flags that findings name beside those of remedies
+UNNAMED = ("--eval_datasets", "--eval_elsewhere")  # where a run is judged is no part of its folder's name
+NO_REMEDY = (
+    "--pruning_ratio",
+    "--num_samples",
+    "--protect",
+    "--dataset",
+)  # flags that findings name beside those of remedies
 STALE = ("--output", "--overwrite", "--plan")  # the next run writes elsewhere and makes a plan of its own
 
 
@@ -53,7 +59,7 @@ def only_remedies(flags: str) -> bool:
 def folder_suffix(flags: Sequence[str]) -> str:
     """``log_T1.0_tau0.0`` for ``--enable_grad_norm --norm_method log --temperature 1.0 --tau 0.0``."""
     parts: list[str] = []
-    for token in flags:
+    for token in without(flags, UNNAMED):
         if token.startswith("--"):
             parts.append(SWITCHES.get(token, SHORT.get(token, token.removeprefix("--"))))
         else:

@@ -17,6 +17,7 @@ from cli.options import build_parser, parse_options
 from core.names import DATASETS, SELF
 from core.program import program_name
 from core.transforms import Remedy
+from diagnostics.findings.finding import Finding
 from run.complete import complete
 from run.option_rules import idle_notes, refusal
 
@@ -225,14 +226,30 @@ def test_datasets(workspace: Workspace, base: dict[str, Any]) -> None:
 def test_text_of_another_kind_is_evaluated_on_a_few_windows(
     workspace: Workspace, base: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Findings on what that tells stand with the others, in the file and on the page, with the same texts named."""
+    costs: list[Any] = []
+
+    def found_elsewhere(cost: Any) -> tuple[Finding, ...]:
+        costs.append(cost)
+        return (Finding("loss_elsewhere", "high", "Much is lost.", "Try it.", Remedy(dataset="self") | cost.texts),)
+
     monkeypatch.setattr("run.windows.ELSEWHERE_TOKENS", 100)
+    monkeypatch.setattr("run.explain.cost_findings", found_elsewhere)
     other = str(workspace.other_text)
-    found = observe(workspace.run("elsewhere", "--eval_elsewhere", other, "--reconstruct", "least_squares"))
+    folder = workspace.run("elsewhere", "--eval_elsewhere", other, "--reconstruct", "least_squares")
+    found = observe(folder)
     evaluated, home = found["evaluation"], str(workspace.text)
     assert list(evaluated["pruned"]["perplexity"]) == list(evaluated["pruned"]["distance"]) == [home, other]
     assert list(evaluated["before_repair"]["perplexity"]) == [home]
     assert evaluated["dense"]["perplexity"][home] == base["evaluation"]["dense"]["perplexity"][home]
     assert found["windows"][f"evaluation {other}"]["source"].startswith("8 windows, evenly spaced, of ")
+    (cost,) = costs
+    assert list(cost.home) == [home]
+    assert cost.losses.keys() == {home, other}
+    every = json.loads((folder / "analysis" / "gradient_diagnosis.json").read_text())["diagnosis"]
+    (told,) = (finding for finding in every if finding["issue"] == "loss_elsewhere")
+    assert shlex.split(told["flags"]) == ["--dataset", "self", "--eval_datasets", home, "--eval_elsewhere", other]
+    assert "Much is lost." in (folder / "report.html").read_text(encoding="utf-8")
     short = workspace.root / "short.txt"
     short.write_text("ba be bi", encoding="utf-8")
     code, _, error = call(
