@@ -26,6 +26,7 @@ from core.batching import with_batch_that_fits
 from core.errors import NumericalError, reason_of
 from core.names import SELF
 from core.progress import tqdm
+from core.sampling import drawn_tokens
 from core.say import note
 from core.windows import TokenWindows
 
@@ -134,13 +135,12 @@ def _next_rows(model: Any, begin: Beginnings, numbers: np.ndarray, bar: Any, siz
 
     which, place = chosen(v[0]), torch.zeros(u.shape[1], dtype=torch.int64, device=device)
     written = torch.empty(length, u.shape[1], dtype=torch.int64, device=device)
-    finite, cache, drawn = torch.tensor(True, device=device), None, torch.zeros_like(place)
+    cache, drawn = None, torch.zeros_like(place)
     for t in range(length):
         if t:
-            seen = model(input_ids=written[t - 1][:, None], past_key_values=cache, use_cache=True)
+            seen = model(input_ids=written[t - 1].clamp(min=0)[:, None], past_key_values=cache, use_cache=True)
             cache = seen.past_key_values
-            drawn, sound = _drawn(seen.logits[:, -1, : begin.vocabulary], u[t])
-            finite &= sound
+            drawn = drawn_tokens(seen.logits[:, -1, : begin.vocabulary], u[t])
         begins = place < lengths[which]
         written[t] = torch.where(begins, forced[which, place.clamp(max=forced.shape[1] - 1)], drawn)
         place += 1
@@ -148,16 +148,10 @@ def _next_rows(model: Any, begin: Beginnings, numbers: np.ndarray, bar: Any, siz
         which, place = torch.where(ended, chosen(v[t]), which), torch.where(ended, 0, place)
         if t % 32 == 31 or t == length - 1:
             bar.update(u.shape[1] * (t % 32 + 1))
-    if not finite:
+    ids = written.T.cpu().numpy()
+    if (ids < 0).any():
         raise NumericalError("the model cannot write text for --dataset self: its logits hold NaN or Inf")
-    return written.T.cpu().numpy()
-
-
-def _drawn(logits: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """int64 (B,) and whether all is finite. logits (B, V), u float64 (B,). Summed in float64: V is large."""
-    total = torch.softmax(logits.double(), dim=-1).cumsum(-1)
-    token = torch.searchsorted(total, (u * total[:, -1])[:, None], right=True)[:, 0]
-    return token.clamp(max=logits.shape[1] - 1), torch.isfinite(total[:, -1]).all()
+    return ids
 
 
 def _table(begin: Beginnings, device: Any) -> tuple[torch.Tensor, torch.Tensor, float]:

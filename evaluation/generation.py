@@ -18,6 +18,7 @@ import torch
 from core.as_found import evaluating
 from core.batching import with_batch_that_fits
 from core.progress import tqdm
+from core.sampling import drawn_tokens
 from core.windows import TokenWindows
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def _continued(model: "PreTrainedModel", prompts: np.ndarray, chances: np.ndarra
     written: list[torch.Tensor] = []
     for step in range(chances.shape[1]):
         greedy, sampled = output.logits[:, -1].float().chunk(2)
-        tokens = torch.cat([_most_likely(greedy), _drawn(sampled, drawn[:, step])])
+        tokens = torch.cat([_most_likely(greedy), drawn_tokens(sampled, drawn[:, step])])
         written.append(tokens)
         if step + 1 < chances.shape[1]:
             known = tokens.clamp(min=0)[:, None]
@@ -145,10 +146,3 @@ def _continued(model: "PreTrainedModel", prompts: np.ndarray, chances: np.ndarra
 def _most_likely(logits: torch.Tensor) -> torch.Tensor:
     """int64 (B,), -1 where logits (B, V) are not finite."""
     return torch.where(logits.isfinite().all(-1), logits.argmax(-1), -1)
-
-
-def _drawn(logits: torch.Tensor, chances: torch.Tensor) -> torch.Tensor:
-    """int64 (B,): the token whose stretch of the cumulative distribution holds the chance in [0, 1); -1 as above."""
-    cumulative = torch.softmax(logits.double(), dim=-1).cumsum(-1)
-    place = torch.searchsorted(cumulative, (chances * cumulative[:, -1])[:, None], right=True)[:, 0]
-    return torch.where(logits.isfinite().all(-1), place.clamp(max=logits.shape[-1] - 1), -1)

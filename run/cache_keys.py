@@ -25,7 +25,7 @@ SOURCES = ("core", "importance", "models/templates", "models/family_table.py", "
 OF_CHECKS = ("core", "models")
 OF_WINDOWS = ("calibration", "core/windows.py", "models/tokenizers.py", "run/windows.py")
 OF_PERPLEXITY = ("core/as_found.py", "evaluation/perplexity.py")
-OF_SELF_TEXT = ("calibration/self_text.py",)
+OF_SELF_TEXT = ("calibration/self_text.py", "core/sampling.py")
 
 
 def common_key(source: ModelSource, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:

@@ -54,6 +54,8 @@ WITHOUT_TORCH = (
     "core.measured",
     "core.plan",
     "core.program",
+    "core.sampling",
+    "core.sources",
     "core.windows",
     *BEFORE_ANY_STAGE,
     "global_pruning",

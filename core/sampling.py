@@ -1,0 +1,20 @@
+"""Tokens drawn from what a model expects. torch is imported where it is used."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def drawn_tokens(logits: "torch.Tensor", chances: "torch.Tensor") -> "torch.Tensor":
+    """int64 (B,): the token whose stretch of the cumulative distribution holds the chance, at temperature 1; -1 where
+    logits are not finite.
+
+    logits: (B, V) of any float dtype. chances: float64 (B,) in [0, 1). Summed in float64, as V is large; a chance that
+    belongs to its row makes the draw independent of the batch, but for rounding.
+    """
+    import torch
+
+    cumulative = torch.softmax(logits.double(), dim=-1).cumsum(-1)
+    place = torch.searchsorted(cumulative, (chances * cumulative[:, -1])[:, None], right=True)[:, 0]
+    return torch.where(logits.isfinite().all(-1), place.clamp(max=logits.shape[-1] - 1), -1)
