@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CALIBRATING, EVALUATING, JUDGING = PURPOSES = ("calibration", "evaluation", "judging")
-EVALUATION_TOKENS = 2**15  # written for evaluation unless told otherwise
 USUAL_BEGINNINGS = 256  # capitalised words of the vocabulary that begin a text where there is no BOS
 ROWS_AT_ONCE = 64
 CACHE_BYTES = 2**31  # keys and values of the first batch that is tried take at most this much

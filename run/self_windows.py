@@ -8,7 +8,6 @@ import numpy as np
 from calibration.self_text import (
     CALIBRATING,
     EVALUATING,
-    EVALUATION_TOKENS,
     JUDGING,
     Beginnings,
     beginnings,
@@ -23,7 +22,7 @@ from core.say import note
 from core.windows import TokenWindows
 from models.loading import generation_config_of
 from run.cache_keys import self_text_key
-from run.windows import TextWindows, wanted_windows
+from run.windows import ELSEWHERE_TOKENS, ELSEWHERE_WINDOWS, TextWindows, wanted_windows
 
 if TYPE_CHECKING:
     from run.session import Session
@@ -53,8 +52,8 @@ def with_written(session: "Session", read: TextWindows, judging: int) -> TextWin
 
 
 def _evaluated(session: "Session", seq_len: int, samples: int | None) -> TokenWindows:
-    """Evaluation windows, which are no matter of the seed."""
-    count = samples or max(1, EVALUATION_TOKENS // seq_len)
+    """Evaluation windows, which are no matter of the seed; as few as of a text of another kind."""
+    count = samples or max(ELSEWHERE_WINDOWS, ELSEWHERE_TOKENS // seq_len)
     if samples is None:
         note(
             f"{SELF}: evaluation reads {count:,} windows of {seq_len} tokens that the dense model writes; use "

@@ -119,6 +119,15 @@ def test_a_run_on_a_mixture(workspace: Workspace, tmp_path: Path) -> None:
     assert str(workspace.root) not in card
 
 
+def test_evaluation_on_what_the_model_writes_does_not_depend_on_the_seed(workspace: Workspace) -> None:
+    arguments = ["--eval_datasets", "self", "--importance_method", "magnitude", "--dry_run", "--seed"]
+    runs = [workspace.run(f"seed{seed}", *arguments, seed) for seed in "01"]
+    first, second = (json.loads((run / "run.json").read_text(encoding="utf-8"))["windows"] for run in runs)
+    assert first == second
+    assert (list(first), first["evaluation self"]["num_windows"]) == (["evaluation self"], 8192 // 32)
+    assert not (runs[0] / "analysis" / "calibration_sample.txt").exists()
+
+
 def test_a_text_without_a_window_is_refused(workspace: Workspace) -> None:
     mixture = f"{workspace.text}:0.99,self:0.01"
     code, _, error = call([*workspace.base_arguments(), "--dataset", mixture, "--output", str(workspace.root / "x")])
