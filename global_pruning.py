@@ -35,7 +35,7 @@ from core.errors import (  # noqa: E402 - our rooms are found first
     VerificationError,
 )
 from core.failures import in_the_programs_words  # noqa: E402
-from core.say import Say, heard_by, say_on_stderr  # noqa: E402
+from core.say import Say, heard_by, say_on_stderr, silent  # noqa: E402
 from global_pruning_steps import Check, Scores, Session  # noqa: E402
 
 if TYPE_CHECKING:
@@ -58,11 +58,6 @@ __all__ = [
     "prune",
     "silent",
 ]
-
-
-def silent(line: str) -> None:
-    """A ``say`` that hears nothing: ``gp.prune(..., say=gp.silent)``. Progress bars are drawn only where lines go to
-    stderr, so there are none either."""
 
 
 def prune(

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from core import ranks
 from core.errors import PruningError, reason_of
 from core.say import say
 
@@ -72,7 +73,8 @@ def exit_code(run: Callable[[], object]) -> int:
         with in_the_programs_words():
             run()
     except PruningError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if ranks.speaks():
+            print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 

@@ -1,9 +1,12 @@
 """What to type to call this program again: as it was called, quoted for a shell."""
 
+import os
 import shlex
 import shutil
 import sys
 from pathlib import Path
+
+from core.ranks import started
 
 ENTRY = "run_global_pruning"
 INSTALLED = "global-pruning"
@@ -19,14 +22,22 @@ def program_name() -> str:
 
 
 def called_as() -> str:
-    """The words before the first argument of this process; a script on the PATH by its bare name."""
+    """The words before the first argument of this process; a script on the PATH by its bare name. What ``torchrun``
+    started on one machine begins with that."""
     words = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
-    script = Path(words[-1])
+    by_torchrun, script = _torchrun(), Path(words[-1])
     if not {"-m", "-c"} & set(words) and script.suffix not in (".py", ".pyw"):
         found = shutil.which(script.name)
         on_path = found is not None and script.exists() and Path(found).samefile(script)
-        return shlex.quote(script.name if on_path else str(words[-1]))
-    return shlex.join(words)
+        return shlex.join([*by_torchrun, *["--no-python"] * bool(by_torchrun), script.name if on_path else words[-1]])
+    return shlex.join([*by_torchrun, *words[-2 if "-m" in words else -1 :]] if by_torchrun else words)
+
+
+def _torchrun() -> list[str]:
+    """The words that started this process and those beside it; none where it is alone, or others are elsewhere."""
+    here = started()
+    alike = 1 < here.count == here.local_count and "TORCHELASTIC_RUN_ID" in os.environ
+    return ["torchrun", "--nproc_per_node", str(here.count)] if alike else []
 
 
 def _entry_of_process() -> Path | None:

@@ -17,6 +17,11 @@ def say_on_stderr(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+def silent(line: str) -> None:
+    """A ``say`` that hears nothing: ``gp.prune(..., say=gp.silent)``. Progress bars are drawn only where lines go to
+    stderr, so there are none either."""
+
+
 _listener: ContextVar[Say] = ContextVar("listener", default=say_on_stderr)
 _said: ContextVar[set[str] | None] = ContextVar("said", default=None)
 _kept: ContextVar[list[str] | None] = ContextVar("kept", default=None)

@@ -54,6 +54,7 @@ WITHOUT_TORCH = (
     "core.measured",
     "core.plan",
     "core.program",
+    "core.ranks",
     "core.sampling",
     "core.sources",
     "core.windows",

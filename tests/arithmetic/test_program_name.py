@@ -38,6 +38,27 @@ def test_the_words_before_the_first_argument(words: list[str], shown: str, monke
     assert called_as() == shown
 
 
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["/venv/bin/python", "-u", "run_global_pruning.py"], "run_global_pruning.py"),
+        (["/venv/bin/python", "-u", "-m", "run_global_pruning"], "-m run_global_pruning"),
+        (["/venv/bin/python", "./elsewhere/global-pruning"], "--no-python ./elsewhere/global-pruning"),
+    ],
+)
+def test_processes_that_torchrun_started_on_one_machine(
+    words: list[str], shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "orig_argv", [*words, "--base_model", "demo"])
+    monkeypatch.setattr(sys, "argv", [words[-1], "--base_model", "demo"])
+    environment = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500", "RANK": "1", "TORCHELASTIC_RUN_ID": "none"}
+    for name, value in (environment | {"WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "8"}).items():
+        monkeypatch.setenv(name, value)
+    assert called_as() == f"torchrun --nproc_per_node 8 {shown}"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # two machines: what started them is not known here
+    assert not called_as().startswith("torchrun")
+
+
 def test_a_script_on_the_path_goes_by_its_bare_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = script(tmp_path / "bin" / "global-pruning")
     monkeypatch.setattr(sys, "orig_argv", ["/venv/bin/python", str(path)])
