@@ -59,6 +59,8 @@ class Carrier:
 
     def embed(self, copies: int = 1) -> Stream:
         """(N, T, C): what the first layer receives, resting where this many streams of its size have room."""
+        if not len(self.ids):  # more processes than windows
+            return torch.empty(*self.ids.shape, 0, device=self.device)
         resting: list[Stream] = []
 
         def step(rows: slice) -> None:

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from core import ranks
 from core.windows import TokenWindows
-from evaluation.perplexity import positions_at_once, window_nll
+from evaluation.perplexity import own_window_nll, positions_at_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,13 +63,15 @@ class DenseStates:
     """The dense model's last hidden states in the windows of a text that are compared: a watch of ``window_nll``.
 
     rows: int64 (R,), which windows, ascending. states: (R, T-1, C) on the CPU in the model's dtype, filled as the
-    model runs.
+    model runs. here: which of them this process fills, of several that share the windows.
     """
 
     def __init__(self, windows: TokenWindows, head: Head) -> None:
         self.rows, self.head = compared_rows(windows), head
         shape = (len(self.rows), windows.seq_len - 1, head.weight.shape[1])
         self.states = torch.empty(shape, dtype=head.weight.dtype)
+        mine = ranks.share(len(windows))
+        self.here = slice(*np.searchsorted(self.rows, [mine.start, mine.stop]).tolist())
 
     def __call__(self, first: int, states: torch.Tensor, logits: torch.Tensor) -> None:
         for place, row in _within(self.rows, first, len(states)):
@@ -80,7 +83,9 @@ class DenseStates:
         def watch(first: int, states: torch.Tensor, logits: torch.Tensor) -> None:
             self.states[first : first + len(states)] = states[:, :-1]
 
-        window_nll(model, windows.ids[self.rows], batch_size=batch_size, description=description, watch=watch)
+        own_window_nll(
+            model, windows.ids[self.rows], self.here, batch_size=batch_size, description=description, watch=watch
+        )
 
 
 class Distance:
@@ -105,13 +110,15 @@ class Distance:
         The error is that of the mean over windows, None for one window. The first three are None where the model
         yields NaN or Inf.
         """
-        windows = len(self._divergence)
-        finite = bool(self._divergence.isfinite().all())
-        error = float(self._divergence.std()) / math.sqrt(windows) if finite and windows > 1 else None
+        mine = self._divergence[self.dense.here], self._agreement[self.dense.here]
+        divergence, agreement = map(torch.cat, zip(*ranks.gathered(mine, "distance"), strict=True))
+        windows = len(divergence)
+        finite = bool(divergence.isfinite().all())
+        error = float(divergence.std()) / math.sqrt(windows) if finite and windows > 1 else None
         return {
-            "kl_nats_per_token": float(self._divergence.mean()) if finite else None,
+            "kl_nats_per_token": float(divergence.mean()) if finite else None,
             "kl_standard_error": error,
-            "top1_agreement": float(self._agreement.mean()) if finite else None,
+            "top1_agreement": float(agreement.mean()) if finite else None,
             "num_windows": windows,
             "num_tokens": windows * self.dense.states.shape[1],
         }

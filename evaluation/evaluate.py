@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from core import ranks
 from core.names import DEFAULT_TASK
 from core.windows import TokenWindows
 from evaluation.distance import Distance
@@ -46,6 +47,8 @@ def evaluate(
     result: dict[str, Any] = size(model, stored_as) | nothing_measured()
     if "ppl" in measures:
         result |= on_texts(model, windows_by_name, batch_size=batch_size, label=label, watches=watches or {})
+    if not ranks.is_first():  # of several processes one does the rest, and the others wait for what comes next
+        return result
     if "tasks" in measures:
         names = task_names or [DEFAULT_TASK]
         result["tasks"] = run_tasks(model, tokenizer, names, task_path, batch_size=batch_size, seed=seed)

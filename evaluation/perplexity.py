@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from core import ranks
 from core.as_found import evaluating
 from core.batching import TOKENS_A_BATCH, with_batch_that_fits
 from core.errors import DataError
@@ -95,14 +96,32 @@ def window_nll(
     description: str,
     watch: Watch | None = None,
 ) -> np.ndarray:
-    """float64 (N,): NLL of each window of ``ids`` int64 (N, T), in nats; NaN or Inf where the model yields it."""
+    """float64 (N,): NLL of each window of ``ids`` int64 (N, T), in nats; NaN or Inf where the model yields it.
+
+    Of several processes each runs its share of the windows, and all of them get the losses of all.
+    """
+    mine = ranks.share(len(ids))
+    found = own_window_nll(model, ids, mine, batch_size=batch_size, description=description, watch=watch)
+    return np.concatenate(ranks.gathered(found, description))
+
+
+def own_window_nll(
+    model: "PreTrainedModel",
+    ids: np.ndarray,
+    mine: slice,
+    *,
+    batch_size: int | None,
+    description: str,
+    watch: Watch | None = None,
+) -> np.ndarray:
+    """The same of some consecutive windows, in this process alone."""
     nll: list[torch.Tensor] = []
     size = batch_size or first_batch_size(model, ids.shape[1])
-    done = 0
-    bar = tqdm(total=len(ids), desc=description, unit="window", mininterval=1.0, leave=False)
+    done = mine.start
+    bar = tqdm(total=mine.stop - mine.start, desc=description, unit="window", mininterval=1.0, leave=False)
     with evaluating(model), bar:
-        while done < len(ids):
-            attempt = partial(_next_windows, model, ids[done:], watch and partial(watch, done))
+        while done < mine.stop:
+            attempt = partial(_next_windows, model, ids[done : mine.stop], watch and partial(watch, done))
             values, size = with_batch_that_fits(attempt, size, fixed=batch_size is not None)
             nll.append(values)
             done += len(values)

@@ -6,24 +6,21 @@ Measured from the input that the block's layer had in the dense pass (``prefixes
 passes over the windows. The windows are calibration text that importance did not see.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import torch
 
+from core.engine import engine_of
 from core.errors import NumericalError
 from core.families import Family
 from core.groups import Architecture
 from core.silence import silenced
 from core.windows import TokenWindows
-from importance.over_windows import Key, Measurement, on_host, over_windows
+from importance.over_windows import Key, Measurement, TimeUpError, on_host, over_windows
 from importance.passes import Batch, Forward
 from importance.prefixes import PrefixedLoss
-
-
-class TimeUpError(Exception):
-    """The measurement was told that it takes too long; nothing of it is left."""
 
 
 def measure_block_losses(
@@ -77,7 +74,8 @@ class _NarrowedBlocks(Measurement):
         self.loss, self.family, self.architecture = PrefixedLoss(model, family), family, architecture
         self.parts, self.is_late = parts, is_late
         self.found: dict[Key, torch.Tensor] = {}
-        self.total: dict[Key, torch.Tensor] = {}
+        self.device = engine_of(model).device
+        self.total = {key: torch.zeros((), dtype=torch.float64, device=self.device) for key in parts}
 
     def start(self, batch: Batch) -> None:
         self.found.clear()
@@ -94,7 +92,10 @@ class _NarrowedBlocks(Measurement):
 
     def keep(self, batch: Batch) -> None:
         for key, loss in self.found.items():
-            self.total[key] = self.total[key] + loss if key in self.total else loss
+            self.total[key] += loss.to(self.device)
+
+    def sums(self, layer: int | None) -> Iterable[torch.Tensor]:
+        return () if layer is not None else self.total.values()
 
     def losses(self) -> np.ndarray:
         """float64 (B,), one entry a block; 0 where nothing of it goes."""

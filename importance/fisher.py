@@ -107,3 +107,6 @@ class _Squares(Measurement):
         for key, squared in self.squared.items():
             self.total[key].add_(squared.sum(0), alpha=batch.scale**-2)
             self.even[key].add_(squared[batch.half(0)].sum(0), alpha=batch.scale**-2)
+
+    def sums(self, layer: int | None) -> Iterable[torch.Tensor]:
+        return (sums[key] for sums in (self.total, self.even) for key in sorted(sums) if key[0] == layer)

@@ -44,7 +44,6 @@ class LayerGradients:
         self.norm = np.zeros(num_layers)
         self.min = np.full(num_layers, np.inf)
         self.max = np.full(num_layers, -np.inf)
-        self.windows = 0
 
     def add(self, mean: np.ndarray, norm: np.ndarray, layers: slice = slice(None)) -> None:
         """mean |g| and L2 norm, each (windows, L); of them only those of ``layers`` count."""
@@ -53,9 +52,15 @@ class LayerGradients:
         self.norm[layers] += norm.sum(0)
         self.min[layers] = np.minimum(self.min[layers], mean.min(0))
         self.max[layers] = np.maximum(self.max[layers], mean.max(0))
-        self.windows += len(mean)
 
-    def statistics(self, source: str, windows: int | None = None) -> GradientStatistics:
-        """source: which gradients these are. windows: how many were added of each layer (None: of all at once)."""
-        n = max(self.windows if windows is None else windows, 1)
+    def add_those_of(self, other: "LayerGradients") -> None:
+        """What another process saw of other windows."""
+        self.mean += other.mean
+        self.norm += other.norm
+        self.min = np.minimum(self.min, other.min)
+        self.max = np.maximum(self.max, other.max)
+
+    def statistics(self, source: str, windows: int) -> GradientStatistics:
+        """source: which gradients these are. windows: how many were added of each layer."""
+        n = max(windows, 1)
         return GradientStatistics(self.mean / n, self.norm / n, self.min, self.max, source)

@@ -62,3 +62,6 @@ class InputSquares(Measurement):
         for key, (total, even) in self.squares.items():
             self.total[key].add_(total.double(), alpha=batch.scale**-2)
             self.even[key].add_(even.double(), alpha=batch.scale**-2)
+
+    def sums(self, layer: int | None) -> Iterable[torch.Tensor]:
+        return (sums[key] for sums in (self.total, self.even) for key in sorted(sums) if key[0] == layer)

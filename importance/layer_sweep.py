@@ -8,6 +8,7 @@ is resident, a layer at a time.
 
 What turns out NaN or Inf is known to the layer that it turned up in when others have counted it already. So the sweep
 begins again, and those windows come on another scale, then alone, then not at all, as they do in ``over_windows``.
+Where several processes share the windows, they begin again together.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from core import ranks
 from core.as_found import left_as_found
 from core.batching import is_out_of_memory
 from core.carrier import Carrier, Stream
@@ -26,9 +28,10 @@ from core.engine import engine_of
 from core.progress import tqdm
 from core.windows import TokenWindows
 from importance.gradient_scale import LayerGradients
-from importance.over_windows import Found, Measurement, NonFiniteGuard, Tally, scales_for
+from importance.over_windows import Found, Measurement, scales_for
 from importance.passes import Batch, no_gradient_at_zeros
 from importance.sums import IGNORED, sum_of_nll
+from importance.tally import NonFiniteGuard, Tally, tally_of_all
 
 
 class _AgainError(Exception):
@@ -52,12 +55,13 @@ class LayerSweep:
     ) -> None:
         self.model, self.run, self.measurement, self.description = model, run, measurement, description
         self.family = engine_of(model).family
-        self.carrier = Carrier(model, self.family, windows.ids, batch_size)
+        mine = ranks.share(len(windows))
+        self.first, self.carrier = mine.start, Carrier(model, self.family, windows.ids[mine], batch_size)
         if batch_size is None:
             self.carrier.size = run.first_windows(windows.seq_len)
         dtype = next(model.parameters()).dtype
         self.guard = NonFiniteGuard(len(windows), measurement, dtype)
-        self.fates = _Fates(len(windows), scales_for(dtype, measurement))
+        self.fates = _Fates(mine.start, len(self.carrier.ids), scales_for(dtype, measurement))
         self.gradients, self.again = LayerGradients(len(self.carrier.layers)), False
         self.head_rows = self.carrier.head_rows(model.config.get_text_config().vocab_size)
 
@@ -71,13 +75,12 @@ class LayerSweep:
                 except _AgainError:
                     continue
                 break
+        ranks.add_up(self.measurement.sums(None), self.description)
         yield None, self.tally()
 
     def tally(self) -> Tally:
-        even, odd = self.fates.counts()
-        norms = self.measurement.norms
-        found = self.gradients.statistics(norms.source, even + odd) if norms is not None else None
-        return Tally((even, odd), self.guard.skipped, found)
+        """Of all processes."""
+        return tally_of_all(self.fates.counts(), self.guard, self.gradients, self.description)
 
     # Forward alone
 
@@ -197,7 +200,7 @@ class LayerSweep:
             self.carrier.in_batches(step, windows)
 
     def _batch(self, rows: slice) -> Batch:
-        return Batch(self.carrier.ids[rows].numpy(), rows.start, self.fates.scale(rows.start))
+        return Batch(self.carrier.ids[rows].numpy(), self.first + rows.start, self.fates.scale(rows.start))
 
     def _count(self, layer: int, rows: slice, batch: Batch) -> None:
         """Keep what was seen of a batch where all of it is finite."""
@@ -214,17 +217,19 @@ class LayerSweep:
             self.guard.skip(found.bad_layers, loss_is_finite=True)
 
     def _whole(self, layer: int) -> Iterator[tuple[int, Tally]]:
-        if self.again:
+        if any(ranks.gathered(self.again, self.description)):
             raise _AgainError
         if layer in self.measurement.layers:
+            ranks.add_up(self.measurement.sums(layer), self.description)
             yield layer, self.tally()
 
 
 class _Fates:
     """What was decided of each window: on which scale it comes, whether alone, and whether at all."""
 
-    def __init__(self, num_windows: int, scales: tuple[float, ...]) -> None:
-        self.scales = scales
+    def __init__(self, first: int, num_windows: int, scales: tuple[float, ...]) -> None:
+        """first: the number of the first of these windows among all."""
+        self.first, self.scales = first, scales
         self.step = np.zeros(num_windows, dtype=np.int64)  # of the scales, the one at hand
         self.alone, self.left_out = np.zeros((2, num_windows), dtype=bool)
 
@@ -233,7 +238,8 @@ class _Fates:
 
     def counts(self) -> tuple[int, int]:
         """Windows that count, even and odd ones."""
-        return int((~self.left_out[::2]).sum()), int((~self.left_out[1::2]).sum())
+        even, odd = (slice((half - self.first) % 2, None, 2) for half in (0, 1))
+        return int((~self.left_out[even]).sum()), int((~self.left_out[odd]).sum())
 
     def together(self) -> Iterator[range]:
         """Neighbours that may share a batch."""

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from core import ranks
 from core.families import Family
 from core.groups import Architecture
 from core.measured import Importance
@@ -41,22 +42,24 @@ def obs_importance(
 
     ``halves`` are priced the same, where the meter holds both halves' moments. ``values`` depend neither on batch_size
     nor on most_bytes (memory for moments, ``MomentMeter``), beyond rounding. One layer is solved at a time, in float64
-    on its own device. Raises NumericalError when more than 5 % of the windows yield NaN or Inf, UsageError when memory
-    does not suffice.
+    on its own device; several processes deal out what is to be solved. Raises NumericalError when more than 5 % of the
+    windows yield NaN or Inf, UsageError when memory does not suffice.
     """
     meter = MomentMeter(model, family, architecture, windows, batch_size=batch_size, most_bytes=most_bytes, halves=True)
     layers = model.get_submodule(family.layers)
     values = np.zeros(len(architecture.groups))
     halves = np.zeros((2, len(values)))
     for moments in meter:
+        sets = [(moments, values), *zip(moments.halves, halves, strict=False)]
         with enough_memory(architecture, range(moments.layer, moments.layer + 1)):
-            for kind, path in enumerate((family.attention_output, family.mlp_output)):
-                rows = architecture.groups.rows(moments.layer, kind)
-                weight = layers[moments.layer].get_submodule(path).weight
-                groups = rows.stop - rows.start
-                values[rows] = _block(moments, kind, weight, groups)
-                for of_half, half in zip(moments.halves, halves, strict=False):
-                    half[rows] = _block(of_half, kind, weight, groups)
+            for number, (of_set, prices) in enumerate(sets, moments.layer * len(sets)):
+                if not ranks.has(number):
+                    continue
+                for kind, path in enumerate((family.attention_output, family.mlp_output)):
+                    rows = architecture.groups.rows(moments.layer, kind)
+                    weight = layers[moments.layer].get_submodule(path).weight
+                    prices[rows] = _block(of_set, kind, weight, rows.stop - rows.start)
+    ranks.add_up([torch.from_numpy(values), torch.from_numpy(halves)], "prices (obs)")
     return Importance(
         values=values,
         criterion="obs",

@@ -13,7 +13,7 @@ Where one pass can hold them twice, windows 0, 2,
 4, ... and the others are summed apart, each half in a set of its own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from core import ranks
 from core.batching import TOKENS_A_BATCH, is_out_of_memory
 from core.engine import engine_of
 from core.errors import UsageError
@@ -32,10 +33,11 @@ from core.products import HALF, half_product, multiplies_halves
 from core.progress import tqdm
 from core.windows import TokenWindows
 from importance.gradient_scale import GradientNorms
-from importance.over_windows import Key, Measurement, Tally, passing
+from importance.over_windows import Key, Measurement, passing
 from importance.passes import Backward, Batch
 from importance.reductions import column_squares, window_norms
 from importance.sums import output_projections
+from importance.tally import Tally
 
 LEAST_BYTES = 1 << 30
 
@@ -87,6 +89,8 @@ class MomentMeter:
         self.counts = [0, 0]  # windows that count, even ones and odd ones
         at_once = max if self.engine.streams else sum
         self.sets = 2 if halves and at_once(self._bytes(sets=2)) <= for_all else 1
+        # Several processes measure the same layers at once, as the one with the least memory can.
+        self.most_bytes, self.sets = map(min, zip(*ranks.gathered((self.most_bytes, self.sets), "memory"), strict=True))
 
     @property
     def has_halves(self) -> bool:
@@ -118,7 +122,7 @@ class MomentMeter:
             return [range(self.architecture.num_layers)]
         found: list[range] = []
         left = 0
-        for layer, needed in enumerate(self._bytes(self.sets)):
+        for layer, needed in enumerate(ranks.from_first(self._bytes(self.sets), "bytes of moments")):
             if not found or needed > left:
                 found.append(range(layer, layer))
                 left = self.most_bytes
@@ -246,6 +250,9 @@ class _Sums(Measurement):
                 raise
             # Part of the batch has been added: it cannot come again in smaller pieces.
             raise UsageError("the second moments do not fit in memory: use a smaller --batch_size") from None
+
+    def sums(self, layer: int | None) -> Iterable[torch.Tensor]:
+        return (sums[key] for sums in (self.inputs, self.outputs) for key in sorted(sums) if key[0] == layer)
 
     def take(self, layer: int, tokens: list[int]) -> LayerMoments:
         """Hand a layer's moments over, as means; they are no longer held here. tokens: of even and of odd windows."""

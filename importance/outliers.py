@@ -21,8 +21,9 @@ from core.groups import MLP, Architecture
 from core.measured import Outliers
 from core.windows import TokenWindows
 from importance.input_norms import InputSquares
-from importance.over_windows import Tally, over_windows
+from importance.over_windows import over_windows
 from importance.passes import Forward
+from importance.tally import Tally
 
 OUTLIER_FACTOR = 30.0
 

@@ -8,32 +8,38 @@ A layer's sums lie on the device that the layer is on. The host waits once a bat
 
 Where the model is resident, all layers see a batch before the next one comes. Where it is streamed, all windows pass a
 layer before the next one is read (``layer_sweep``). Either way a layer's sums ``begin`` at zero with its weights at
-hand, and are whole when it is time to ``finish`` them.
+hand, and are whole when it is time to ``finish`` them. Where several processes share the windows, each lets its own
+pass, and a layer's sums are added up over all of them before they are whole.
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from core import ranks
 from core.as_found import left_as_found
 from core.batching import for_each_batch, is_out_of_memory
 from core.engine import engine_of
-from core.errors import NumericalError, UsageError
+from core.errors import UsageError
 from core.groups import Architecture
-from core.measured import GradientStatistics
 from core.windows import TokenWindows
 from importance.gradient_scale import GradientNorms, LayerGradients
 from importance.passes import Batch
+from importance.tally import NonFiniteGuard, Tally, tally_of_all
 
-RARE = 0.05  # share of windows that may yield NaN or Inf before a run stops
 # What the loss is multiplied by, tried in turn until all that was seen is finite. Squares of gradients overflow float32
 # from 2e19 on; float16 gradients do from 65,504 on, and vanish below 6e-8.
 SCALES = (1.0, 2.0**-32, 2.0**-64)
 SCALES_OF_FLOAT16 = (2.0**12, 2.0**4, 2.0**-4, 2.0**-12)
 Key = tuple[int, int]  # layer and kind: a block
+
+
+class TimeUpError(Exception):
+    """The measurement was told that it takes too long; nothing of it is left."""
 
 
 class Run(Protocol):
@@ -78,7 +84,11 @@ class Measurement:
     def begin(self, layer: int) -> None:
         """The layer's sums are zero from here on; its weights are at hand. May be called again, to begin anew."""
 
-    def finish(self, layer: int, tally: "Tally") -> None:
+    def sums(self, layer: int | None) -> Iterable[torch.Tensor]:
+        """The layer's sums over windows, in place and always in one order; None: those that belong to no layer."""
+        return ()
+
+    def finish(self, layer: int, tally: Tally) -> None:
         """The layer's sums are whole: reduce them to what is wanted of them. Its weights are at hand."""
 
     def start(self, batch: Batch) -> None:
@@ -95,25 +105,6 @@ class Measurement:
         """Add what was seen to the sums."""
 
 
-@dataclass(frozen=True)
-class Tally:
-    """windows: numbers of even and odd ones that count. skipped: windows with NaN or Inf.
-
-    gradients: of the measurement's ``norms``, zeros in layers that it did not watch.
-    """
-
-    windows: tuple[int, int]
-    skipped: int
-    gradients: GradientStatistics | None
-
-    @property
-    def used(self) -> int:
-        return sum(self.windows)
-
-    def halves(self, even: np.ndarray, total: np.ndarray) -> np.ndarray | None:
-        return halves_of(even, total, *self.windows)
-
-
 def over_windows(
     model: Any,
     windows: TokenWindows,
@@ -127,7 +118,7 @@ def over_windows(
 
     A batch with NaN or Inf comes again on other scales, then window by window, so that only its bad windows are left
     out. Raises NumericalError when more than RARE of the windows are, or one is and the measurement cannot leave it
-    out; UsageError when memory does not suffice.
+    out; UsageError when memory does not suffice; TimeUpError where ``run`` did, in whichever process.
     """
     tally = Tally((0, 0), 0, None)
     for layer, tally in passing(model, windows, run, measurement, batch_size=batch_size, description=description):
@@ -154,26 +145,34 @@ def passing(
 
         yield from LayerSweep(model, windows, run, measurement, batch_size, description)
         return
-    way = _Way(len(windows), run, measurement, next(model.parameters()).dtype)
+    mine = ranks.share(len(windows))
+    way = _Way(mine.start, len(windows), run, measurement, next(model.parameters()).dtype)
     first = run.first_windows(windows.seq_len)
     for layer in measurement.layers:
         measurement.begin(layer)
     with left_as_found(model) as handles:
         measurement.attach(handles)
-        for_each_batch(windows.ids, way.step, batch_size, description, first)
-    tally = Tally((way.windows[0], way.windows[1]), way.guard.skipped, way.statistics())
+        with suppress(TimeUpError):
+            for_each_batch(windows.ids[mine], way.step, batch_size, description, first)
+            way.in_time = True
+    if not all(ranks.gathered(way.in_time, description)):
+        raise TimeUpError
+    tally = tally_of_all((way.windows[0], way.windows[1]), way.guard, way.gradients, description)
+    for number in (*measurement.layers, None):
+        ranks.add_up(measurement.sums(number), description)
     yield from ((layer, tally) for layer in measurement.layers)
     yield None, tally
 
 
 class _Way:
-    """Where the walk is: the windows that passed and those that count."""
+    """Where the walk is: the windows that passed, from number ``start`` on, and those that count."""
 
-    def __init__(self, num_windows: int, run: Run, measurement: Measurement, dtype: torch.dtype) -> None:
+    def __init__(self, start: int, num_windows: int, run: Run, measurement: Measurement, dtype: torch.dtype) -> None:
         self.run, self.measurement = run, measurement
         self.guard = NonFiniteGuard(num_windows, measurement, dtype)
         self.scales = scales_for(dtype, measurement)
-        self.passed, self.windows = 0, [0, 0]
+        self.start = self.passed = start
+        self.windows, self.in_time = [0, 0], False
         norms = measurement.norms
         self.gradients = LayerGradients(norms.num_layers) if norms is not None else None
 
@@ -220,7 +219,7 @@ class _Way:
             full = is_out_of_memory(error)
             if (full and len(batch) > 1) or not self.run.gives_way(error):
                 raise
-            if not (self.measurement.repeatable or batch.first == 0):
+            if not (self.measurement.repeatable or batch.first == self.start):
                 if full:
                     raise UsageError(
                         "a window does not fit in memory beside the sum of gradients: name a shorter --seq_len"
@@ -229,7 +228,7 @@ class _Way:
         # Outside the handler, where the traceback would still hold the tensors that filled the memory.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if batch.first == 0:
+        if batch.first == self.start:
             self.measurement.begin_again()
         return self._pass(batch)
 
@@ -240,10 +239,6 @@ class _Way:
         if self.gradients is not None and found.norms is not None:
             mean, norm = found.norms
             self.gradients.add(mean / batch.scale, norm / batch.scale)
-
-    def statistics(self) -> GradientStatistics | None:
-        gradients, norms = self.gradients, self.measurement.norms
-        return None if gradients is None or norms is None else gradients.statistics(norms.source)
 
 
 def scales_for(dtype: torch.dtype, measurement: Measurement) -> tuple[float, ...]:
@@ -295,43 +290,3 @@ def by_group(architecture: Architecture, blocks: dict[Key, torch.Tensor]) -> np.
     for (layer, kind), block in blocks.items():
         values[architecture.groups.rows(layer, kind)] = block.cpu().numpy()
     return values
-
-
-def halves_of(even: np.ndarray, total: np.ndarray, num_even: int, num_odd: int) -> np.ndarray | None:
-    """float64 (2, G): means over the even and over the odd windows, from sums over the even ones and over all.
-
-    None where a half has no window. Rounding of the difference never makes an importance negative.
-    """
-    if not (num_even and num_odd):
-        return None
-    return np.stack([even / num_even, np.maximum(total - even, 0.0) / num_odd])
-
-
-class NonFiniteGuard:
-    """Counts windows that yielded NaN or Inf; raises NumericalError once they are no longer rare."""
-
-    def __init__(self, num_windows: int, measurement: Measurement, dtype: torch.dtype) -> None:
-        self.allowed, self.measurement, self.dtype = int(RARE * num_windows), measurement, dtype
-        self.skipped = 0
-
-    def skip(self, bad_layers: list[int], loss_is_finite: bool) -> None:
-        """Leave one window out. bad_layers: those in which something was NaN or Inf."""
-        self.skipped += 1
-        if not self.measurement.repeatable:
-            count = "which cannot be taken out of a sum of gradients"
-        elif self.skipped > self.allowed:
-            count = f"in {self.skipped} windows so far, {self.allowed} tolerated"
-        else:
-            return
-        layers = f"layer{'s' * (len(bad_layers) > 1)} {', '.join(map(str, bad_layers[:8]))}"
-        where = f"the {self.measurement.sees} of {layers}" if bad_layers else "the loss"
-        raise NumericalError(f"NaN or Inf in {where} ({count}); {self._way_out(loss_is_finite)}")
-
-    def _way_out(self, loss_is_finite: bool) -> str:
-        if self.dtype != torch.float32:
-            return "try --dtype float32"
-        if not loss_is_finite or self.measurement.norms is None:
-            return "the model computes it in float32: check that the checkpoint is intact"
-        if not self.measurement.repeatable:
-            return "try --gradient_reduction sequence"
-        return "try --importance_method wanda, which needs no gradients"

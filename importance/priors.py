@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from core.engine import engine_of
 from core.errors import NumericalError
 from core.families import Family
 from core.measured import Prior
@@ -46,24 +47,27 @@ def measure_prior(
 
 
 class _Sums(Measurement):
-    """found: of a batch. total: of all that count, on the devices that they were computed on."""
+    """found: of a batch. total: of all that count, on one device."""
 
     def __init__(self, model: Any, family: Family) -> None:
         self.family, self.modules = family, list(model.get_submodule(family.layers))
-        self.layers = range(len(self.modules))
+        self.layers, self.device = range(len(self.modules)), engine_of(model).device
         self.found: Columns = {}
         self.total: Columns = {}
 
     def begin(self, layer: int) -> None:
         for column in range(3):
-            self.total.pop((layer, column), None)
+            self.total[layer, column] = torch.zeros((), dtype=torch.float64, device=self.device)
 
     def start(self, batch: Batch) -> None:
         self.found.clear()
 
     def keep(self, batch: Batch) -> None:
         for key, value in self.found.items():
-            self.total[key] = self.total[key] + value if key in self.total else value
+            self.total[key] += value.to(self.device)
+
+    def sums(self, layer: int | None) -> Iterable[torch.Tensor]:
+        return (self.total[key] for key in sorted(self.total) if key[0] == layer)
 
     def table(self) -> np.ndarray:
         """float64 (L, 3)."""
@@ -75,7 +79,7 @@ class _LossPrior(_Sums):
     def __init__(self, model: Any, family: Family) -> None:
         super().__init__(model, family)
         self.loss, self.run = PrefixedLoss(model, family), Forward(model, self._compare)
-        self.dense = torch.zeros((), dtype=torch.float64)
+        self.dense = torch.zeros((), dtype=torch.float64, device=self.device)
         self.dense_of_batch = self.dense
 
     def _compare(self, ids: torch.Tensor) -> torch.Tensor:
@@ -92,7 +96,10 @@ class _LossPrior(_Sums):
 
     def keep(self, batch: Batch) -> None:
         super().keep(batch)
-        self.dense = self.dense.to(self.dense_of_batch.device) + self.dense_of_batch
+        self.dense += self.dense_of_batch.to(self.device)
+
+    def sums(self, layer: int | None) -> Iterable[torch.Tensor]:
+        return super().sums(layer) if layer is not None else [self.dense]
 
     def result(self, num_windows: int, seq_len: int) -> tuple[np.ndarray, float | None]:
         """Columns in nats per token, float64 (L, 3), and the dense model's loss."""

@@ -24,10 +24,11 @@ from core.measured import GRADIENTS_OF_WEIGHTS, Importance
 from core.products import window_products
 from core.windows import TokenWindows
 from importance.gradient_scale import GradientNorms
-from importance.over_windows import Key, Measurement, Tally, by_group, over_windows
+from importance.over_windows import Key, Measurement, by_group, over_windows
 from importance.passes import Backward, Batch
 from importance.reductions import piece_rows, sums_of_absolutes, window_norms
 from importance.sums import group_sums
+from importance.tally import Tally
 
 
 def taylor_importance(
@@ -81,7 +82,7 @@ class _Products(Measurement):
         self.second: dict[Key, torch.Tensor] = {}
         self.even: dict[Key, torch.Tensor] = {}
         self.window: tuple[dict[Key, torch.Tensor], dict[Key, torch.Tensor]] = ({}, {})
-        self.sums: dict[torch.Tensor, torch.Tensor] = {}
+        self.gradient_sums: dict[torch.Tensor, torch.Tensor] = {}
         self.scale = 1.0
 
     def begin(self, layer: int) -> None:
@@ -90,7 +91,7 @@ class _Products(Measurement):
             for sums in (self.first, self.second, self.even):
                 sums[layer, member.kind] = torch.zeros(width, dtype=torch.float64, device=module.weight.device)
             for parameter in _prunable(member, module):
-                self.sums.pop(parameter, None)
+                self.gradient_sums.pop(parameter, None)
 
     def _of_layer(self, layer: int) -> list[tuple[Member, nn.Linear]]:
         return [(member, module) for index, member, module in self.modules if index == layer]
@@ -146,12 +147,16 @@ class _Products(Measurement):
         """Of gradient, float32 (B, ...) of parameter[index], both terms summed over ``dim``, none where nothing is."""
         self.norms.add(layer, *window_norms(gradient), gradient[0].numel())
         if self.keep_sum:
-            if parameter not in self.sums:
-                self.sums[parameter] = torch.zeros_like(parameter, dtype=torch.float32)
-            self.sums[parameter][index] += gradient.sum(0) / self.scale
+            self._sum_of(parameter)[index] += gradient.sum(0) / self.scale
         product = gradient.mul_(parameter.detach()[index])  # in place: the gradient is ours and not needed again
         second = [product.square() if dim is None else product.square().sum(dim)] if self.second_order else []
         return [product.abs_() if dim is None else sums_of_absolutes(product, dim), *second]
+
+    def _sum_of(self, parameter: torch.Tensor) -> torch.Tensor:
+        """float32, of the gradients so far."""
+        if parameter not in self.gradient_sums:
+            self.gradient_sums[parameter] = torch.zeros_like(parameter, dtype=torch.float32)
+        return self.gradient_sums[parameter]
 
     def _add(self, term: int, layer: int, member: Member, along_axis: torch.Tensor) -> None:
         if term == 0 and self.keep_sum:  # the sum's own absolute value comes at the end
@@ -167,7 +172,7 @@ class _Products(Measurement):
         self.norms.start()
 
     def begin_again(self) -> None:
-        self.sums.clear()
+        self.gradient_sums.clear()
 
     def seen(self) -> Iterable[tuple[int, torch.Tensor]]:
         return ((layer, sums) for seen in self.window for (layer, _), sums in seen.items())
@@ -185,6 +190,12 @@ class _Products(Measurement):
             both = both + 0.5 * batch.scale**-2 * second[key] if second else both
             self.even[key] += both[batch.half(0)].sum(0)
 
+    def sums(self, layer: int | None) -> Iterable[torch.Tensor]:
+        for sums in (self.first, self.second, self.even):
+            yield from (sums[key] for key in sorted(sums) if key[0] == layer)
+        if self.keep_sum and layer is not None:
+            yield from (self._sum_of(p) for member, module in self._of_layer(layer) for p in _prunable(member, module))
+
     def finish(self, layer: int, tally: Tally) -> None:
         """Under ``keep_sum``, the absolute value of what has been summed; gradients go."""
         if not self.keep_sum:
@@ -192,7 +203,7 @@ class _Products(Measurement):
         shape = self.architecture.layers[layer]
         for member, module in self._of_layer(layer):
             for parameter in _prunable(member, module):
-                product = self.sums.pop(parameter).mul_(parameter.detach()).abs_()
+                product = self.gradient_sums.pop(parameter).mul_(parameter.detach()).abs_()
                 along_axis = product if product.ndim == 1 else product.sum(1 - member.axis)
                 self.first[layer, member.kind] += group_sums(member, shape, along_axis)
 

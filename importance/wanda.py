@@ -15,9 +15,10 @@ from core.groups import Architecture
 from core.measured import Importance
 from core.windows import TokenWindows
 from importance.input_norms import InputSquares
-from importance.over_windows import Tally, over_windows
+from importance.over_windows import over_windows
 from importance.passes import Forward
 from importance.sums import group_sums
+from importance.tally import Tally
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import transformers
 from core.errors import ModelError, UsageError, reason_of
 from core.families import Family
 from core.groups import Architecture
+from core.ranks import Ranks
 from models.architecture import architecture_of
 from models.attention import runnable_attention
 from models.checkpoint_files import check_files, download_weights, find_folder, read_config
@@ -192,6 +193,22 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= count:
         raise UsageError(f"--device {name}: this machine has {count} CUDA devices; use --device cpu")
     return device
+
+
+def own_device(device: torch.device, here: Ranks) -> torch.device:
+    """Of several processes on one machine each takes a GPU of its own: ``cuda`` becomes ``cuda:N``, N its number there.
+    UsageError where one GPU is named for all, or there are too few."""
+    if device.type != "cuda":
+        return device
+    if device.index is not None and here.local_count > 1:
+        raise UsageError(f"--device {device} names one GPU for {here.local_count} processes; use cuda, or leave it out")
+    gpus = torch.cuda.device_count()
+    if here.local >= gpus:
+        raise UsageError(
+            f"{here.local_count} processes were started on a machine with {gpus} CUDA devices: "
+            f"use --nproc_per_node {gpus}, or --device cpu"
+        )
+    return torch.device("cuda", here.local if device.index is None else device.index)
 
 
 def choose_dtype(name: str, device: torch.device, stored: torch.dtype) -> torch.dtype:

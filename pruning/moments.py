@@ -28,6 +28,10 @@ class Moments:
         self.cross, self.inputs, self.lack = (_zeros(device, *s) for s in ((outputs, inputs), (inputs,), (outputs,)))
         self._sums = _zeros(device, 3)  # tokens and the two energies
 
+    def sums(self) -> tuple[torch.Tensor, ...]:
+        """All of them, in place."""
+        return self._gram, self.cross, self.inputs, self.lack, self._sums
+
     @property
     def gram(self) -> torch.Tensor:
         return _mirrored(self._gram)
@@ -81,7 +85,11 @@ class InputMoments:
         """judge: whether ``error`` will be asked for; lack is left out otherwise."""
         self.judge = judge
         self._gram, self.cross, self._lack = _zeros(device, 3, inputs, inputs)
-        self.tokens = 0
+        self._tokens = _zeros(device, 1)
+
+    def sums(self) -> tuple[torch.Tensor, ...]:
+        """All of them, in place."""
+        return self._gram, self.cross, self._lack, self._tokens
 
     @property
     def gram(self) -> torch.Tensor:
@@ -99,14 +107,14 @@ class InputMoments:
         _add_panels(self._gram, gram)
         _add_panels(self._lack, lack)
         self.cross += cross
-        self.tokens += len(k)
+        self._tokens += len(k)
 
     def seen_by(self, weight: torch.Tensor) -> Moments:
         """The sums for weight (C, n) with the target weight · x: what its outputs lack is weight · (x - k)."""
         w = weight.double()
         found = Moments(0, 0, w.device, bias=False, judge=self.judge)
         found._gram, found.cross = self.gram, w @ self.cross
-        found._sums[0] = self.tokens
+        found._sums[0] = self._tokens[0]
         if self.judge:
             square = w.T @ w  # Σ ‖w v‖² over tokens is the sum over entries of square * Σ v v^T
             found._sums[1] = (square * self.lack).sum()

@@ -14,9 +14,11 @@ model. Their target is W x, so r = W (x - k); three (n, n) sums serve all of the
 """
 
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 
+from core import ranks
 from pruning.moments import Moments
 
 KEPT_GAIN = 0.99
@@ -69,28 +71,50 @@ def choose(
     """Refit on ``fit`` with every ridge; keep the largest that gains KEPT_GAIN of what the best does on ``check``.
 
     Nothing changes where no ridge lowers the held-out error. The best ridge fits its own kind of text so closely that
-    other text loses; a larger one that gains nearly as much stays nearer to the weights there were.
+    other text loses; a larger one that gains nearly as much stays nearer to the weights there were. Of several
+    processes each solves some of the ridges.
 
     weight (C, n): W_k, bias (C,): b, which ``fit`` and ``check`` were taken with. The errors are those of weights
     rounded to stored_dtype, the one they will be saved in (None: their own).
     """
     before = check.error()
-    gains: list[tuple[float, Choice]] = []
-    for ridge in ridges:
-        solved = refit(fit, ridge, intercept=bias is not None)
-        if solved is None:
-            continue
-        change, shift = solved
-        new_weight = _rounded(weight.double() + change, weight.dtype, stored_dtype)
-        new_bias = None if bias is None or shift is None else _rounded(bias.double() + shift, bias.dtype, stored_dtype)
-        moved = None if bias is None or new_bias is None else new_bias.double() - bias.double()
-        after = check.error(new_weight.double() - weight.double(), moved)
-        if after < before:
-            gains.append((before - after, Choice(new_weight, new_bias, ridge, before, after)))
+    unchanged = Choice(weight, bias, None, before, before)
+    tried = {
+        number: choice
+        for number, ridge in enumerate(ridges)
+        if ranks.has(number)
+        and (choice := _refitted(fit, check, unchanged, ridge, stored_dtype)) is not None
+        and choice.error_after < before
+    }
+    mine = {number: (choice.error_before, choice.error_after) for number, choice in tried.items()}
+    errors = dict(chain.from_iterable(part.items() for part in ranks.gathered(mine, "errors of ridges")))
+    gains = {number: before - after for number, (before, after) in errors.items()}
     if not gains:
-        return Choice(weight, bias, None, before, before)
-    enough = KEPT_GAIN * max(gain for gain, _ in gains)
-    return max((choice for gain, choice in gains if gain >= enough), key=lambda choice: choice.ridge or 0.0)
+        return unchanged
+    enough = KEPT_GAIN * max(gains.values())
+    taken = max((number for number, gain in gains.items() if gain >= enough), key=lambda number: ridges[number])
+    if taken not in tried:
+        empty = weight.new_empty(weight.shape), None if bias is None else bias.new_empty(bias.shape)
+        tried[taken] = Choice(*empty, ridges[taken], *errors[taken])
+    choice = tried[taken]
+    ranks.send([choice.weight] if choice.bias is None else [choice.weight, choice.bias], taken, "refitted weights")
+    return choice
+
+
+def _refitted(
+    fit: Moments, check: Moments, unchanged: Choice, ridge: float, stored_dtype: torch.dtype | None
+) -> Choice | None:
+    """With one ridge; None where it cannot be solved."""
+    weight, bias = unchanged.weight, unchanged.bias
+    solved = refit(fit, ridge, intercept=bias is not None)
+    if solved is None:
+        return None
+    change, shift = solved
+    new_weight = _rounded(weight.double() + change, weight.dtype, stored_dtype)
+    new_bias = None if bias is None or shift is None else _rounded(bias.double() + shift, bias.dtype, stored_dtype)
+    moved = None if bias is None or new_bias is None else new_bias.double() - bias.double()
+    after = check.error(new_weight.double() - weight.double(), moved)
+    return Choice(new_weight, new_bias, ridge, unchanged.error_before, after)
 
 
 def _rounded(exact: torch.Tensor, dtype: torch.dtype, stored_dtype: torch.dtype | None) -> torch.Tensor:

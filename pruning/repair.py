@@ -12,9 +12,9 @@ to refit them to.
 
 Which λ, and whether weights change at all, is decided on windows that no refit sees (``pruning.repair_windows``).
 
-Both streams are carried block by block. The dense one passes a block once. The pruned one passes it once too, as far as
-the module that writes to the stream: that module's inputs are kept until it is refitted, or computed again where there
-is no room for them.
+Both streams are carried block by block, by several processes each for its share of the windows. The dense one passes a
+block once. The pruned one passes it once too, as far as the module that writes to the stream: that module's inputs are
+kept until it is refitted, or computed again where there is no room for them.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 
+from core import ranks
 from core.carrier import Stream
 from core.errors import NumericalError, UsageError
 from core.families import IN, Family, Member, member_rows
@@ -112,7 +113,7 @@ def repaired_for_now(
 
 
 class LayerwiseRepair:
-    """The two streams, (N, T, C), and the blocks so far.
+    """The two streams, (N, T, C), of this process's windows, and the blocks so far.
 
     ``dense`` is ``pruned`` itself until the first block changes, and None where the target needs no dense stream.
     """
@@ -121,7 +122,8 @@ class LayerwiseRepair:
         self, model: Any, family: Family, plan: PruningPlan, windows: TokenWindows, settings: RepairSettings
     ) -> None:
         self.plan, self.settings, self.target = plan, settings, TARGETS[settings.target]
-        self.windows = RepairWindows.of(windows.ids, settings.text)
+        self.text = RepairWindows.of(windows.ids, settings.text)
+        self.windows = self.text.shared_out()
         self.runner = LayerRunner(model, family, self.windows.ids, settings.batch_size)
         self.pruned = self.runner.embed(copies=2 if self.target.needs_dense else 1)
         self.dense = self.pruned if self.target.needs_dense else None
@@ -145,9 +147,9 @@ class LayerwiseRepair:
             target=self.settings.target,
             modules=self.settings.refits,
             ridges=self.settings.ridges,
-            windows_fitted=self.windows.num_fitted,
-            windows_shuffled=self.windows.num_shuffled,
-            windows_held_out=len(self.windows.check),
+            windows_fitted=self.text.num_fitted,
+            windows_shuffled=self.text.num_shuffled,
+            windows_held_out=len(self.text.check),
             blocks=tuple(self.blocks),
         )
 
@@ -273,9 +275,10 @@ class LayerwiseRepair:
         return choice
 
     def _over_windows(self, sums: list[S], step: Callable[[S, slice], None]) -> list[S]:
-        """The first of the two over fitted windows, the second over held-out ones."""
+        """The first of the two over fitted windows, the second over held-out ones; of all processes together."""
         for moments, windows in zip(sums, (self.windows.fit, self.windows.check), strict=True):
             self.runner.in_batches(partial(step, moments), windows)
+            ranks.add_up(moments.sums(), "repair")
         return sums
 
     def _module(self, block: Block, member: Member) -> Any:

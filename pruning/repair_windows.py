@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from core import ranks
+
 CHECK_EVERY = 4
 SHUFFLES = 2
 
@@ -27,6 +29,11 @@ class RepairWindows:
         fitted = ids[~check]
         shuffled = shuffled_tokens(fitted) if text == "mixed" else fitted[:0]
         return RepairWindows(np.concatenate([fitted, shuffled, ids[check]]), len(fitted), len(shuffled))
+
+    def shared_out(self) -> "RepairWindows":
+        """This process's share of each part, where several repair together; the fitted and the shuffled are one."""
+        fit, check = (self.ids[part.start : part.stop][ranks.share(len(part))] for part in (self.fit, self.check))
+        return RepairWindows(np.concatenate([fit, check]), len(fit), 0)
 
     @property
     def fit(self) -> range:

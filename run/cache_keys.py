@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from calibration.self_text import Beginnings
+from core import ranks
 from core.outsides import outsides_below
 from core.windows import TokenWindows
 from models.identity import model_identity
@@ -35,6 +36,7 @@ def common_key(source: ModelSource, dtype: torch.dtype, device: torch.device) ->
         "model": model_identity(source),
         "dtype": str(dtype),
         "device": device_key(device),
+        "processes": ranks.count(),
         "versions": {name: _version(name) for name in PACKAGES},
         "sources_sha256": sources_hash(SOURCES),
     }

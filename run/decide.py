@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from core.measured import Outliers
 from pruning.limits import Limits
-from run.decision import Decision, Replayed, rank
+from run.decision import Decision, Replayed, agreed, rank
 from run.recall import importance_of, outliers_of, prior_of
 from run.session import Session
 
@@ -12,13 +12,13 @@ from run.session import Session
 def decide(session: Session) -> Decision:
     """Outliers, importance, prior, scores, plan; or the plan that is replayed."""
     if session.replayed is not None:
-        return Replayed(session.replayed)
+        return agreed(Replayed(session.replayed))
     outliers = outliers_of(session) if session.settings.refinement.protect != "none" else None
     scores = session.settings.scores
     importance = importance_of(session, scores)
     prior = prior_of(session, scores) if scores.temperature > 0 else None
     with session.stages("plan"):
-        return rank(
+        decision = rank(
             session.architecture,
             importance,
             prior,
@@ -27,6 +27,7 @@ def decide(session: Session) -> Decision:
             budget=session.settings.budget,
             outliers=outliers,
         )
+    return agreed(decision)
 
 
 def _protecting(session: Session, outliers: Outliers | None) -> Limits:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from core import ranks
 from core.groups import Architecture
 from core.measured import Importance, Outliers, Prior, Stability
 from core.plan import PruningPlan
@@ -75,6 +76,12 @@ class Ranked:
 
 
 Decision = Replayed | Ranked
+
+
+def agreed(decision: Decision) -> Decision:
+    """The decision, which all processes that work on the run have come to. DataError where they have not."""
+    ranks.insist_on_same(decision.plan.keep.tobytes(), "plan", "give every machine the same program and files")
+    return decision
 
 
 def rank(

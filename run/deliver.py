@@ -62,7 +62,8 @@ def repair(session: Session, plan: PruningPlan) -> RepairReport | None:
     if not session.settings.repairs:
         return None
     done = repair_model(session, session.own_dense(), plan)
-    write_repair_report(session.folder / "analysis" / "reconstruction.json", done)
+    if session.writes:
+        write_repair_report(session.folder / "analysis" / "reconstruction.json", done)
     return done
 
 
@@ -82,7 +83,7 @@ def cut(session: Session, plan: PruningPlan) -> Cut:
     output = session.settings.output
     with session.stages("surgery"):
         round_parameters(model, session.saved_dtype)  # what is compared, measured and saved is one model
-        proves = output.verify and not output.no_save_model
+        proves = output.verify and not output.no_save_model and session.writes
         expected = expected_of(session, model, plan) if proves else None
         narrow = cut_model(model, session.family, plan, stock=session.settings.limits.target == "stock")
     return Cut(plan, narrow, expected)
@@ -106,7 +107,7 @@ def cut_model(model: Any, family: Family, plan: PruningPlan, *, stock: bool) -> 
 
 def save(session: Session, small: Cut) -> list[Path]:
     """Write ``model/``; [] where the settings save nothing."""
-    if session.settings.output.no_save_model:
+    if session.settings.output.no_save_model or not session.writes:
         return []
     folder, size = session.folder / "model", session.settings.output.max_shard_size
     stock = session.settings.limits.target == "stock"
@@ -133,7 +134,7 @@ def prove(session: Session, small: Cut) -> list[Path]:
     A folder that fails is set aside as ``model.failed``: VerificationError.
     """
     output, folder = session.settings.output, session.folder / "model"
-    if output.no_save_model or not output.verify:
+    if output.no_save_model or not output.verify or not session.writes:
         return []
     if small.expected is None:
         proof = verify_files(folder, session.family, small.plan)
@@ -152,7 +153,7 @@ def prove(session: Session, small: Cut) -> list[Path]:
 
 def export(session: Session) -> list[Path]:
     """Write ``model.gguf`` beside the saved model, where the settings ask for it."""
-    if session.settings.output.export != "gguf":
+    if session.settings.output.export != "gguf" or not session.writes:
         return []
     with session.stages("export"):
         exported = export_gguf(session.folder / "model", session.folder / "model.gguf")
@@ -163,7 +164,7 @@ def export(session: Session) -> list[Path]:
 
 def write_card(session: Session, outcome: Outcome) -> list[Path]:
     """``model/README.md``: what was removed, how, with what result, and how to load it; [] where nothing is saved."""
-    if session.settings.output.no_save_model:
+    if session.settings.output.no_save_model or not session.writes:
         return []
     decision, settings, base = outcome.decision, session.settings, session.base_folder
     ranked = decision if isinstance(decision, Ranked) else None

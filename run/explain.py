@@ -31,6 +31,8 @@ def explain(session: Session, decision: Decision) -> tuple[Diagnosis, list[Path]
     """Diagnose the plan; write plan, reports and pictures. Returns their paths."""
     with session.stages("explain"):
         diagnosis = diagnosis_of(session, decision)
+        if not session.writes:
+            return diagnosis, []
         importance, scores = _sources(decision)
         analysis, plan = session.folder / "analysis", decision.plan
         written = [write_plan(analysis / "pruning_plan.json", plan)]

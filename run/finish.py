@@ -22,30 +22,46 @@ def finish(session: Session, outcome: Outcome, written: Sequence[Path], argv: Se
 
     written: what stages have written, to be named first. argv: the command line that the next one is made from.
     """
-    folder, decision = session.run_folder, outcome.decision
-    assert folder is not None
-    staged, tried = list(written), "remedy" in decision.records
-    if outcome.repaired is not None:
-        staged.append(folder.staging / "analysis" / "reconstruction.json")
-    if outcome.recovered is not None:
-        staged.append(folder.staging / "analysis" / "recovery.json")
+    decision, output = outcome.decision, session.settings.output.output
+    assert output is not None
+    tried = "remedy" in decision.records
     with session.stages("report"):
         evaluation = None
         if outcome.dense is not None:
             evaluation = results(outcome.dense, outcome.pruned, outcome.unrepaired, outcome.unrecovered)
-        if outcome.pruned is not None and evaluation is not None:
+        if outcome.pruned is not None and evaluation is not None and session.writes:
             outcome.diagnosis = with_cost(session, decision, outcome.diagnosis, evaluation)
-        if evaluation is not None:
-            staged.append(write_json(folder.staging / "evaluation" / "evaluation_results.json", evaluation))
-        files = [folder.final(path) for path in staged]
-        record = _record(session, outcome)
-        with convenience("report.html is missing", session.warnings):
-            write_run_page(folder.staging, record, argv, files, tried=tried, shown=folder.output)
-            files.append(folder.output / "report.html")
-        files.append(folder.publish(record | {"facts": record["facts"] | {"warnings": session.warnings}}))
+        files = _published(session, outcome, evaluation, written, argv, tried) if session.writes else []
     plan, findings = decision.plan, tuple(outcome.diagnosis.findings)
-    report = closing_report(outcome.diagnosis, plan, evaluation, None if tried else argv, folder.output, files)
-    return Result(folder.output, plan, findings, evaluation, outcome.model, session.settings, tuple(files), report)
+    report = closing_report(outcome.diagnosis, plan, evaluation, None if tried else argv, output, files)
+    return Result(output, plan, findings, evaluation, outcome.model, session.settings, tuple(files), report)
+
+
+def _published(
+    session: Session,
+    outcome: Outcome,
+    evaluation: dict[str, Any] | None,
+    written: Sequence[Path],
+    argv: Sequence[str],
+    tried: bool,
+) -> list[Path]:
+    """All files of the run, in place. tried: whether remedies were."""
+    folder = session.run_folder
+    assert folder is not None
+    staged = list(written)
+    if outcome.repaired is not None:
+        staged.append(folder.staging / "analysis" / "reconstruction.json")
+    if outcome.recovered is not None:
+        staged.append(folder.staging / "analysis" / "recovery.json")
+    if evaluation is not None:
+        staged.append(write_json(folder.staging / "evaluation" / "evaluation_results.json", evaluation))
+    files = [folder.final(path) for path in staged]
+    record = _record(session, outcome)
+    with convenience("report.html is missing", session.warnings):
+        write_run_page(folder.staging, record, argv, files, tried=tried, shown=folder.output)
+        files.append(folder.output / "report.html")
+    files.append(folder.publish(record | {"facts": record["facts"] | {"warnings": session.warnings}}))
+    return files
 
 
 def _record(session: Session, outcome: Outcome) -> dict[str, Any]:
@@ -54,14 +70,9 @@ def _record(session: Session, outcome: Outcome) -> dict[str, Any]:
         session.settings.record(),
         session.stages,
         session.device,
-        _windows(session),
+        session.windows,
         _facts(session, outcome),
     )
-
-
-def _windows(session: Session) -> dict[str, Any]:
-    windows = {f"evaluation {name}": item for name, item in session.evaluation.items()}
-    return windows if session.calibration is None else windows | {"calibration": session.calibration}
 
 
 def _facts(session: Session, outcome: Outcome) -> dict[str, Any]:

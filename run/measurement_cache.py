@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from core import ranks
 from core.cache import BadEntryError, Entry, entry_path, read_entry, write_entry
 from core.failures import convenience
 from core.say import say
@@ -42,15 +43,21 @@ class MeasurementCache:
         """The entry of an earlier run, or what ``make`` gives, kept for the next one.
 
         measured: of the model on this machine, so that ``common`` is part of the key, and a line says that it is not
-        measured again.
+        measured again. Of several processes the first then has its say, in the last digit too.
         """
         entry = self.find(part, depends, measured=measured)
         if entry is None:
-            entry = make()
+            entry = ranks.from_first(make(), part) if measured else make()
             self.keep(part, depends, entry, measured=measured)
         return entry
 
     def find(self, part: str, depends: dict[str, Any], *, measured: bool = True) -> Entry | None:
+        """The entry of an earlier run. What was measured the first of several processes looks up for all."""
+        if not measured or ranks.count() == 1:
+            return self._found(part, depends, measured)
+        return ranks.from_first(self._found(part, depends, measured) if ranks.is_first() else None, part)
+
+    def _found(self, part: str, depends: dict[str, Any], measured: bool) -> Entry | None:
         if self.folder is None:
             self.outcomes[part] = "off"
             return None
@@ -68,7 +75,7 @@ class MeasurementCache:
         return entry
 
     def keep(self, part: str, depends: dict[str, Any], entry: Entry, *, measured: bool = True) -> None:
-        if self.folder is None or not self.writes:
+        if self.folder is None or not self.writes or ranks.here().local:  # one process on each machine writes
             return
         key, self.writes = self._key(part, depends, measured), False
         with convenience(f"the cache at {self.folder} stores nothing more of this run, from {part} on", self.warnings):

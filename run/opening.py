@@ -1,12 +1,14 @@
 """The beginning of a run: claim the folder, check everything that can be known, read the text, load the model."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from core import ranks
 from core.failures import warn
 from core.say import note, say
+from models.identity import model_identity
 from run.folder import RunFolder, claimed
 from run.library_folders import writable_folders
 from run.owned import GGUF, MODEL
@@ -24,7 +26,7 @@ def open_session(settings: Settings, *, model: Any = None, tokenizer: Any = None
     Raises PruningError with one line for the first problem; an earlier run in the folder is then as it was.
     """
     around = surroundings(settings.calibration.seed, model)
-    with around, writable_folders() as replaced, _claimed(settings) as folder:
+    with around, writable_folders() as replaced, _claimed_by_first(settings) as folder:
         for sentence in replaced:
             note(sentence)
         session = Session(settings, model=model, tokenizer=tokenizer, folder=folder)
@@ -32,15 +34,38 @@ def open_session(settings: Settings, *, model: Any = None, tokenizer: Any = None
             note(sentence)
         with session.within_its_memory():
             with session.stages("check", quietly=True):
-                _ask_beforehand(session)
+                if ranks.is_first():
+                    _ask_beforehand(session)
             with session.stages("windows", quietly=True):
                 session.read_texts()
             say(session.describe())
             session.cache.announce()
             session.write_windows()
+            _insist_on_same_input(session)
             if not settings.output.dry_run:
                 session.dense()
             yield session
+
+
+@contextmanager
+def _claimed_by_first(settings: Settings) -> Iterator[RunFolder]:
+    """The claimed folder, in which the first of several processes alone writes."""
+    claim: AbstractContextManager[Any] = _claimed(settings) if ranks.is_first() else nullcontext()
+    with claim as folder:
+        yield ranks.from_first(folder, "folder")
+
+
+def _insist_on_same_input(session: Session) -> None:
+    """DataError where several processes were asked for different things, or read different files under one name, as on
+    machines with copies of their own."""
+    if ranks.count() == 1:
+        return
+    model = model_identity(session.source)
+    files = [{key: value for key, value in file.items() if key != "mtime_ns"} for file in model.pop("files")]
+    windows = {name: item.fingerprint for name, item in session.windows.items()}
+    options = session.settings.record()
+    for what, found in (("command line", options), ("model", [model, files]), ("text", windows)):
+        ranks.insist_on_same(repr(found).encode(), what, "give all of them the same")
 
 
 def _claimed(settings: Settings) -> AbstractContextManager[RunFolder]:

@@ -108,6 +108,8 @@ def _changed_weights(folder: Path, record: dict[str, Any]) -> str:
 
 def _same_machine(record: dict[str, Any], session: Session) -> bool:
     then, now = record.get("environment") or {}, environment(session.device)
+    if then.get("processes", 1) != now["processes"]:
+        return False
     return all(then.get(key) == now[key] for key in ("device", "device_name", "platform", "threads", "packages"))
 
 

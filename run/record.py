@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from core import ranks
 from core.say import say
 from core.windows import TokenWindows
 
@@ -76,6 +77,7 @@ def environment(device: Any) -> dict[str, Any]:
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
+        "processes": ranks.count(),
     }
 
 

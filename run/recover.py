@@ -28,7 +28,8 @@ def recover(session: Session, small: Cut) -> tuple[Cut, RecoveryReport | None]:
         return small, None
     surgery = _proved_surgery(session, small)
     report = recover_model(session, small.model, small.plan, session.settings.recovery)
-    write_recovery_report(session.folder / "analysis" / "recovery.json", report)
+    if session.writes:
+        write_recovery_report(session.folder / "analysis" / "recovery.json", report)
     if not isinstance(small.expected, Reference):
         return small, report
     expected = reference_of(small.model, session.family, small.expected.windows)

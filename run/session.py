@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from calibration import check_dataset
+from core import ranks
 from core.errors import UsageError
 from core.families import Family
 from core.groups import Architecture
@@ -23,7 +24,7 @@ from evaluation.fit import check_fit
 from importance.measure import measure_importance
 from models.gguf import check_gguf
 from models.in_memory import source_of
-from models.loading import ModelSource, check_context, choose_device, choose_dtype, load_model
+from models.loading import ModelSource, check_context, choose_device, choose_dtype, load_model, own_device
 from models.rounding import check_finite, check_range
 from models.stock import possible_kv_widths
 from models.travel import dense_folder
@@ -143,6 +144,17 @@ class Session:
         """Calibration text that importance did not see, as far as the text is long enough."""
         assert self._windows.judging is not None, "Settings.judges, or read_windows(judging=True)"
         return self._windows.judging
+
+    @property
+    def windows(self) -> dict[str, TokenWindows]:
+        """By name, those that were drawn for calibration and evaluation."""
+        windows = {f"evaluation {name}": item for name, item in self.evaluation.items()}
+        return windows if self.calibration is None else windows | {"calibration": self.calibration}
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes results: of several that work on one run, the first."""
+        return ranks.is_first()
 
     @property
     def folder(self) -> Path:
@@ -322,4 +334,5 @@ def limits_of(source: ModelSource, asked: LimitSettings) -> tuple[Limits, dict[s
 
 
 def _device(settings: Settings) -> torch.device:
-    return choose_device("cpu" if settings.model.low_memory else settings.model.device)
+    device = choose_device("cpu" if settings.model.low_memory else settings.model.device)
+    return device if ranks.count() == 1 else own_device(device, ranks.here())

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from core.plan import PruningPlan
 from core.say import say
-from run.decision import Decision, Ranked, Replayed
+from run.decision import Decision, Ranked, Replayed, agreed
 from run.judging import Judge, difference_text, is_lower, loss_difference, removes_as_much
 from run.session import Session
 from run.settings import Settings
@@ -52,6 +52,7 @@ def refine(session: Session, decision: Decision, refinement: Refinement) -> Deci
     with session.stages(refinement.stage):
         outcome = refinement.refine(session, decision)
     say(outcome.said)
+    agreed(outcome.decision)
     return outcome.decision.noting(**{refinement.record: outcome.record})
 
 

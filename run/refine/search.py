@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from importance.block_losses import TimeUpError, measure_block_losses
+from importance.block_losses import measure_block_losses
+from importance.over_windows import TimeUpError
 from pruning.allocation import LEVELS, by_marginal_loss, groups_at
 from pruning.limits import protected_last
 from pruning.planning import keep_mask

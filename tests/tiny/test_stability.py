@@ -16,7 +16,7 @@ from diagnostics.findings.quantities import Extras
 from diagnostics.findings.remedies import ActiveRemedies
 from diagnostics.findings.rules_of_the_run import LOW_OVERLAP
 from importance.measure import measure_importance
-from importance.over_windows import halves_of
+from importance.tally import halves_of
 from models.architecture import architecture_of
 from models.family_table import family_of
 

@@ -1,0 +1,211 @@
+"""Processes of one run, forked from one that has imported everything: ``torchrun`` would import it in each of them.
+
+    python forked_ranks.py FOLDER      # every case of CASES with two ranks; a JSON object of what became of them
+
+Each case plays the stages of a run behind the program's own door (``cli.doors``).
+"""
+
+import copy
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+import transformers.models.llama.modeling_llama
+from tiny_models import CONFIGS, build, random_plan, token_ids, windows_of
+from torch.distributed import TCPStore
+from workspace import Workspace
+
+import diagnostics.page.run_page
+import run.deliver
+import run.finish
+import run_global_pruning
+from cli.doors import prune_command
+from core import ranks
+from core.criteria import CRITERIA
+from core.errors import NumericalError
+from evaluation.perplexity import window_nll
+from importance.block_losses import measure_block_losses
+from importance.measure import measure_importance
+from importance.outliers import find_outliers
+from importance.over_windows import TimeUpError
+from importance.priors import measure_prior
+from models.architecture import architecture_of
+from models.family_table import family_of
+from pruning.repair import RepairSettings, repair
+
+COUNT = 2
+IMPORTED = (diagnostics.page.run_page, run.deliver, run.finish, transformers.models.llama.modeling_llama)
+Run = Callable[..., Any]
+NOTHING = ["--base_model", "demo", "--dataset", "pydoc", "--output"]
+
+
+def measured(name: str) -> dict[str, np.ndarray]:
+    """Of one tiny model: every criterion, both priors, repaired weights, losses; on five windows, and on one."""
+    model = build(name)
+    family, windows = family_of(model.config.model_type), windows_of(token_ids(rows=5, length=12))
+    architecture = architecture_of(model, family)
+    plan = random_plan(architecture, seed=3)
+    found: dict[str, np.ndarray] = {}
+    for criterion in CRITERIA if name == "llama" else ("obs",):
+        for reduction in ("sequence", "sum") if CRITERIA[criterion].uses_gradient_reduction else ("",):
+            importance = measure_importance(
+                model, family, architecture, windows, criterion=criterion, gradient_reduction=reduction
+            )
+            stem = f"{criterion} {reduction}"
+            found[stem] = importance.values
+            found |= {f"{stem} halves": np.zeros(1) if importance.halves is None else importance.halves}
+            gradients = importance.gradients
+            for part in ("mean", "norm", "min", "max") if gradients is not None else ():
+                found[f"{stem} {part}"] = getattr(gradients, part)
+            found[f"{stem} windows"] = np.array([importance.windows_used, importance.windows_skipped])
+    if name == "llama":
+        one = windows.head(1)
+        found["one window"] = measure_importance(model, family, architecture, one, criterion="fisher").values
+        for method in ("loss", "similarity"):
+            prior = measure_prior(model, family, windows, method=method)
+            found[f"prior {method}"] = np.append(prior.block, prior.dense_nll or 0.0)
+        found["outliers"] = find_outliers(model, family, architecture, windows).factor
+        found["blocks"] = measure_block_losses(model, family, architecture, windows, plan.keep)
+    repaired = copy.deepcopy(model)
+    report = repair(repaired, family, plan, windows_of(token_ids(rows=32, length=14)), RepairSettings())
+    found["repaired"] = torch.cat([p.flatten() for p in repaired.parameters()]).numpy()
+    found["report"] = np.array([report.windows_fitted, report.windows_shuffled, report.windows_held_out])
+    found["nll"] = window_nll(model, windows.ids, batch_size=None, description="")
+    return found
+
+
+def measures(rank: int, folder: Path) -> int:
+    """Both ranks together find what one finds alone, and find the same to the last bit."""
+    alone = {name: measured(name) for name in CONFIGS} if rank == 0 else {}
+
+    def play(settings: Any, *, argv: Any) -> Any:
+        for name in CONFIGS:
+            for part, values in measured(name).items():
+                ranks.insist_on_same(values.tobytes(), f"{part} of {name}", "find out why")
+                if rank == 0:
+                    rtol, atol = (1e-3, 1e-3) if part == "repaired" else (1e-4, 1e-12)
+                    np.testing.assert_allclose(values, alone[name][part], rtol, atol, err_msg=f"{name}: {part}")
+        assert _ends_in_time() is False
+        return SimpleNamespace(report="all alike")
+
+    return prune_command([*NOTHING, str(folder)], play)
+
+
+def _ends_in_time() -> bool:
+    """Of a measurement that the second rank alone gives up."""
+    model = build("llama")
+    family, windows = family_of("llama"), windows_of(token_ids(rows=4, length=12))
+    architecture = architecture_of(model, family)
+    keep = random_plan(architecture, seed=3).keep
+    try:
+        measure_block_losses(model, family, architecture, windows, keep, is_late=lambda: not ranks.is_first())
+    except TimeUpError:
+        return False
+    return True
+
+
+def fails(rank: int, folder: Path) -> int:
+    """The second rank meets NaN; the first is about to exchange something with it."""
+
+    def play(settings: Any, *, argv: Any) -> Any:
+        if rank == 1:
+            raise NumericalError("NaN or Inf in the loss")
+        return ranks.gathered(rank, "a number")
+
+    return prune_command([*NOTHING, str(folder)], play)
+
+
+def interrupted(rank: int, folder: Path) -> int:
+    """The first rank gets SIGTERM while it waits for the second."""
+
+    def play(settings: Any, *, argv: Any) -> Any:
+        processes = ranks.gathered(os.getpid(), "processes")
+        if rank == 1:
+            time.sleep(0.5)
+            os.kill(processes[0], signal.SIGTERM)
+        return ranks.gathered(rank, "a number")
+
+    return prune_command([*NOTHING, str(folder)], play)
+
+
+def differs(rank: int, folder: Path) -> int:
+    """The ranks have come to different plans."""
+
+    def play(settings: Any, *, argv: Any) -> Any:
+        ranks.insist_on_same(bytes(rank), "plan", "find out why")
+
+    return prune_command([*NOTHING, str(folder)], play)
+
+
+def strays(rank: int, folder: Path) -> int:
+    """A bug: the ranks are at different places of the program."""
+
+    def play(settings: Any, *, argv: Any) -> Any:
+        return ranks.gathered(rank, f"place {rank}")
+
+    return prune_command([*NOTHING, str(folder)], play)
+
+
+def killed(victim: int, rank: int, folder: Path) -> int:
+    """A whole run, of which one rank is killed when the model is saved and is to be proved."""
+
+    def die(*_: Any) -> list[Path]:
+        if rank == victim:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return []
+
+    vars(run.deliver)["prove"] = die
+    workspace = Workspace(folder.parent, *(folder.parent / name for name in ("model", "text.txt", "", "")))
+    return run_global_pruning.main([*workspace.base_arguments(), "--output", str(folder)])
+
+
+CASES: dict[str, Callable[[int, Path], int]] = {
+    "measures": measures,
+    "fails": fails,
+    "interrupted": interrupted,
+    "differs": differs,
+    "strays": strays,
+    "first_killed": lambda rank, folder: killed(0, rank, folder),
+    "second_killed": lambda rank, folder: killed(1, rank, folder),
+}
+
+
+def started(case: str, rank: int, port: int, folder: Path) -> int:
+    """The process number of a fork that plays one rank; its words go to files beside the folder."""
+    child = os.fork()
+    if child:
+        return child
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(COUNT), "LOCAL_RANK": str(rank)}
+    os.environ |= {"LOCAL_WORLD_SIZE": str(COUNT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    for descriptor, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{folder}.{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    code = 99
+    try:
+        code = CASES[case](rank, folder)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def played(case: str, folder: Path) -> dict[str, Any]:
+    store = TCPStore("127.0.0.1", 0, COUNT, is_master=True, wait_for_workers=False)  # as torchrun's agent holds one
+    children = [started(case, rank, store.port, folder) for rank in range(COUNT)]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    said = {name: Path(f"{folder}.{name}").read_text() for name in ("out", "err")}
+    files = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return {"codes": codes, "files": files, **said}
+
+
+if __name__ == "__main__":
+    root = Path(sys.argv[1])
+    print(json.dumps({case: played(case, root / case) for case in CASES}))
