@@ -245,14 +245,27 @@ class Session:
         stock = self._checked(target=target).limits.target == "stock"
         return self._do(lambda: self._prune(plan, stock))
 
-    def recover(self, small: Any, plan: "PruningPlan", how: str | Sequence[str] = "blocks") -> Any:
+    def recover(
+        self,
+        small: Any,
+        plan: "PruningPlan",
+        how: str | Sequence[str] = "blocks",
+        *,
+        tokens: int | None = None,
+        lora: int | None = None,
+        report_to: Sequence[str] = (),
+    ) -> Any:
         """Train what ``prune(plan)`` returned towards the dense model, in place and without labels; returns it.
 
-        how: ``--recover``, a name or several. Blocks that the training does not improve on held-out windows keep their
-        weights. Raises PlanError for another model's plan, ModelError for a model that the plan does not give.
+        how: ``--recover``, a name or several; tokens, lora, report_to: ``--recover_tokens``, ``--recover_lora`` and
+        ``--report_to``, for distillation. What training does not improve on held-out windows keeps its weights.
+        Raises UsageError for a package that is missing, PlanError for another model's plan, ModelError for a model that
+        the plan does not give.
         """
         self._insist_on_own(plan)
-        settings = self._checked(recover=how)
+        settings = self._checked(
+            recover=how, recover_tokens=tokens, recover_lora=lora, report_to=list(report_to) or None
+        )
         return self._do(lambda: self._recover(small, plan, settings.recovery))
 
     def save(self, small: Any, path: str | Path, *, verify: bool = True, overwrite: bool = False) -> Path:
@@ -293,8 +306,10 @@ class Session:
         return cut_model(model, self._inner.family, plan, stock=stock).requires_grad_(False)
 
     def _recover(self, small: Any, plan: "PruningPlan", asked: "RecoverySettings") -> Any:
+        from pruning.recovery.packages import check_packages
         from run.recover import insist_on_cut, recover_model
 
+        check_packages(distills=asked.distills, lora=asked.recover_lora is not None, report_to=asked.report_to)
         insist_on_cut(self._inner, small, plan)
         self._read_text("recover()")
         if asked.recover and not plan.keep.all():

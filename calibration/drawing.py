@@ -66,6 +66,33 @@ def draw_windows(
     return calibration, _drawn(pool, judging, seed, num_samples, vocab_rows) if judging else None
 
 
+def training_windows(
+    name: str,
+    tokenizer: "PreTrainedTokenizerBase",
+    most: int,
+    held_out: int,
+    seq_len: int,
+    seed: int,
+    *,
+    text_column: str = TEXT_COLUMN,
+    vocab_rows: int | None = None,
+) -> tuple[TokenWindows, TokenWindows]:
+    """Up to ``most`` windows of calibration text to train on, and ``held_out`` to judge that by: no two share a token.
+
+    Of a text that has fewer a quarter, at most, is held out. Raises DataError where it has not even two.
+    """
+    pool = _calibration_pool(name, tokenizer, most + held_out, seq_len, text_column)
+    there = len(pool.stream) // pool.text_len
+    if there < 2:
+        raise DataError(
+            f"{name}: training needs two windows of {seq_len} tokens, one of them to judge by, and the text has "
+            f"{len(pool.stream):,} tokens: lower --seq_len, or give more text"
+        )
+    aside = min(held_out, max(1, there // 4))
+    count = min(most, there - aside)
+    return _drawn(pool, count, seed, 0, vocab_rows), _drawn(pool, aside, seed, count, vocab_rows)
+
+
 class _Pool(NamedTuple):
     """Tokenised calibration text and how windows are cut from it."""
 

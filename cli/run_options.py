@@ -118,12 +118,34 @@ def repair_options(group: argparse._ArgumentGroup) -> None:
 
 
 def recovery_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
+    add = group.add_argument
+    add(
         "--recover",
         type=one_of(*RECOVERIES, alone="none"),
         metavar="LIST",
         help="train what is left towards the dense model, without labels: blocks, each block to keep the dense model's "
-        "residual stream; or none (default none)",
+        "residual stream; distill, the whole model to predict what the dense one predicts; both with a comma, or none "
+        "(default none)",
+    )
+    add(
+        "--recover_tokens",
+        type=number(int, 1, math.inf),
+        metavar="N",
+        help="tokens of calibration text that distillation trains on (default 500000, or 4000000 on a GPU)",
+    )
+    add(
+        "--recover_lora",
+        type=number(int, 1, math.inf),
+        metavar="RANK",
+        help="distil through LoRA adapters of this rank, merged afterwards, where the memory has no room for an "
+        "optimiser of the whole model; needs peft (default none)",
+    )
+    add(
+        "--report_to",
+        type=names,
+        metavar="LIST",
+        help="trackers that distillation reports its loss to, as transformers names them: tensorboard, trackio, wandb "
+        "and others (default none)",
     )
 
 

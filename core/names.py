@@ -15,5 +15,5 @@ REPAIRS = ("none", "least_squares")
 REPAIR_MODULES = ("all", "outputs")
 REPAIR_TARGETS = ("stream", "dense", "pruned")
 REPAIR_TEXTS = ("mixed", "calibration")
-RECOVERIES = ("blocks",)  # in the order in which they run
+RECOVERIES = ("blocks", "distill")  # in the order in which they run
 GGUF_PER_LAYER = ("llama", "mistral", "qwen2", "qwen3")  # llama.cpp has an architecture with widths per layer for these

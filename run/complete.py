@@ -59,7 +59,7 @@ def _sections(given: Mapping[str, Any]) -> Settings:
 def _typed(name: str, value: Any) -> Any:
     if name in ("output", "plan", "eval_task_path"):
         return Path(value)
-    if name in ("recover", "run_evaluation", "eval_datasets", "eval_tasks"):
+    if name in ("recover", "report_to", "run_evaluation", "eval_datasets", "eval_tasks"):
         return (value,) if isinstance(value, str) else tuple(str(item) for item in value)
     return str(value) if isinstance(value, Path) else value
 
@@ -80,7 +80,11 @@ def _evaluation(settings: Settings, given: Mapping[str, Any]) -> Any:
 def _recovery(settings: Settings) -> Any:
     """Steps in the order in which they run, whatever the order they were named in."""
     asked = settings.recovery
-    return replace(asked, recover=tuple(step for step in RECOVERIES if step in asked.recover))
+    return replace(
+        asked,
+        recover=tuple(step for step in RECOVERIES if step in asked.recover),
+        report_to=tuple(name for name in asked.report_to if name != "none"),
+    )
 
 
 def _elsewhere(settings: Settings, given: Mapping[str, Any]) -> str:

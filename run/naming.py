@@ -31,6 +31,8 @@ WORDS = {
     "allocate": "",
     "rounds": "rounds",
     "recover": "recover-",
+    "recover_tokens": "tokens",
+    "recover_lora": "lora",
     "num_samples": "n",
     "seq_len": "len",
     "seed": "seed",
@@ -42,7 +44,18 @@ SHOWN = {
     *("base_model", "plan", "dataset", "importance_method", "pruning_ratio", "ratio_of"),
     *("enable_grad_norm", "enable_grad_clip", "clip_percentile_low", "clip_percentile_high"),
 }
-NO_MATTER = {"output", "overwrite", "cache_dir", "verify", "device", "gpu_memory", "batch_size", "given", "argv"}
+NO_MATTER = {
+    "output",
+    "overwrite",
+    "cache_dir",
+    "verify",
+    "device",
+    "gpu_memory",
+    "batch_size",
+    "report_to",
+    "given",
+    "argv",
+}
 # A value says nothing where what it belongs to is off.
 ACTS_WITH = {"norm_method": "enable_grad_norm", "clip": "enable_grad_clip", "tau": "temperature"}
 LONGEST = 120  # bytes; file systems allow 255 for a name

@@ -196,7 +196,9 @@ def _batches(s: Settings) -> bool:
 
 _CALIBRATES = ("num_samples", "seq_len")
 _REPAIRS = ("reconstruct_target", "reconstruct_text", "reconstruct_modules")
-_DELIVERS = ("no_save_model", "max_shard_size", "verify", "no_verify", "export", "reconstruct", *_REPAIRS, "recover")
+_DISTILS = ("recover_tokens", "recover_lora", "report_to")
+_RECOVERS = ("recover", *_DISTILS)
+_DELIVERS = ("no_save_model", "max_shard_size", "verify", "no_verify", "export", "reconstruct", *_REPAIRS, *_RECOVERS)
 _DECIDES_THE_PLAN = (
     *("pruning_ratio", "ratio_of", "importance_method", "gradient_reduction", "freeze_first_n_layers"),
     *("freeze_last_n_layers", "max_block_ratio", "min_kv_heads", "round_to", "epsilon", "enable_grad_clip"),
@@ -263,6 +265,7 @@ IDLE = (
         lambda s: s.repair.reconstruct == "none" and "blocks" not in s.recovery.recover,
         "needs --reconstruct least_squares or --recover blocks",
     ),
+    Idle(_DISTILS, lambda s: not s.recovery.distills, "needs --recover distill"),
     Idle(
         ("cache_dir",),
         lambda s: s.replays and "ppl" not in s.evaluation.run_evaluation,

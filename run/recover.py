@@ -1,6 +1,6 @@
 """Recovery after the cut: the dense model comes back as teacher, and what is delivered is the trained model."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,8 +14,14 @@ from models.verification import Check, surgery_check
 from pruning.recovery.blocks import BlockSettings, recover_blocks
 from pruning.recovery.report import RecoveryReport, write_recovery_report
 from run.deliver import Cut
+from run.distillation_windows import distillation_windows
 from run.session import Session
 from run.settings import RecoverySettings
+
+if TYPE_CHECKING:
+    from pruning.recovery.distill import DistilSettings
+
+GPU_TOKENS, CPU_TOKENS = 4_000_000, 500_000  # to distil on, unless told otherwise
 
 
 def recover(session: Session, small: Cut) -> tuple[Cut, RecoveryReport | None]:
@@ -38,13 +44,39 @@ def recover(session: Session, small: Cut) -> tuple[Cut, RecoveryReport | None]:
 
 def recover_model(session: Session, model: Any, plan: PruningPlan, asked: RecoverySettings) -> RecoveryReport:
     """Train ``model``, cut by ``plan``, in place on the calibration windows; it is left in eval mode and frozen."""
+    text = (
+        distillation_windows(session, _tokens(session, asked)) if asked.distills else None
+    )  # what is wrong with it is known first
     teacher = session.dense()
     with session.stages("recover"):
-        blocks = recover_blocks(model, teacher, session.family, plan, session.calibrated, _block_settings(session))
+        blocks = distilled = None
+        if "blocks" in asked.recover:
+            blocks = recover_blocks(model, teacher, session.family, plan, session.calibrated, _block_settings(session))
+            say(blocks.line())
+        if text is not None:
+            from pruning.recovery.distill import distil
+
+            distilled = distil(model, teacher, session.family, *text, _distil_settings(session, asked))
+            say(distilled.line())
         session.drop_dense()
         round_parameters(model, session.saved_dtype)
-    say(blocks.line())
-    return RecoveryReport(blocks)
+    return RecoveryReport(blocks, distilled)
+
+
+def _tokens(session: Session, asked: RecoverySettings) -> int:
+    return asked.recover_tokens or (CPU_TOKENS if session.device.type == "cpu" else GPU_TOKENS)
+
+
+def _distil_settings(session: Session, asked: RecoverySettings) -> "DistilSettings":
+    from pruning.recovery.distill import DistilSettings
+
+    return DistilSettings(
+        tokens=_tokens(session, asked),
+        lora=asked.recover_lora,
+        stored_dtype=session.saved_dtype,
+        seed=session.settings.calibration.seed,
+        report_to=asked.report_to,
+    )
 
 
 def insist_on_cut(session: Session, model: Any, plan: PruningPlan) -> None:
@@ -52,7 +84,7 @@ def insist_on_cut(session: Session, model: Any, plan: PruningPlan) -> None:
     config = getattr(model, "config", None)
     if not isinstance(model, torch.nn.Module) or config is None:
         raise ModelError(f"recover() takes the model that prune() returned, not {type(model).__name__}")
-    if architecture_of(model, session.family) != plan.pruned_architecture:
+    if architecture_of(model, session.family).layers != plan.pruned_architecture.layers:
         raise ModelError("recover() takes the model that prune(plan) returned for this plan; its widths are others")
 
 

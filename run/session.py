@@ -31,6 +31,7 @@ from models.travel import dense_folder
 from pruning.budget import budget_params, requested_params
 from pruning.limits import Limits
 from pruning.plan_file import read_plan
+from pruning.recovery.packages import check_packages
 from pruning.repair import RepairSettings
 from pruning.targets import check_plan, default_round_to, explain, limits_for
 from run.cache_keys import common_key
@@ -102,6 +103,9 @@ class Session:
             check_dataset(name, settings.calibration.text_column)
             if name == SELF:
                 beginnings_of(self)  # says what is wrong with a chat template
+        if settings.recovers:
+            asked = settings.recovery
+            check_packages(distills=asked.distills, lora=asked.recover_lora is not None, report_to=asked.report_to)
         tasks, tasks_at = list(settings.evaluation.eval_tasks), settings.evaluation.eval_task_path
         check_tasks(tasks, tasks_at)
         if tasks:

@@ -142,9 +142,20 @@ class RepairSettings:
 
 @dataclass(frozen=True)
 class RecoverySettings:
-    """How what is left is trained towards the dense model after the cut: RECOVERIES in any order, () for none."""
+    """How what is left is trained towards the dense model after the cut: RECOVERIES in any order, () for none.
+
+    recover_tokens: that distillation trains on; None: as the device suggests. recover_lora: rank of adapters, None: all
+    of the layers is trained. report_to: trackers that hear of it, by their names in transformers.
+    """
 
     recover: tuple[str, ...] = ()
+    recover_tokens: int | None = None
+    recover_lora: int | None = None
+    report_to: tuple[str, ...] = ()
+
+    @property
+    def distills(self) -> bool:
+        return "distill" in self.recover
 
     @property
     def named(self) -> str:
@@ -266,7 +277,7 @@ class Settings:
         for part in fields(self):
             section = getattr(self, part.name)
             values |= {option.name: getattr(section, option.name) for option in fields(section)}
-        values |= {name: values[name] or ("none",) for name in ("recover", "run_evaluation")}
+        values |= {name: values[name] or ("none",) for name in ("recover", "report_to", "run_evaluation")}
         return {name: _plain(value) for name, value in values.items()}
 
 

@@ -65,29 +65,72 @@ class BlocksReport:
 
 
 @dataclass(frozen=True)
+class DistilReport:
+    """kept: whether the trained weights are. kl, nll: on windows held out, nats per token, before training and after
+    it, kept or not. windows: that the text has, read again where tokens ask for more. losses: (step, mean divergence
+    since the one before)."""
+
+    tokens: int
+    steps: int
+    step_tokens: int
+    windows: int
+    windows_held_out: int
+    seq_len: int
+    lora: int | None
+    kept: bool
+    kl_before: float
+    kl_after: float
+    nll_before: float
+    nll_after: float
+    losses: tuple[tuple[int, float], ...]
+
+    def line(self) -> str:
+        """One line for the console."""
+        found = f"held-out divergence from the dense model {self.kl_before:.4f} → {self.kl_after:.4f} nats/token"
+        return f"distilled ({found})" if self.kept else f"distillation gained nothing and is undone ({found})"
+
+    def sentence(self) -> str:
+        """For the model card."""
+        if not self.kept:
+            return "distillation from the dense model gained nothing on held-out windows and was undone"
+        how = "" if self.lora is None else f" through LoRA adapters of rank {self.lora}, merged since,"
+        return (
+            f"the layers were trained{how} to the dense model's token distribution on {self.tokens:,} tokens, without "
+            f"labels; on held-out windows the divergence fell from {self.kl_before:.3f} to {self.kl_after:.3f} nats a "
+            "token"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class RecoveryReport:
     """What was done after surgery, in this order; None for what was not asked for."""
 
     blocks: BlocksReport | None = None
+    distil: DistilReport | None = None
 
     def sentence(self) -> str:
         """For the model card."""
-        return "; then ".join(step.sentence() for step in (self.blocks,) if step is not None)
+        return "; then ".join(step.sentence() for step in (self.blocks, self.distil) if step is not None)
 
     def facts(self) -> dict[str, Any]:
         """For run.json."""
-        blocks = self.blocks
+        blocks, distil = self.blocks, self.distil
         return {
             "blocks": blocks
             and {
                 "blocks_recovered": blocks.num_recovered,
                 "blocks_trained": len(blocks.blocks),
                 "median_change": blocks.median_change,
-            }
+            },
+            "distill": distil and {name: getattr(distil, name) for name in ("tokens", "kept", "kl_before", "kl_after")},
         }
 
     def to_json(self) -> dict[str, Any]:
-        return {"schema_version": 1, "blocks": self.blocks and self.blocks.to_json()}
+        steps = {"blocks": self.blocks, "distill": self.distil}
+        return {"schema_version": 1} | {name: step and step.to_json() for name, step in steps.items()}
 
 
 def write_recovery_report(path: Path, report: RecoveryReport) -> Path:

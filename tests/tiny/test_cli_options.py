@@ -1,5 +1,6 @@
 """Every option acts: one by one, each shows a difference that a user can see, or the reason why not."""
 
+import importlib
 import json
 import re
 import shlex
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import TrainerCallback
 from workspace import Workspace, call, observe, write_model
 
 import run.recover
@@ -115,6 +117,9 @@ ELSEWHERE = {
     "--remedy": "test_remedy_auto_tries_plans_and_prunes_with_the_best",
     "--cache_dir": "test_cache_dir_names_where_measurements_are_kept",
     "--recover": "test_recover_trains_what_is_left",
+    "--recover_tokens": "test_distillation_is_as_long_and_as_deep_as_asked",
+    "--recover_lora": "test_distillation_is_as_long_and_as_deep_as_asked",
+    "--report_to": "test_report_to_names_who_hears_of_a_distillation",
     "--export": "test_export_writes_a_gguf_file_beside_the_model",
 }
 
@@ -141,6 +146,29 @@ def test_recover_trains_what_is_left(
     assert found["evaluation"]["pruned"] != base["evaluation"]["pruned"]
     assert found["evaluation"]["before_recovery"]["perplexity"] == base["evaluation"]["pruned"]["perplexity"]
     assert found["plan"] == base["plan"]
+
+
+def test_distillation_is_as_long_and_as_deep_as_asked(workspace: Workspace) -> None:
+    for name, asked in {"tokens": ("--recover_tokens", "5000"), "lora": ("--recover_lora", "2")}.items():
+        arguments = ("--recover", "distill", "--recover_tokens", "4500", *asked, "--run_evaluation", "none")
+        output = workspace.run(f"distil-{name}", *arguments)
+        report = json.loads((output / "analysis" / "recovery.json").read_text())["distill"]
+        assert (report["tokens"], report["lora"]) == ((5000, None) if name == "tokens" else (4500, 2))
+
+
+def test_report_to_names_who_hears_of_a_distillation(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[float] = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            heard.extend(value for name, value in logs.items() if name == "loss")
+
+    integrations = "transformers.integrations.integration_utils"
+    monkeypatch.setitem(importlib.import_module(integrations).INTEGRATION_TO_CALLBACK, "wandb", Tracker)
+    monkeypatch.setattr("transformers.integrations.get_available_reporting_integrations", lambda: ["wandb"])
+    arguments = ("--recover", "distill", "--recover_tokens", "4500", "--run_evaluation", "none")
+    workspace.run("tracked", *arguments, "--report_to", "wandb")
+    assert heard
 
 
 def test_same_options_same_seed_same_plan_bytes(workspace: Workspace, base: dict[str, Any]) -> None:

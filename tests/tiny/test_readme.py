@@ -58,7 +58,7 @@ def test_every_option_is_a_row_of_that_page() -> None:
 
 # Worked out from other values where they are not given; the help says from which.
 DERIVED = {"base_model", "round_to", "batch_size", "cache_dir", "output", "eval_datasets", "eval_seq_len"}
-DERIVED |= {"eval_samples", "eval_tasks", "eval_elsewhere", "gpu_memory"}
+DERIVED |= {"eval_samples", "eval_tasks", "eval_elsewhere", "gpu_memory", "recover_tokens"}
 UNSET = {None: "none", True: "on", False: "off"}
 
 

@@ -1,0 +1,229 @@
+"""Recovery by distillation: the whole narrow model is trained to predict what the dense model predicts.
+
+    loss = mean over tokens of KL(dense ‖ narrow)        (``pruning.recovery.kl``)
+
+What is trained are the decoder layers; embeddings, the last norm and the head, which the cut left whole, stay the dense
+model's. The rate follows the width, RATE / hidden size, as maximal update parametrisation has it for Adam
+(arXiv:2203.03466), so one number serves models of any size. AdamW without decay, a short warm-up, then half a cosine.
+Half-precision layers are trained as float32 masters. With LoRA (arXiv:2106.09685) only adapters are trained, then
+merged.
+
+Windows that no step sees decide whether the model is kept.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from core.as_found import left_as_found
+from core.batching import TOKENS_A_BATCH, is_out_of_memory
+from core.determinism import is_refusal, only_deterministic
+from core.errors import UsageError, reason_of
+from core.families import Family
+from core.say import note
+from pruning.recovery.kl import HeldOut, held_out
+from pruning.recovery.report import DistilReport
+from pruning.recovery.trainer import (
+    Distiller,
+    Watching,
+    Windows,
+    arguments,
+    collate,
+    newer_names_unsaid,
+    surroundings_kept,
+)
+
+RATE, LORA_RATE = 0.06, 0.6  # over the hidden size
+LOOKS = 20  # losses that the report keeps
+
+
+@dataclass(frozen=True)
+class DistilSettings:
+    """tokens: to train on, all steps together. lora: rank of the adapters, None: all of the layers is trained.
+    stored_dtype: weights are rounded to what they will be saved in before they are judged; None: their own.
+    report_to: trackers by their names in transformers. step_tokens: tokens a step."""
+
+    tokens: int
+    lora: int | None = None
+    stored_dtype: torch.dtype | None = None
+    seed: int = 0
+    report_to: tuple[str, ...] = ()
+    step_tokens: int = 4096
+
+
+def distil(
+    small: Any, dense: Any, family: Family, train: np.ndarray, check: np.ndarray, settings: DistilSettings
+) -> DistilReport:
+    """Train ``small`` in place; its weights are as before where the divergence on ``check`` does not fall.
+
+    train, check: int64 (N, T) and (M, T), windows that share no token. dense: on the same device, only read.
+    Raises UsageError where one window does not fit in memory.
+    """
+    layers = small.get_submodule(family.layers)
+    with left_as_found(small), left_as_found(dense):
+        before = held_out(small, dense, check)
+        weights = [parameter.detach().to("cpu", copy=True) for parameter in layers.parameters()]
+        watching, steps = _trained_with_what_fits(small, dense, family, weights, train, settings)
+        dtype = settings.stored_dtype
+        with torch.no_grad():
+            for parameter in layers.parameters() if dtype is not None else ():
+                parameter.copy_(parameter.to(dtype))
+        after = held_out(small, dense, check)
+        kept = after.kl < before.kl
+        if not kept:
+            _put_back(layers, weights)
+    return _report(train, check, settings, steps, kept, before, after, watching)
+
+
+def _trained_with_what_fits(
+    small: Any, dense: Any, family: Family, weights: list[torch.Tensor], train: np.ndarray, settings: DistilSettings
+) -> tuple[Watching, int]:
+    """Windows a pass are halved, and activations computed again in backward, for as long as memory does not suffice; a
+    step stays as large as it is. Each attempt begins with the weights there were."""
+    seq_len = train.shape[1]
+    a_step = max(1, min(settings.step_tokens // seq_len, len(train)))
+    at_once, recompute, strict = a_step, False, True
+    if small.device.type == "cpu":
+        at_once = max(1, min(a_step, TOKENS_A_BATCH // seq_len))
+    while True:
+        try:
+            return _trained(small, dense, family, train, settings, a_step, at_once, recompute, strict)
+        except RuntimeError as error:
+            if strict and is_refusal(error):
+                strict = False
+                note(f"recovered weights differ in their last digits from run to run: {reason_of(error, 160)}")
+            elif not is_out_of_memory(error):
+                raise
+            elif recompute and at_once == 1:
+                raise UsageError(
+                    "distillation does not fit in memory with a single window: use --recover_lora 16, a shorter "
+                    "--seq_len, or --recover blocks"
+                ) from error
+            else:
+                at_once, recompute = (max(1, at_once // 2), True) if recompute else (at_once, True)
+        _put_back(small.get_submodule(family.layers), weights)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _trained(
+    small: Any,
+    dense: Any,
+    family: Family,
+    train: np.ndarray,
+    settings: DistilSettings,
+    a_step: int,
+    at_once: int,
+    recompute: bool,
+    strict: bool,
+) -> tuple[Watching, int]:
+    """Train with passes of ``at_once`` windows, as many as make up a step."""
+    passes = max(1, a_step // at_once)
+    steps = max(1, settings.tokens // (passes * at_once * train.shape[1]))
+    rate = (RATE if settings.lora is None else LORA_RATE) / small.config.hidden_size
+    watching = Watching(settings.tokens)
+    with (
+        TemporaryDirectory(prefix="global-pruning-") as folder,
+        surroundings_kept(small.device),
+        _open(small, family, settings) as student,
+        _recomputing(small, recompute),
+        only_deterministic(small.device, strict),
+    ):
+        options = arguments(
+            small.device,
+            half=small.dtype != torch.float32,
+            folder=Path(folder),
+            report_to=settings.report_to,
+            max_steps=steps,
+            per_device_train_batch_size=at_once,
+            gradient_accumulation_steps=passes,
+            learning_rate=rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=steps // 20,
+            weight_decay=0.0,
+            max_grad_norm=1.0,
+            logging_steps=max(1, steps // LOOKS),
+            save_strategy="no",
+            seed=settings.seed,
+        )
+        data = {"train_dataset": Windows(train), "data_collator": collate}
+        Distiller(dense, model=student, args=options, callbacks=[watching], **data).train()
+    return watching, steps
+
+
+@contextmanager
+def _open(small: Any, family: Family, settings: DistilSettings) -> Iterator[Any]:
+    """Inside, the model to train; afterwards ``small`` with what was learnt, in the dtype it had."""
+    layers, dtype = small.get_submodule(family.layers), small.dtype
+    if settings.lora is None:
+        layers.float().requires_grad_(True)
+        try:
+            yield small
+        finally:
+            layers.requires_grad_(False).to(dtype)
+        return
+    from peft import LoraConfig, get_peft_model
+
+    members = sorted({member.path.rpartition(".")[2] for member in family.members})
+    config = LoraConfig(r=settings.lora, lora_alpha=2 * settings.lora, lora_dropout=0.0, target_modules=members)
+    with newer_names_unsaid():
+        adapted = get_peft_model(small, config)
+    try:
+        yield adapted
+    except BaseException:
+        adapted.unload()
+        raise
+    adapted.merge_and_unload()
+
+
+@contextmanager
+def _recomputing(small: Any, wanted: bool) -> Iterator[None]:
+    """Inside, where wanted, layers compute their activations again in backward."""
+    if wanted:
+        with newer_names_unsaid():
+            small.gradient_checkpointing_enable({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        if wanted:
+            with newer_names_unsaid():
+                small.gradient_checkpointing_disable()
+
+
+@torch.no_grad()
+def _put_back(layers: Any, weights: list[torch.Tensor]) -> None:
+    for parameter, values in zip(layers.parameters(), weights, strict=True):
+        parameter.copy_(values)
+
+
+def _report(
+    train: np.ndarray,
+    check: np.ndarray,
+    settings: DistilSettings,
+    steps: int,
+    kept: bool,
+    before: HeldOut,
+    after: HeldOut,
+    watching: Watching,
+) -> DistilReport:
+    return DistilReport(
+        tokens=settings.tokens,
+        steps=steps,
+        step_tokens=settings.step_tokens,
+        windows=len(train),
+        windows_held_out=len(check),
+        seq_len=train.shape[1],
+        lora=settings.lora,
+        kept=kept,
+        kl_before=before.kl,
+        kl_after=after.kl,
+        nll_before=before.nll,
+        nll_after=after.nll,
+        losses=tuple(watching.losses),
+    )

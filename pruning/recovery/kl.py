@@ -1,0 +1,73 @@
+"""How far a model's token distribution is from its teacher's, for training and for judging.
+
+With p the teacher's distribution of the next token and q the student's, at every position of every window,
+
+    KL(p ‖ q) = Σ_v p_v (ln p_v - ln q_v)    nats per token;    its gradient for the student's logits is q - p
+
+Both are computed in float32 over a few positions at a time, so beside the logits themselves there is one more tensor of
+their size, the gradient.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from core.as_found import evaluating
+
+CHUNK_VALUES = 1 << 22  # logits that are float32 at once: 16 MiB, twice
+BATCH_VALUES = 1 << 24  # logits of a batch that is judged: 64 MiB in float32
+
+
+def divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """float32 (): mean KL over positions; logits (..., V) of any float dtype. Gradients reach the student's alone."""
+    loss: torch.Tensor = _Divergence.apply(student.flatten(0, -2), teacher.flatten(0, -2))
+    return loss
+
+
+class _Divergence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        """The gradient is kept without the mean's 1/P, which could take it out of float16's range."""
+        total, gradient = torch.zeros((), device=student.device), torch.empty_like(student)
+        for rows in _chunks(*student.shape):
+            p, q = (F.log_softmax(logits[rows].float(), -1) for logits in (teacher, student))
+            total += F.kl_div(q, p, reduction="sum", log_target=True)
+            gradient[rows] = (q.exp() - p.exp()).to(gradient.dtype)
+        ctx.save_for_backward(gradient)
+        return total / len(student)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * (upstream / len(gradient)), None
+
+
+class HeldOut(NamedTuple):
+    """Means over the tokens of windows that training does not see, nats per token. kl: of the teacher from the model.
+    nll: of the text itself under the model."""
+
+    kl: float
+    nll: float
+
+
+@torch.no_grad()
+def held_out(student: Any, teacher: Any, ids: np.ndarray) -> HeldOut:
+    """ids: int64 (N, T). Both models are left as found."""
+    kl = nll = 0.0
+    batch_size = max(1, BATCH_VALUES // (ids.shape[1] * student.config.vocab_size))
+    with evaluating(student), evaluating(teacher):
+        for start in range(0, len(ids), batch_size):
+            rows = torch.from_numpy(ids[start : start + batch_size]).to(student.device)
+            logits = student(input_ids=rows, use_cache=False).logits
+            kl += float(divergence(logits, teacher(input_ids=rows, use_cache=False).logits)) * len(rows)
+            predicted = logits[:, :-1].flatten(0, 1)
+            nll += float(F.cross_entropy(predicted.float(), rows[:, 1:].flatten())) * len(rows)
+    return HeldOut(kl / len(ids), nll / len(ids))
+
+
+def _chunks(positions: int, vocabulary: int) -> Iterator[slice]:
+    step = max(1, CHUNK_VALUES // vocabulary)
+    return (slice(start, start + step) for start in range(0, positions, step))

@@ -1,0 +1,215 @@
+"""Recovery by distillation: its loss, what it trains, what it leaves, and what a run and the API make of it."""
+
+import json
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from repairs import IDS, family, plan_for
+from test_recovery_blocks import cut, state
+from tiny_models import build
+from workspace import Workspace, call
+
+import global_pruning as gp
+import pruning.recovery.distill as distill
+from calibration import training_windows
+from core.errors import DataError
+from pruning.recovery.distill import DistilSettings, distil
+from pruning.recovery.kl import divergence, held_out
+from pruning.recovery.report import DistilReport
+from run.distillation_windows import distillation_windows
+
+TRAIN, CHECK = IDS.numpy()[:18], IDS.numpy()[18:]
+QUICK = ("--recover", "distill", "--recover_tokens", "2000", "--num_samples", "8")
+
+
+def distilled(name: str, tokens: int = 3000, **options: Any) -> tuple[Any, Any, DistilReport]:
+    """The model, the cut one before, and the same trained; and the report."""
+    model = build(name)
+    before = cut(model, plan_for(model))
+    small = cut(model, plan_for(model))
+    settings = DistilSettings(tokens, **{"step_tokens": 224} | options)
+    return before, small, distil(small, model, family(model), TRAIN, CHECK, settings)
+
+
+def changed(before: Any, after: Any) -> set[str]:
+    return {name for name, tensor in after.state_dict().items() if not torch.equal(tensor, before.state_dict()[name])}
+
+
+@pytest.mark.parametrize("chunk", [97, 1 << 22])
+def test_the_divergence_and_its_gradient_are_torchs(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pruning.recovery.kl.CHUNK_VALUES", chunk)
+    generator = torch.Generator().manual_seed(0)
+    teacher, student = torch.randn(2, 2, 5, 97, generator=generator).unbind()
+    student.requires_grad_(True)
+    p, q = F.log_softmax(teacher, -1), F.log_softmax(student, -1)
+    expected = (p.exp() * (p - q)).sum(-1).mean()
+    (gradient,) = torch.autograd.grad(expected, student)
+    found = divergence(student, teacher)
+    (found_gradient,) = torch.autograd.grad(3 * found, student)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found_gradient, 3 * gradient)
+
+
+def test_layers_are_trained_and_the_rest_stays_the_dense_models() -> None:
+    before, small, report = distilled("llama-biased-tied-mha")
+    assert report.kept
+    assert report.kl_after < report.kl_before
+    model = build("llama-biased-tied-mha")
+    assert report.kl_after == pytest.approx(held_out(small, model, CHECK).kl, rel=1e-5)
+    names = changed(before, small)
+    assert names
+    assert all(name.startswith("model.layers.") for name in names)
+    assert not any(parameter.requires_grad for parameter in small.parameters())
+    assert len(report.losses) >= 10
+    assert report.losses[-1][1] < report.losses[0][1]
+
+
+def test_adapters_are_merged_and_leave_no_trace() -> None:
+    before, small, report = distilled("phi3", lora=4)
+    assert report.kept
+    assert list(small.state_dict()) == list(before.state_dict())
+    assert all("proj" in name for name in changed(before, small))
+    assert not hasattr(small, "peft_config")
+
+
+@pytest.mark.parametrize("lora", [None, 4])
+def test_what_gains_nothing_is_undone(lora: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distill, "RATE", 500.0)
+    monkeypatch.setattr(distill, "LORA_RATE", 5000.0)
+    before, small, report = distilled("llama", tokens=700, lora=lora)
+    assert not report.kept
+    assert not changed(before, small)
+    assert "undone" in report.line()
+
+
+def test_the_same_seed_gives_the_same_weights_and_the_process_is_left_alone() -> None:
+    model = build("qwen3")
+    smaller = [cut(model, plan_for(model)) for _ in range(3)]
+    environment, python, numpy_state = dict(os.environ), random.getstate(), str(np.random.get_state())  # noqa: NPY002
+    torch_state = torch.get_rng_state()
+    for small, seed in zip(smaller, (0, 0, 1), strict=True):
+        distil(small, model, family(model), TRAIN, CHECK, DistilSettings(700, step_tokens=224, seed=seed))
+    first, second, other = smaller
+    assert not changed(first, second)
+    assert changed(first, other)
+    assert dict(os.environ) == environment
+    assert random.getstate() == python
+    assert str(np.random.get_state()) == numpy_state  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), torch_state)
+
+
+def test_half_precision_trains_masters_and_keeps_its_dtype() -> None:
+    model = build("llama").to(torch.bfloat16)
+    plan = plan_for(model)
+    before, small = cut(model, plan), cut(model, plan)
+    report = distil(small, model, family(model), TRAIN, CHECK, DistilSettings(2000, step_tokens=224))
+    assert report.kept
+    assert changed(before, small)
+    assert {parameter.dtype for parameter in small.parameters()} == {torch.bfloat16}
+
+
+def test_memory_that_does_not_suffice_means_smaller_passes_and_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = distilled("llama", 700)[1]
+    tried: list[tuple[int, bool]] = []
+    trained = distill._trained
+
+    def short_of_memory(*given: Any) -> Any:
+        at_once, recompute = given[6:8]
+        tried.append((at_once, recompute))
+        if at_once > 4:
+            given[0].model.layers[0].mlp.down_proj.weight.zero_()  # what an attempt leaves is put back
+            raise torch.OutOfMemoryError("for the test")
+        return trained(*given)
+
+    monkeypatch.setattr(distill, "_trained", short_of_memory)
+    small = distilled("llama", 700)[1]
+    assert tried == [(16, False), (16, True), (8, True), (4, True)]
+    assert all(torch.allclose(tensor, state(whole)[name], atol=1e-4) for name, tensor in small.state_dict().items())
+
+
+def test_training_windows_share_no_token_with_those_that_judge(workspace: Workspace) -> None:
+    tokenizer = build_tokenizer(workspace)
+    train, check = training_windows(str(workspace.text), tokenizer, 1000, 16, 16, 0)
+    assert len(check) == 16
+    assert 100 < len(train) < 1000
+    rows = {tuple(row) for row in train.ids}
+    assert len(rows) == len(train)
+    assert not rows & {tuple(row) for row in check.ids}
+    few, held = training_windows(str(workspace.text), tokenizer, 5, 16, 16, 0)
+    assert (len(few), len(held)) == (5, 16)
+    with pytest.raises(DataError, match="training needs two windows of 2000 tokens"):
+        training_windows(str(workspace.text), tokenizer, 5, 16, 2000, 0)
+
+
+def build_tokenizer(workspace: Workspace) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(workspace.model)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    return Workspace.make(tmp_path_factory.mktemp("distillation"))
+
+
+def test_a_run_tells_what_it_distilled(workspace: Workspace) -> None:
+    output = workspace.root / "run"
+    code, _, error = call([*workspace.base_arguments(), *QUICK, "--output", str(output)])
+    assert code == 0, error
+    report = json.loads((output / "analysis" / "recovery.json").read_text())
+    assert report["blocks"] is None
+    assert report["distill"]["tokens"] == 2000
+    facts = json.loads((output / "run.json").read_text())["facts"]["recovery"]
+    assert facts["distill"]["kl_after"] == report["distill"]["kl_after"]
+    assert "held-out divergence from the dense model" in error
+    assert "against the recovered model in memory" in error
+    assert "- recovery: " in (output / "model" / "README.md").read_text()
+    assert json.loads((output / "analysis" / "verification.json").read_text())["passed"]
+
+
+def test_the_api_distils(workspace: Workspace) -> None:
+    session = gp.open(workspace.model, dataset=workspace.text, num_samples=8, seq_len=16, say=gp.silent)
+    plan = session.plan(session.score("magnitude"), ratio=0.4, ratio_of="prunable")
+    small = session.prune(plan)
+    before = state(small)
+    assert session.recover(small, plan, "distill", tokens=600) is small
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in small.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("missing", "arguments", "words"),
+    [
+        ("accelerate", [], "--recover distill needs accelerate: pip install 'global-pruning[recovery]'"),
+        ("peft", ["--recover_lora", "4"], "--recover_lora needs peft: pip install 'global-pruning[recovery]'"),
+        ("", ["--report_to", "paper"], "--report_to paper is none of "),
+    ],
+)
+def test_what_is_missing_is_said_before_anything_is_measured(
+    missing: str, arguments: list[str], words: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"accelerate", "peft"} - {missing}
+    monkeypatch.setattr("pruning.recovery.packages.find_spec", lambda name: name in found or None)
+    output = workspace.root / "missing"
+    code, _, error = call([*workspace.base_arguments(), *QUICK, "--output", str(output), *arguments])
+    assert code == 2
+    assert error.splitlines()[-1].startswith(f"error: {words}")
+    assert not Path(output).exists()
+
+
+def test_every_text_that_calibrates_is_distilled_on_by_its_share(workspace: Workspace) -> None:
+    """Of what the model wrote itself nothing more is written: a quarter judges, the rest is read up to four times."""
+    session = gp.open(workspace.model, dataset=f"{workspace.text},self", num_samples=16, seq_len=16, say=gp.silent)
+    session.score("taylor")
+    train, check = distillation_windows(session._inner, 16 * 60)
+    assert session._inner.written is not None
+    written = {tuple(row) for row in session._inner.written.ids}
+    own = [tuple(row) for row in train if tuple(row) in written]
+    assert (len(train), len(own), len(set(own))) == (54, 24, 6)
+    assert len(check) == 8 + 2
+    assert not {tuple(row) for row in train} & {tuple(row) for row in check}
