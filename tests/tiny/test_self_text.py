@@ -105,8 +105,8 @@ def test_a_run_on_a_mixture(workspace: Workspace, tmp_path: Path) -> None:
     assert [r["facts"]["cache"]["text for calibration"] for r in records] == ["miss", "hit"]
     assert records[0]["windows"] == records[1]["windows"]
     windows = records[0]["windows"]
-    assert windows["calibration"]["source"].startswith("5 windows of paragraphs of ")
-    assert "; 2 windows of text that the dense model wrote itself" in windows["calibration"]["source"]
+    assert windows["calibration"]["source"].startswith("5 windows: paragraphs of ")
+    assert "; 2 windows: text that the dense model wrote itself" in windows["calibration"]["source"]
     assert set(windows) == {"calibration", f"evaluation {workspace.text}", "evaluation self"}
     plans = [(run / "analysis" / "pruning_plan.json").read_bytes() for run in runs]
     assert plans[0] == plans[1]
@@ -115,7 +115,7 @@ def test_a_run_on_a_mixture(workspace: Workspace, tmp_path: Path) -> None:
     assert sample.count("<s>") >= 2
     assert "analysis/calibration_sample.txt" in {file["path"] for file in records[0]["files"]}
     card = (runs[0] / "model" / "README.md").read_text(encoding="utf-8")
-    assert "windows of text that the dense model wrote itself" in card
+    assert "windows: text that the dense model wrote itself" in card
     assert str(workspace.root) not in card
 
 
