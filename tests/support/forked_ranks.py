@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers.models.llama.modeling_llama
+from streamed_models import streamed
 from tiny_models import CONFIGS, build, random_plan, token_ids, windows_of
 from torch.distributed import TCPStore
 from workspace import Workspace
@@ -31,6 +33,7 @@ from cli.doors import prune_command
 from core import ranks
 from core.criteria import CRITERIA
 from core.errors import NumericalError
+from core.windows import TokenWindows
 from evaluation.perplexity import window_nll
 from importance.block_losses import measure_block_losses
 from importance.measure import measure_importance
@@ -56,19 +59,9 @@ def measured(name: str) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     for criterion in CRITERIA if name == "llama" else ("obs",):
         for reduction in ("sequence", "sum") if CRITERIA[criterion].uses_gradient_reduction else ("",):
-            importance = measure_importance(
-                model, family, architecture, windows, criterion=criterion, gradient_reduction=reduction
-            )
-            stem = f"{criterion} {reduction}"
-            found[stem] = importance.values
-            found |= {f"{stem} halves": np.zeros(1) if importance.halves is None else importance.halves}
-            gradients = importance.gradients
-            for part in ("mean", "norm", "min", "max") if gradients is not None else ():
-                found[f"{stem} {part}"] = getattr(gradients, part)
-            found[f"{stem} windows"] = np.array([importance.windows_used, importance.windows_skipped])
+            found |= importances(model, windows, criterion, gradient_reduction=reduction)
     if name == "llama":
-        one = windows.head(1)
-        found["one window"] = measure_importance(model, family, architecture, one, criterion="fisher").values
+        found |= importances(model, windows.head(1), "fisher")
         for method in ("loss", "similarity"):
             prior = measure_prior(model, family, windows, method=method)
             found[f"prior {method}"] = np.append(prior.block, prior.dense_nll or 0.0)
@@ -82,13 +75,40 @@ def measured(name: str) -> dict[str, np.ndarray]:
     return found
 
 
+def importances(model: Any, windows: TokenWindows, criterion: str, **how: Any) -> dict[str, np.ndarray]:
+    """All that one criterion tells, from a resident model, and the same from one that is streamed."""
+    family = family_of(model.config.model_type)
+    architecture, found = architecture_of(model, family), {}
+    for engine, held in (("resident", model), ("streamed", streamed(model))):
+        if engine == "streamed" and not CRITERIA[criterion].reads_text:
+            continue
+        importance = measure_importance(held, family, architecture, windows, criterion=criterion, **how)
+        stem = f"{criterion} {how} on {len(windows)}, {engine}"
+        found[stem], gradients = importance.values, importance.gradients
+        found[f"{stem}: windows"] = np.array([importance.windows_used, importance.windows_skipped])
+        if importance.halves is not None:
+            found[f"{stem}: halves"] = importance.halves
+        for part in ("mean", "norm", "min", "max") if gradients is not None else ():
+            found[f"{stem}: {part}"] = getattr(gradients, part)
+    return found
+
+
+def with_a_window_of_inf() -> dict[str, np.ndarray]:
+    """The last of 24 windows, which one rank alone meets, is left out by both."""
+    model, ids = build("llama"), token_ids(rows=24, length=8, vocabulary=90)
+    model.get_input_embeddings().weight[95] = torch.inf
+    ids[-1, 3] = 95
+    return importances(model, windows_of(ids), "fisher")
+
+
 def measures(rank: int, folder: Path) -> int:
     """Both ranks together find what one finds alone, and find the same to the last bit."""
-    alone = {name: measured(name) for name in CONFIGS} if rank == 0 else {}
+    cases = {name: partial(measured, name) for name in CONFIGS} | {"inf": with_a_window_of_inf}
+    alone = {name: measure() for name, measure in cases.items()} if rank == 0 else {}
 
     def play(settings: Any, *, argv: Any) -> Any:
-        for name in CONFIGS:
-            for part, values in measured(name).items():
+        for name, measure in cases.items():
+            for part, values in measure().items():
                 ranks.insist_on_same(values.tobytes(), f"{part} of {name}", "find out why")
                 if rank == 0:
                     rtol, atol = (1e-3, 1e-3) if part == "repaired" else (1e-4, 1e-12)
