@@ -60,7 +60,7 @@ class Carrier:
     def embed(self, copies: int = 1) -> Stream:
         """(N, T, C): what the first layer receives, resting where this many streams of its size have room."""
         if not len(self.ids):  # more processes than windows
-            return torch.empty(*self.ids.shape, 0, device=self.device)
+            return torch.empty(*self.ids.shape, self.model.config.get_text_config().hidden_size, device=self.device)
         resting: list[Stream] = []
 
         def step(rows: slice) -> None:

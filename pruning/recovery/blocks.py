@@ -17,11 +17,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import compress
 from typing import Any
 
 import numpy as np
 import torch
 
+from core import ranks
 from core.batching import with_batch_that_fits
 from core.carrier import Stream
 from core.determinism import is_refusal, only_deterministic
@@ -85,7 +87,7 @@ def recover_blocks(
 
 
 class BlockwiseRecovery:
-    """Both models' streams, (N, T, C), and the blocks so far."""
+    """Both models' streams, (N, T, C), of this process's windows, and the blocks so far."""
 
     def __init__(
         self,
@@ -97,7 +99,8 @@ class BlockwiseRecovery:
         settings: BlockSettings,
     ) -> None:
         self.plan, self.settings = plan, settings
-        self.windows = RepairWindows.of(windows.ids, settings.text)
+        self.text = RepairWindows.of(windows.ids, settings.text)
+        self.windows = self.text.shared_out()
         self.small, self.dense = (
             LayerRunner(model, family, self.windows.ids, settings.batch_size) for model in (small, dense)
         )
@@ -132,9 +135,9 @@ class BlockwiseRecovery:
 
     def report(self) -> BlocksReport:
         return BlocksReport(
-            windows_fitted=self.windows.num_fitted,
-            windows_shuffled=self.windows.num_shuffled,
-            windows_held_out=len(self.windows.check),
+            windows_fitted=self.text.num_fitted,
+            windows_shuffled=self.text.num_shuffled,
+            windows_held_out=len(self.text.check),
             rate=self.settings.rate,
             step_tokens=self.settings.step_tokens,
             blocks=tuple(self.blocks),
@@ -149,7 +152,7 @@ class BlockwiseRecovery:
             raise NumericalError(f"the recovery of layer {index} met NaN or Inf; try --dtype float32")
         best, best_at = trained.values(), 0
         for step, rows in zip(range(1, settings.steps + 1), self._batches(), strict=False):
-            trained.step(self._gradients(block, trained.parameters, rows), (step - 1) / settings.steps)
+            trained.step(self._gradients_of_all(block, trained.parameters, rows), (step - 1) / settings.steps)
             if step % settings.check_every == 0 or step == settings.steps:
                 with trained.as_stored():
                     curve.append(self._error(block))
@@ -166,16 +169,28 @@ class BlockwiseRecovery:
         """Of the block's layer, those that the stream behind the block depends on."""
         layer = self.small.layers[block.layer]
         candidates = [parameter for parameter in layer.parameters() if parameter.is_floating_point()]
-        first = torch.tensor([0])
-        found = self._gradients(block, candidates, first)
-        return [parameter for parameter, gradient in zip(candidates, found, strict=True) if gradient is not None]
+        first = torch.tensor([0] * ranks.is_first())
+        found = [gradient is not None for gradient in self._gradients(block, candidates, first)]
+        return list(compress(candidates, ranks.from_first(found, "what is trained")))
 
     def _batches(self) -> Iterator[torch.Tensor]:
-        """Numbers of the windows of each step, for ever: all that are fitted, in another order each time round."""
-        count = len(self.windows.fit)
+        """Numbers of the windows of each step, for ever: all that are fitted, in another order each time round. Several
+        processes go by the same numbers."""
+        count = len(self.text.fit)
         size = min(count, max(1, self.settings.step_tokens // self.small.ids.shape[1]))
         while True:
             yield from torch.randperm(count, generator=self.order)[: count // size * size].split(size)
+
+    def _gradients_of_all(
+        self, block: Block, parameters: list[torch.nn.Parameter], rows: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """Of the loss summed over the windows of a step, each run by the process that has it."""
+        share = ranks.share(len(self.text.fit))
+        mine = rows[(rows >= share.start) & (rows < share.stop)] - share.start
+        found = zip(self._gradients(block, parameters, mine), parameters, strict=True)
+        gradients = [torch.zeros_like(parameter) if gradient is None else gradient for gradient, parameter in found]
+        ranks.add_up(gradients, "gradients")
+        return gradients
 
     def _gradients(
         self, block: Block, parameters: list[torch.nn.Parameter], rows: torch.Tensor
@@ -229,7 +244,8 @@ class BlockwiseRecovery:
             total.add_(self._loss(block, rows).double().sum())
 
         self.small.in_batches(step, self.windows.check)
-        tokens = len(self.windows.check) * self.small.ids.shape[1]
+        ranks.add_up([total], "error")
+        tokens = len(self.text.check) * self.small.ids.shape[1]
         return float(total) / (tokens * self.aim.shape[-1])
 
 
@@ -244,10 +260,9 @@ class _Trained:
         self.adam = torch.optim.Adam(groups)
 
     @torch.no_grad()
-    def step(self, gradients: list[torch.Tensor | None], part: float) -> None:
+    def step(self, gradients: list[torch.Tensor], part: float) -> None:
         """part: of all steps, those before this one; in [0, 1)."""
         for master, gradient in zip(self.masters, gradients, strict=True):
-            assert gradient is not None
             master.grad = gradient.float()
         for group, rate in zip(self.adam.param_groups, self.rates, strict=True):
             group["lr"] = rate * 0.5 * (1 + np.cos(np.pi * part))
