@@ -164,6 +164,11 @@ def interrupted(rank: int, folder: Path) -> int:
     return prune_command([*NOTHING, str(folder)], play)
 
 
+def refused(rank: int, folder: Path) -> int:
+    """What trains in one process alone."""
+    return run_global_pruning.main([*NOTHING, str(folder), "--recover", "distill"])
+
+
 def differs(rank: int, folder: Path) -> int:
     """The ranks have come to different plans."""
 
@@ -199,6 +204,7 @@ CASES: dict[str, Callable[[int, Path], int]] = {
     "measures": measures,
     "fails": fails,
     "interrupted": interrupted,
+    "refused": refused,
     "differs": differs,
     "strays": strays,
     "first_killed": lambda rank, folder: killed(0, rank, folder),

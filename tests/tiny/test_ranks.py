@@ -54,6 +54,12 @@ def test_a_rank_that_waits_can_be_interrupted(cases: dict[str, Any]) -> None:
     assert cases["interrupted"]["err"].count("\n") == 1
 
 
+def test_what_cannot_be_shared_is_refused_in_one_line(cases: dict[str, Any]) -> None:
+    assert cases["refused"]["codes"] == [2, 2]
+    assert cases["refused"]["err"].startswith("error: --recover distill trains in one process")
+    assert cases["refused"]["err"].count("\n") == 1
+
+
 def test_ranks_that_disagree_end_in_one_line(cases: dict[str, Any]) -> None:
     assert cases["differs"]["codes"] == [2, 2]
     assert cases["differs"]["err"] == "error: the plan of process 1 is not that of process 0: find out why\n"
