@@ -1,1 +1,1 @@
-"""Evaluation: perplexity on held-out windows, lm-eval tasks, size and speed of the dense and the pruned model."""
+"""Evaluation of the dense and the pruned model: perplexity, their distance, what they write, tasks, size, speed."""
