@@ -20,9 +20,14 @@ def panels(n: int, device: torch.device) -> list[slice]:
 
 def add_product(matrix: torch.Tensor, x: torch.Tensor, y: torch.Tensor, *, alpha: float = 1.0) -> torch.Tensor:
     """``matrix`` += alpha x^T y, in place. x, y: (k, n), their product as symmetric as the matrix."""
+    return mirror(add_upper(matrix, x, y, alpha=alpha))
+
+
+def add_upper(matrix: torch.Tensor, x: torch.Tensor, y: torch.Tensor, *, alpha: float = 1.0) -> torch.Tensor:
+    """The same, not mirrored yet: for sums of many products."""
     for rows in panels(len(matrix), matrix.device):
         matrix[rows, rows.start :].addmm_(x[:, rows].T, y[:, rows.start :], alpha=alpha)
-    return mirror(matrix)
+    return matrix
 
 
 def mirror(matrix: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from core import ranks
+from core import ranks, symmetric
 from core.batching import TOKENS_A_BATCH, is_out_of_memory
 from core.engine import engine_of
 from core.errors import UsageError
@@ -243,7 +243,7 @@ class _Sums(Measurement):
                         self.inputs[key][number] += half_product(rows.T, rows)
                     else:
                         rows = rows.float()
-                        self.inputs[key][number].addmm_(rows.T, rows)  # in place: no second matrix of that size
+                        symmetric.add_upper(self.inputs[key][number], rows, rows)  # in place: no second matrix
                     self.outputs[key][number].add_(column_squares(gradient[of_set]), alpha=batch.scale**-2)
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -272,7 +272,9 @@ class _Sums(Measurement):
 
 def _means(layer: int, inputs: list[torch.Tensor], outputs: list[torch.Tensor], tokens: int) -> LayerMoments:
     """From sums by kind, in place: no second matrix of that size."""
-    attention, mlp = ((inputs[kind].div_(tokens), outputs[kind].div_(tokens)) for kind in (ATTENTION, MLP))
+    attention, mlp = (
+        (symmetric.mirror(inputs[kind].div_(tokens)), outputs[kind].div_(tokens)) for kind in (ATTENTION, MLP)
+    )
     return LayerMoments(layer, (attention[0], mlp[0]), (attention[1], mlp[1]))
 
 
