@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks import elimination as benchmark
 from core import symmetric
 from importance import elimination, removals
 from importance.elimination import Elimination, convex, eliminate, in_order
@@ -209,6 +210,12 @@ def test_symmetric_products_and_inverses_in_panels(monkeypatch: pytest.MonkeyPat
 def test_what_has_no_inverse_is_refused() -> None:
     with pytest.raises(RuntimeError, match="positive-definite"):
         symmetric.invert(-torch.eye(4, dtype=torch.float64), least=2)
+
+
+def test_the_benchmark_tells_the_time_of_one_block(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setattr(benchmark, "SIDE", 64)
+    assert benchmark.main(["--inputs", "40", "--outputs", "6"]) == 0
+    assert capsys.readouterr().out.startswith("40 inputs, 6 outputs: 0.0")
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
