@@ -1,7 +1,8 @@
 """One model being worked on: checked settings, its source, device, windows, the dense model on demand, the cache."""
 
 import copy
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -286,9 +287,12 @@ class Session:
             stored_dtype=self.saved_dtype,
         )
 
-    def within_its_memory(self) -> AbstractContextManager[None]:
-        """Inside, tensors take no more of a GPU than ``--gpu_memory``."""
-        return capped(self.device, self.settings.model.gpu_memory_bytes)
+    @contextmanager
+    def within_its_memory(self) -> Iterator[None]:
+        """Inside, the session's GPU is the current one, and tensors take no more of it than ``--gpu_memory``."""
+        current = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+        with current, capped(self.device, self.settings.model.gpu_memory_bytes):
+            yield
 
     def describe(self) -> str:
         """For the console: the model, its size, where it is computed; a line for each restriction of the target."""
