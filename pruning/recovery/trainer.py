@@ -86,7 +86,7 @@ def collate(rows: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 
 
 def arguments(device: torch.device, half: bool, folder: Path, report_to: Sequence[str], **given: Any) -> Any:
-    """TrainingArguments for one device, or, under a launcher, for this process's own.
+    """TrainingArguments for one process and one device.
 
     half: matrix products in half precision over float32 masters, bfloat16 where the device has it.
     """
@@ -104,8 +104,8 @@ def arguments(device: torch.device, half: bool, folder: Path, report_to: Sequenc
         dataloader_drop_last=True,
         **given,
     )
-    if made.world_size == 1:  # one process takes the device of the session, and no other GPU that it sees
-        made.__dict__["_setup_devices"], made._n_gpu = device, min(made.n_gpu, 1)
+    # The device of the session, and no other GPU that the process sees.
+    made.__dict__["_setup_devices"], made._n_gpu = device, min(made.n_gpu, 1)
     return made
 
 
