@@ -160,13 +160,16 @@ def _trained(
 @contextmanager
 def _open(small: Any, family: Family, settings: DistilSettings) -> Iterator[Any]:
     """Inside, the model to train; afterwards ``small`` with what was learnt, in the dtype it had."""
-    layers, dtype = small.get_submodule(family.layers), small.dtype
+    layers = small.get_submodule(family.layers)
     if settings.lora is None:
+        dtypes = [parameter.dtype for parameter in layers.parameters()]
         layers.float().requires_grad_(True)
         try:
             yield small
         finally:
-            layers.requires_grad_(False).to(dtype)
+            layers.requires_grad_(False)
+            for parameter, dtype in zip(layers.parameters(), dtypes, strict=True):
+                parameter.data = parameter.data.to(dtype)
         return
     from peft import LoraConfig, get_peft_model
 
