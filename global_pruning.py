@@ -60,6 +60,9 @@ __all__ = [
 ]
 
 
+STREAMING = ("engine", "scratch", "low_memory")  # a model whose weights come and go is not handed from step to step
+
+
 def prune(
     model: Any,
     *,
@@ -112,8 +115,8 @@ def open(
     from run.settings import CalibrationSettings, ModelSettings, RepairSettings
 
     sections = (ModelSettings, CalibrationSettings, RepairSettings)
-    allowed = {option.name for section in sections for option in fields(section)} - {"base_model", "low_memory"}
-    allowed |= {"cache_dir", "max_shard_size"}
+    allowed = {option.name for section in sections for option in fields(section)}
+    allowed = allowed - {"base_model", *STREAMING} | {"cache_dir", "max_shard_size"}
     strangers = [name for name in options if name not in allowed]
     _refuse(options, strangers, f"open() takes {', '.join(sorted(allowed))}; other options belong to later steps")
     given, name = _named(model, options)
@@ -126,7 +129,7 @@ def _named(model: Any, options: dict[str, Any]) -> tuple[Any, str]:
     """(the model where it is in memory, else None, its name). UsageError for options that such a model rules out."""
     if isinstance(model, (str, Path)):
         return None, str(model)
-    _refuse(options, ("device", "dtype", "low_memory", "trust_remote_code"), "a model in memory is taken as it is")
+    _refuse(options, ("device", "dtype", *STREAMING, "trust_remote_code"), "a model in memory is taken as it is")
     return model, getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
 
 

@@ -63,11 +63,11 @@ def run(settings: "Settings", *, argv: Sequence[str] = (), model: Any = None, to
             outcome.unrepaired = evaluate_unrepaired(session, decision.plan)
             outcome.repaired = repair(session, decision.plan)
             small = cut(session, decision.plan)
-            outcome.unrecovered = evaluate_unrecovered(session, small.in_memory)
+            outcome.unrecovered = evaluate_unrecovered(session, small.model)
             small, outcome.recovered = recover(session, small)
             delivered = [*save(session, small), *prove(session, small), *export(session)]
             outcome.model = small.in_memory
-            outcome.pruned = evaluate_pruned(session, small.in_memory)
+            outcome.pruned = evaluate_pruned(session, small.model)
             written = [*delivered, *write_card(session, outcome), *written]
         return finish(session, outcome, written, argv)
 

@@ -5,7 +5,17 @@ import math
 from pathlib import Path
 
 from cli.values import batch_size, datasets, names, number, one_of, shard_size
-from core.names import DTYPES, EXPORTS, MEASURES, RECOVERIES, REPAIR_MODULES, REPAIR_TARGETS, REPAIR_TEXTS, REPAIRS
+from core.names import (
+    DTYPES,
+    ENGINES,
+    EXPORTS,
+    MEASURES,
+    RECOVERIES,
+    REPAIR_MODULES,
+    REPAIR_TARGETS,
+    REPAIR_TEXTS,
+    REPAIRS,
+)
 
 
 def model_options(group: argparse._ArgumentGroup) -> None:
@@ -35,11 +45,22 @@ def model_options(group: argparse._ArgumentGroup) -> None:
         "batches (default all that is free)",
     )
     add(
+        "--engine",
+        choices=ENGINES,
+        help="resident: hold all weights on the device; streamed: hold one layer there while the next is read, for "
+        "models of any size; auto: resident where weights and work fit into free memory (default auto)",
+    )
+    add(
+        "--scratch",
+        type=Path,
+        metavar="DIR",
+        help="where weights are streamed: folder for hidden states and refitted weights, instead of main memory, which "
+        "then holds about a layer (default main memory, and files in the output folder once it is short)",
+    )
+    add(
         "--low_memory",
         action="store_true",
-        help="never hold the model in memory: read, cut and write it tensor by tensor on the CPU; works with magnitude "
-        "or --plan, without evaluation; enabled automatically for such runs when the model would need more than half "
-        "of free memory (default off)",
+        help="another word for --engine streamed (default off)",
     )
     add(
         "--trust_remote_code",
@@ -95,7 +116,7 @@ def repair_options(group: argparse._ArgumentGroup) -> None:
         "--reconstruct",
         choices=REPAIRS,
         help="refit the remaining weights to the dense model on the calibration windows (default least_squares, but "
-        "none with --low_memory, with magnitude, or for a replayed plan if perplexity on --dataset is not measured)",
+        "none with magnitude, or for a replayed plan if perplexity on --dataset is not measured)",
     )
     add(
         "--reconstruct_modules",

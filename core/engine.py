@@ -8,7 +8,7 @@ forward. So whatever runs a whole model works with either engine, and whatever v
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ _ATTRIBUTE = "_global_pruning_engine"
 class Engine:
     """All weights in the model: nothing comes, nothing goes.
 
-    streams: whether layers must be visited for their weights to be at hand. family: of the model, where it streams.
-    device: where a batch is sent.
+    streams: whether layers must be visited for their weights to be at hand. family: of the model, and tensors: its
+    weights by name, each read when it is asked for; both where it streams. device: where a batch is sent.
     """
 
     streams = False
     family: Any = None
+    tensors: Any = None
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -42,8 +43,26 @@ class Engine:
         """Inside, modules outside the layers (embeddings, norm, head) hold on to the weights they fetched."""
         return nullcontext()
 
-    def changed(self, layer: int) -> None:
-        """The weights of the layer being visited are others now, and are to be found so when it is visited again."""
+    def at_hand(self, module: Any) -> AbstractContextManager[None]:
+        """Inside, a module outside the layers has its weights."""
+        return nullcontext()
+
+    def changed(self, modules: Iterable[Any]) -> None:
+        """The weights of these modules of the layer being visited are others now, and stay so."""
+
+    @contextmanager
+    def restoring(self, parameters: Iterable[Any]) -> Iterator[None]:
+        """Afterwards these weights, and whatever else was ``changed`` inside, are what they were."""
+        import torch
+
+        touched = list(parameters)
+        before = [parameter.detach().to("cpu", copy=True) for parameter in touched]
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, values in zip(touched, before, strict=True):
+                    parameter.copy_(values)
 
     def has_room(self, needed_bytes: int, device: Any) -> bool:
         """Whether so much may rest on a device beside the work."""

@@ -26,8 +26,8 @@ NEXT_STEP = {
 }
 ELSEWHERE = "check that disk or connection, then run again"
 OUT_OF_MEMORY = (
-    "give a smaller --batch_size, --num_samples or --seq_len, use --low_memory with --importance_method magnitude, "
-    "or a machine with more memory"
+    "give a smaller --batch_size, --num_samples or --seq_len, use --engine streamed with --scratch, or "
+    "a machine with more memory"
 )
 # How libraries say in plain text what has no exception type of its own.
 WRAPPED = re.compile(r"\(os error (\d+)\)")  # Rust: safetensors, tokenizers

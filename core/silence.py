@@ -26,7 +26,9 @@ def silenced(layer: Any, family: Family, shape: LayerShape, kind: int, keep: np.
             module = layer.get_submodule(member.path)
             gone = torch.ones(module.in_features, dtype=torch.bool)
             gone[torch.from_numpy(member_rows(member, shape, np.flatnonzero(keep)))] = False
-            hooks.append(module.register_forward_pre_hook(partial(_mask, gone.to(module.weight.device))))
+            if not module.weight.is_meta:  # else its device is known when inputs come
+                gone = gone.to(module.weight.device)
+            hooks.append(module.register_forward_pre_hook(partial(_mask, gone)))
         yield
     finally:
         for hook in hooks:
@@ -34,4 +36,4 @@ def silenced(layer: Any, family: Family, shape: LayerShape, kind: int, keep: np.
 
 
 def _mask(gone: Any, _module: Any, inputs: tuple[Any]) -> tuple[Any]:
-    return (inputs[0].masked_fill(gone, 0.0),)  # not a product: 0 times Inf is NaN
+    return (inputs[0].masked_fill(gone.to(inputs[0].device), 0.0),)  # not a product: 0 times Inf is NaN

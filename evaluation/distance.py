@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from core import ranks
+from core.engine import engine_of
 from core.windows import TokenWindows
 from evaluation.perplexity import own_window_nll, positions_at_once
 
@@ -43,12 +44,13 @@ class Head:
     @staticmethod
     def of(model: "PreTrainedModel") -> "Head":
         linear: Any = model.get_output_embeddings()
-        bias = getattr(linear, "bias", None)
-        return Head(
-            linear.weight.detach().to("cpu", copy=True),
-            None if bias is None else bias.detach().to("cpu", copy=True),
-            getattr(model.config.get_text_config(), "final_logit_softcapping", None),
-        )
+        with engine_of(model).at_hand(linear):
+            bias = getattr(linear, "bias", None)
+            return Head(
+                linear.weight.detach().to("cpu", copy=True),
+                None if bias is None else bias.detach().to("cpu", copy=True),
+                getattr(model.config.get_text_config(), "final_logit_softcapping", None),
+            )
 
     def to(self, device: torch.device) -> "Head":
         return Head(self.weight.to(device), None if self.bias is None else self.bias.to(device), self.cap)

@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from core import ranks
 from core.as_found import evaluating
 from core.batching import TOKENS_A_BATCH, with_batch_that_fits
+from core.carrier import Carrier
+from core.engine import engine_of
 from core.errors import DataError
 from core.progress import tqdm
 from core.windows import TokenWindows
@@ -115,6 +117,8 @@ def own_window_nll(
     watch: Watch | None = None,
 ) -> np.ndarray:
     """The same of some consecutive windows, in this process alone."""
+    if engine_of(model).streams:
+        return _layer_by_layer(model, ids, mine, batch_size, description, watch)
     nll: list[torch.Tensor] = []
     size = batch_size or first_batch_size(model, ids.shape[1])
     done = mine.start
@@ -127,6 +131,40 @@ def own_window_nll(
             done += len(values)
             bar.update(len(values))
     return np.concatenate([np.empty(0), *(values.cpu().numpy() for values in nll)])
+
+
+def _layer_by_layer(
+    model: Any, ids: np.ndarray, mine: slice, batch_size: int | None, description: str, watch: Watch | None
+) -> np.ndarray:
+    """The same where layers come one at a time: all windows pass one before the next is read, then the head, some rows
+    of a window at a time. A watch is given a window's logits together."""
+    carrier = Carrier(model, engine_of(model).family, ids[mine], batch_size)
+    rows_at_once = carrier.head_rows(model.config.vocab_size)
+    targets = F.pad(carrier.ids[:, 1:], (0, 1), value=NOT_PREDICTED)
+    nll: dict[int, torch.Tensor] = {}
+
+    def loss(number: int, window: torch.Tensor) -> None:
+        wanted, total, logits = targets[number].to(window.device), [], []
+        with _last_states(model) as states:
+            for part, x in zip(window.split(rows_at_once), wanted.split(rows_at_once), strict=True):
+                found = carrier.logits(part)
+                total.append(_token_nll(found, x).sum())
+                logits += [found] * (watch is not None)
+        nll[number] = torch.stack(total).sum()
+        if watch is not None:
+            watch(mine.start + number, torch.cat(states, 1), torch.cat(logits)[None])
+
+    def losses(rows: slice) -> None:
+        for number, window in enumerate(carrier.take(hidden, rows), rows.start):
+            loss(number, window)
+
+    with evaluating(model):
+        hidden = carrier.embed()
+        for layer in tqdm(carrier.visit(), total=len(carrier.layers), desc=description, unit="layer", leave=False):
+            carrier.advance(layer, hidden)
+        with carrier.engine.keeping():
+            carrier.in_batches(losses)
+    return torch.stack([nll[number] for number in range(len(carrier.ids))]).cpu().numpy()
 
 
 def first_batch_size(model: "PreTrainedModel", seq_len: int) -> int:

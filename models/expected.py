@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from core.engine import engine_of
 from core.errors import NumericalError
 from core.families import Family
 from core.groups import LayerShape
@@ -21,6 +22,7 @@ from core.windows import TokenWindows
 from models.architecture import architecture_of, decoder_layers
 
 NUM_WINDOWS, SEQ_LEN, PROMPTS, NEW_TOKENS = 4, 64, 2, 8
+FEW_TOKENS = 2  # of a model whose weights are read again for each
 
 Blocks = dict[tuple[int, int], torch.Tensor]  # (layer after pruning, kind) -> its output at each window's last token
 
@@ -55,7 +57,9 @@ def verification_windows(windows: TokenWindows | None, vocab_size: int, context:
 
 
 @torch.no_grad()
-def reference(model: Any, family: Family, plan: PruningPlan, windows: np.ndarray) -> Reference:
+def reference(
+    model: Any, family: Family, plan: PruningPlan, windows: np.ndarray, new_tokens: int = NEW_TOKENS
+) -> Reference:
     """Run the dense model as if ``plan`` had been carried out; it is left as found.
 
     Raises NumericalError when its logits are not finite: nothing could be compared with them.
@@ -63,7 +67,7 @@ def reference(model: Any, family: Family, plan: PruningPlan, windows: np.ndarray
     layers = decoder_layers(model, family)
     with without_removed_groups(layers, family, plan):
         remaining = [layers[index] for index in plan.remaining_layers]
-        return _recorded(model, family, windows, remaining, plan.pruned_architecture.layers)
+        return _recorded(model, family, windows, remaining, plan.pruned_architecture.layers, new_tokens)
 
 
 @torch.no_grad()
@@ -74,12 +78,17 @@ def reference_of(model: Any, family: Family, windows: np.ndarray) -> Reference:
 
 
 def _recorded(
-    model: Any, family: Family, windows: np.ndarray, layers: list[Any], shapes: tuple[LayerShape, ...]
+    model: Any,
+    family: Family,
+    windows: np.ndarray,
+    layers: list[Any],
+    shapes: tuple[LayerShape, ...],
+    new_tokens: int = NEW_TOKENS,
 ) -> Reference:
-    ids = torch.from_numpy(windows).to(model.device)
+    ids = torch.from_numpy(windows).to(engine_of(model).device)
     with recorded_blocks(layers, family) as blocks:
         logits = logits_of(model, ids)
-    continuation, step_logits = _greedy_without_cache(model, _prompts(ids))
+    continuation, step_logits = _greedy_without_cache(model, _prompts(ids), new_tokens)
     if not bool(logits.isfinite().all()):
         raise NumericalError(
             "the model without the removed groups yields NaN or Inf, so the saved model cannot be compared with it; "
@@ -137,10 +146,10 @@ def _prompts(ids: torch.Tensor) -> torch.Tensor:
     return ids[:PROMPTS, : max(1, ids.shape[1] // 2)]
 
 
-def _greedy_without_cache(model: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(tokens (m, NEW_TOKENS), logits (m, NEW_TOKENS, V)): every step reads the whole sequence again."""
+def _greedy_without_cache(model: Any, ids: torch.Tensor, new_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(tokens (m, new tokens), logits (m, new tokens, V)): every step reads the whole sequence again."""
     prompt, steps = ids.shape[1], []
-    for _ in range(NEW_TOKENS):
+    for _ in range(new_tokens):
         steps.append(logits_of(model, ids)[:, -1])
         ids = torch.cat([ids, steps[-1].argmax(-1, keepdim=True).to(ids.device)], dim=1)
     return ids[:, prompt:].cpu(), torch.stack(steps, dim=1)

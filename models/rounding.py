@@ -38,14 +38,19 @@ def check_range(model: Any, dtype: torch.dtype) -> None:
 def check_finite(model: Any) -> None:
     """Raise NumericalError (one line) for the first weight that is NaN or Inf: nothing can be measured with it."""
     for name, parameter in model.named_parameters():
-        if parameter.numel() and not all(bool(end.isfinite()) for end in parameter.data.aminmax()):
-            kind = str(parameter.dtype).removeprefix("torch.")
-            way_out = "; if only float16 is too narrow for them, add --dtype bfloat16" * (kind == "float16")
-            raise NumericalError(f"{name} holds NaN or Inf as {kind}; give weights that are finite{way_out}")
+        check_tensor_finite(name, parameter.data)
+
+
+def check_tensor_finite(name: str, tensor: torch.Tensor) -> None:
+    """The same of one tensor."""
+    if tensor.numel() and not all(bool(end.isfinite()) for end in tensor.aminmax()):
+        kind = str(tensor.dtype).removeprefix("torch.")
+        way_out = "; if only float16 is too narrow for them, add --dtype bfloat16" * (kind == "float16")
+        raise NumericalError(f"{name} holds NaN or Inf as {kind}; give weights that are finite{way_out}")
 
 
 def check_tensor_range(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> None:
-    """The same of one tensor."""
+    """``check_range`` of one tensor."""
     if dtype != torch.float16 or not _is_wider(tensor, dtype):
         return
     overflown = tensor.to(dtype).isinf() & tensor.isfinite()

@@ -21,6 +21,8 @@ from torch import nn
 from core.engine import Engine, bind
 from core.families import Family
 from core.memory import RESTING_SHARE, free_bytes, has_room
+from core.resting import TensorFile
+from models.rounding import check_tensor_finite
 from models.tensors import tied_names
 
 DISK_SHARE = 0.9  # of what a disk has left, for streams that rest there
@@ -30,8 +32,11 @@ class StreamedWeights(Engine):
     """``model`` runs with the weights of ``tensors``, which are asked for by name and rounded to the model's dtypes.
 
     model: empty (``models.loading.hollow_model``); its buffers are moved to ``device``. tensors: by the names of its
-    state dict, one name for tied ones. scratch: a folder for what rests while the weights come and go; None: main
-    memory, and where that is short the system's folder for temporary files.
+    state dict, one name for tied ones; whoever asks may write to what it gets. scratch: a folder for what rests while
+    weights come and go; None: main memory, and where that is short files in ``beside`` (None: the system's folder for
+    temporary files). keeps_in: the dtype in which changed weights are kept, the one that they will be saved in and are
+    exact in; None: the model's.
+    Raises NumericalError for the first weight that is NaN or Inf, when it is read.
     """
 
     streams = True
@@ -43,9 +48,14 @@ class StreamedWeights(Engine):
         tensors: Mapping[str, torch.Tensor],
         device: torch.device,
         scratch: Path | None = None,
+        beside: Path | None = None,
+        keeps_in: torch.dtype | None = None,
     ) -> None:
         super().__init__(model)
-        self.family, self.tensors, self.scratch, self._device = family, tensors, scratch, device
+        self.family, self.scratch, self._device = family, scratch, device
+        self._folder = scratch or beside or Path(tempfile.gettempdir())
+        self.tensors, self._keeps_in = Changed(tensors, self._folder), keeps_in
+        self._finite: set[str] = set()  # tensors that were found to be
         self._sources = {name: names[0] for names in tied_names(model) for name in names}
         self._modules = {path: module for path, module in model.named_modules() if module._parameters}
         self._empty = {module: dict(module._parameters) for module in self._modules.values()}
@@ -92,6 +102,14 @@ class StreamedWeights(Engine):
             for module in set(self._modules.values()) - self._held:
                 self._drop(module)
 
+    @contextmanager
+    def at_hand(self, module: Any) -> Iterator[None]:
+        self._come(module, None)
+        try:
+            yield
+        finally:
+            self._go(module, None, None)
+
     def has_room(self, needed_bytes: int, device: Any) -> bool:
         """Main memory is not for resting where the user named a folder for it."""
         return not (self.scratch and device.type == "cpu") and has_room(needed_bytes, device)
@@ -104,12 +122,20 @@ class StreamedWeights(Engine):
         in_memory = 0.0 if self.scratch else RESTING_SHARE * (free_bytes() or 0)
         return max(in_memory, DISK_SHARE * shutil.disk_usage(self._folder).free)
 
-    @property
-    def _folder(self) -> Path:
-        return self.scratch or Path(tempfile.gettempdir())
-
     def scratch_for(self, needed_bytes: int) -> Path | None:
         return None if has_room(needed_bytes, CPU) and not self.scratch else self._folder
+
+    @torch.no_grad()
+    def changed(self, modules: Iterable[Any]) -> None:
+        for module in modules:
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    self.tensors.replace(self._source(module, name), parameter.to(self._keeps_in or parameter.dtype))
+
+    @contextmanager
+    def restoring(self, parameters: Iterable[Any]) -> Iterator[None]:
+        with self.tensors.restored():
+            yield
 
     # Weights come and go
 
@@ -128,7 +154,7 @@ class StreamedWeights(Engine):
         found = {}
         for module, name in wanted:
             if self._empty[module][name] is not None:
-                found[module, name] = self.tensors[self._sources[f"{self._paths[module]}.{name}"]]
+                found[module, name] = self.tensors[self._source(module, name)]
         if self._copies is None:
             return _Arrived(found, None)
         with torch.cuda.stream(self._copies):
@@ -140,9 +166,18 @@ class StreamedWeights(Engine):
             torch.cuda.current_stream(self.device).wait_event(arrived.event)
         for module, name in list(arrived.tensors):
             tensor = self._sent(module, name, arrived.tensors.pop((module, name)))
+            self._check(self._source(module, name), tensor)
             if arrived.event is not None:
                 tensor.record_stream(torch.cuda.current_stream(self.device))
             module._parameters[name] = nn.Parameter(tensor, requires_grad=False)
+
+    def _source(self, module: nn.Module, name: str) -> str:
+        return self._sources[f"{self._paths[module]}.{name}"]
+
+    def _check(self, name: str, tensor: torch.Tensor) -> None:
+        if name not in self._finite:
+            check_tensor_finite(name, tensor)
+            self._finite.add(name)
 
     def _sent(self, module: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """On the device, in the dtype that the module computes in."""
@@ -160,6 +195,40 @@ class StreamedWeights(Engine):
 
     def _drop(self, module: nn.Module) -> None:
         module._parameters.update(self._empty[module])
+
+
+class Changed(Mapping[str, torch.Tensor]):
+    """The tensors of a checkpoint, those that were replaced as they are now."""
+
+    def __init__(self, stored: Mapping[str, torch.Tensor], folder: Path) -> None:
+        self.stored, self.folder = stored, folder
+        self._file: TensorFile | None = None
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        replaced = self._file is not None and name in self._file
+        return self._file[name] if replaced and self._file is not None else self.stored[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stored)
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def replace(self, name: str, tensor: torch.Tensor) -> None:
+        if self._file is None:
+            self._file = TensorFile(self.folder)
+        self._file[name] = tensor
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Afterwards the tensors are those of now."""
+        if self._file is None:
+            self._file = TensorFile(self.folder)
+        mark = self._file.mark
+        try:
+            yield
+        finally:
+            self._file.back_to(mark)
 
 
 class _Arrived:

@@ -14,10 +14,11 @@ The error of a comparison is ‖a − b‖₂ / ‖b‖₂ over all logits compa
 """
 
 import json
+import logging
 import math
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -26,15 +27,15 @@ from typing import Any
 import torch
 import transformers
 
+from core.engine import engine_of
 from core.errors import ModelError, VerificationError
 from core.families import Family
 from core.files import write_json
 from core.groups import LayerShape
 from core.kinds import TABLE
 from core.memory import free_bytes
-from core.plan import PruningPlan
 from models.architecture import decoder_layers
-from models.expected import NEW_TOKENS, Blocks, Reference, logits_of, recorded_blocks
+from models.expected import Blocks, Reference, logits_of, recorded_blocks
 from models.faults import fault_of_the_machine, first_line
 from models.module_cache import own_module_cache
 from models.stored import layer_shapes, misfits, tensor_shapes
@@ -129,20 +130,27 @@ def not_verified(reason: str) -> Verification:
 
 @torch.no_grad()
 def verify(
-    folder: Path, family: Family, reference: Reference, *, device: torch.device, dtype: torch.dtype
+    folder: Path,
+    family: Family,
+    reference: Reference,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    places: dict[str, Any] | None = None,
 ) -> Verification:
     """Load ``folder`` afresh and measure every check; what a failed load leaves unmeasured is in ``not_run``.
 
     dtype is the one the reference was computed in: weights stored in bfloat16 and computed in float32 compare as
-    float32, exactly. What this machine cannot do (no memory for a second model, no disk or network, a package that
-    cannot be imported) is in ``not_run`` with its reason, and is no failure.
+    float32, exactly. places: of the parts of a model that the device does not hold (``places_on_disk``). What this
+    machine cannot do (no memory for a second model, no disk or network, a package that cannot be imported) is in
+    ``not_run`` with its reason, and is no failure.
     """
     rows, length = reference.windows.shape
     result = Verification(str(dtype).removeprefix("torch."), str(device), rows, length)
     result.checks.append(_head_mapping(folder, family, reference.layers))
     try:
         with own_module_cache(folder.parent):
-            return _verified_loading(result, folder, family, reference, device, dtype)
+            return _verified_loading(result, folder, family, reference, device, dtype, places)
     except (_NotHere, OSError) as error:  # an OSError: there is no place for the folder's code
         reason = str(error) if isinstance(error, _NotHere) else first_line(error)
         missed = [name for name in CHECKS if name not in [check.name for check in result.checks]]
@@ -151,10 +159,16 @@ def verify(
 
 
 def _verified_loading(
-    result: Verification, folder: Path, family: Family, reference: Reference, device: torch.device, dtype: torch.dtype
+    result: Verification,
+    folder: Path,
+    family: Family,
+    reference: Reference,
+    device: torch.device,
+    dtype: torch.dtype,
+    places: dict[str, Any] | None,
 ) -> Verification:
     """``result`` with the checks that need the loaded model. Raises _NotHere."""
-    model, loading = _load(folder, family, device, dtype)
+    model, loading = _load(folder, family, device, dtype, places)
     result.checks.append(loading)
     if model is None:
         result.not_run.update(dict.fromkeys(CHECKS[2:], "the folder does not load"))
@@ -200,18 +214,12 @@ def surgery_check(model: Any, reference: Reference, dtype: torch.dtype) -> Check
 
     For a model that is trained afterwards, whose saved folder can be compared with itself alone.
     """
-    error = relative_error(logits_of(model, torch.from_numpy(reference.windows).to(model.device)), reference.logits)
+    error = relative_error(
+        logits_of(model, torch.from_numpy(reference.windows).to(engine_of(model).device)), reference.logits
+    )
     return Check(
         "surgery", error, TOLERANCES[dtype], f"its logits differ by {error:.2g}, {TOLERANCES[dtype]:.0e} allowed"
     )
-
-
-def verify_files(folder: Path, family: Family, plan: PruningPlan) -> Verification:
-    """Where the dense model was never in memory (pruned tensor by tensor) nothing was computed to compare with."""
-    result = Verification("none", "none", 0, 0)
-    result.checks.append(_head_mapping(folder, family, plan.pruned_architecture.layers))
-    result.not_run.update(dict.fromkeys(CHECKS[1:], "the dense model was never in memory"))
-    return result
 
 
 def insist(verification: Verification, folder: Path) -> None:
@@ -242,7 +250,7 @@ def _generated(model: Any, reference: Reference) -> tuple[torch.Tensor, torch.Te
         out = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=NEW_TOKENS,
+            max_new_tokens=reference.continuation.shape[1],
             do_sample=False,
             use_cache=True,
             return_dict_in_generate=True,
@@ -329,22 +337,49 @@ def _head_mapping(folder: Path, family: Family, layers: tuple[LayerShape, ...]) 
     return Check("head mapping", float(len(wrong)), 0.0, wrong[0] if wrong else "")
 
 
-def _load(folder: Path, family: Family, device: torch.device, dtype: torch.dtype) -> tuple[Any, Check]:
+def _load(
+    folder: Path, family: Family, device: torch.device, dtype: torch.dtype, places: dict[str, Any] | None
+) -> tuple[Any, Check]:
     """As users load it, its shipped Python included. error: tensors missing from the files or left over in them.
 
+    places: accelerate's, which leaves the layers on the disk and reads them when they are called.
     Raises _NotHere where the machine has no room for a second model, or is at fault in another way.
     """
-    _insist_on_memory(folder, device, dtype)
+    if places is None:
+        _insist_on_memory(folder, device, dtype)
+    placed = {} if places is None else {"device_map": places, "offload_folder": folder.parent}
     try:
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, trust_remote_code=True, dtype=dtype, use_safetensors=True, output_loading_info=True
-        )
-        model = model.to(device).eval()
+        with _quiet_about_places():
+            model, report = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, trust_remote_code=True, dtype=dtype, use_safetensors=True, output_loading_info=True, **placed
+            )
+        model = model.eval() if placed else model.to(device).eval()
     except Exception as error:  # as in _compared
         _excuse(error, folder, family)
         return None, Check("load", math.nan, 0.0, first_line(error))
     problems = [f"{key}: {name}" for key in _KEYS for name in sorted(map(str, report.get(key) or ()))]
     return model, Check("load", float(len(problems)), 0.0, problems[0] if problems else "")
+
+
+@contextmanager
+def _quiet_about_places() -> Iterator[None]:
+    """Without a warning that layers are on the disk, where they were put on purpose."""
+    logger = logging.getLogger("accelerate.big_modeling")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def places_on_disk(model: Any, family: Family, device: torch.device) -> dict[str, Any]:
+    """Of a model of these modules: its layers stay in the checkpoint's files, what is outside them is on ``device``."""
+    body, _, layers = family.layers.rpartition(".")
+    outside = {f"{body}.{name}" for name, _ in model.get_submodule(body).named_children() if name != layers}
+    outside |= {name for name, _ in model.named_children() if name != body}
+    here = "cpu" if device.type == "cpu" else device.index or 0  # as accelerate names devices
+    return dict.fromkeys(sorted(outside), here) | {family.layers: "disk"}
 
 
 _KEYS = ("missing_keys", "unexpected_keys", "mismatched_keys")

@@ -28,6 +28,7 @@ import torch.nn.functional as F
 
 from core import ranks
 from core.carrier import Stream
+from core.engine import engine_of
 from core.errors import NumericalError, UsageError
 from core.families import IN, Family, Member, member_rows
 from core.kinds import TABLE
@@ -76,7 +77,8 @@ DEFAULT = RepairSettings()
 def repair(
     model: Any, family: Family, plan: PruningPlan, windows: TokenWindows, settings: RepairSettings = DEFAULT
 ) -> RepairReport:
-    """Rewrite the projections of ``model`` in place, all columns of removed groups zero; the rest is left alone.
+    """Rewrite the projections of ``model`` in place (of a streamed one: beside its checkpoint), all columns of removed
+    groups zero; the rest is left alone.
 
     windows: calibration; every fourth (the last of fewer) is held out of the refits. A layer that loses nothing keeps
     its weights, frozen or not. Removed layers pass the stream on. About one pass over all windows for each stream,
@@ -86,7 +88,8 @@ def repair(
     if len(windows) < 2:
         raise UsageError("--reconstruct holds one window out to decide by: --num_samples 1 is too few, use 2 or more")
     work = LayerwiseRepair(model, family, plan, windows, settings)
-    for layer in tqdm(range(plan.architecture.num_layers), desc="repair", unit="layer", leave=False):
+    layers = plan.architecture.num_layers
+    for layer in tqdm(work.runner.visit(), total=layers, desc="repair", unit="layer", leave=False):
         work.layer(layer)
     return work.report()
 
@@ -95,7 +98,7 @@ def repair(
 def repaired_for_now(
     model: Any, family: Family, plan: PruningPlan, windows: TokenWindows, settings: RepairSettings = DEFAULT
 ) -> Iterator[RepairReport]:
-    """Inside, ``repair`` has been done; afterwards the weights are what they were, from copies on the CPU."""
+    """Inside, ``repair`` has been done; afterwards the weights are what they were."""
     touched = [
         parameter
         for layer in model.get_submodule(family.layers)
@@ -103,13 +106,8 @@ def repaired_for_now(
         if settings.refits == "all" or member.axis == IN
         for parameter in layer.get_submodule(member.path).parameters()
     ]
-    before = [parameter.detach().to("cpu", copy=True) for parameter in touched]
-    try:
+    with engine_of(model).restoring(touched):
         yield repair(model, family, plan, windows, settings)
-    finally:
-        with torch.no_grad():
-            for parameter, values in zip(touched, before, strict=True):
-                parameter.copy_(values)
 
 
 class LayerwiseRepair:
@@ -180,6 +178,7 @@ class LayerwiseRepair:
             self._refit_readers(block, self.dense)
         as_dense = partial(_weights, readers, dense_weights)
         inputs = self._refit_writer(block, kept, as_dense)
+        self.runner.engine.changed([*readers, self._module(block, block.writer)])
         self._advance_pruned(block, kept, inputs)
 
     def _refit_readers(self, block: Block, dense: Stream) -> None:

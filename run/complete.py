@@ -38,6 +38,8 @@ def complete(asked: Mapping[str, Any]) -> Settings:
     if "base_model" not in given:
         raise UsageError("--base_model is missing; give a hub id, a folder, or demo")
     settings = _sections(given)
+    if settings.model.low_memory and "engine" not in given:
+        settings = replace(settings, model=replace(settings.model, engine="streamed"))
     settings = replace(settings, evaluation=_evaluation(settings, given))
     settings = replace(settings, repair=_repair(settings, given), recovery=_recovery(settings))
     refuse_conflicts(settings)
@@ -57,7 +59,7 @@ def _sections(given: Mapping[str, Any]) -> Settings:
 
 
 def _typed(name: str, value: Any) -> Any:
-    if name in ("output", "plan", "eval_task_path"):
+    if name in ("output", "plan", "eval_task_path", "scratch"):
         return Path(value)
     if name in ("recover", "report_to", "run_evaluation", "eval_datasets", "eval_tasks"):
         return (value,) if isinstance(value, str) else tuple(str(item) for item in value)
@@ -111,8 +113,8 @@ def _implied_repair(settings: Settings) -> dict[str, str]:
 
 
 def _repairs_unasked(settings: Settings) -> bool:
-    """Where another step holds the model and reads the calibration text anyway, and there is a window to hold out."""
-    if settings.model.low_memory or settings.calibration.num_samples < 2:
+    """Where another step reads the calibration text anyway, and there is a window to hold out."""
+    if settings.calibration.num_samples < 2:
         return False
     if settings.replays:
         return {s.name for s in settings.calibration.sources} <= set(settings.evaluation.perplexity_on)

@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 
+from core.engine import engine_of
 from core.errors import reason_of
 from core.families import Family
 from core.files import write_text
 from core.plan import PruningPlan
 from core.say import note, say
 from models.card import inherited_metadata, model_card
-from models.expected import Reference, reference, verification_windows
+from models.expected import FEW_TOKENS, NEW_TOKENS, Reference, reference, verification_windows
 from models.gguf import export_gguf
 from models.narrow import empty_narrow_model
 from models.rounding import round_parameters
@@ -25,8 +26,8 @@ from models.verification import (
     Verification,
     insist,
     not_verified,
+    places_on_disk,
     verify,
-    verify_files,
     write_verification,
 )
 from pruning.repair import repair as repair_dense
@@ -35,15 +36,16 @@ from pruning.surgery import operate
 from run.decision import Ranked
 from run.result import Outcome
 from run.session import Session
+from run.streamed_model import save_streamed, streamed_pruned
 
 
 @dataclass(frozen=True)
 class Cut:
     """The pruned model, not yet saved.
 
-    model: in memory, or a ``StreamedModel`` that is still to be cut while it is saved. expected: what the dense model
-    computes without the removed groups, or why this machine cannot tell; None where nothing will be proved. surgery:
-    of a model that was trained after the cut, the comparison made before; expected is then what itself computes.
+    model: in memory, or one whose weights are cut as they are asked for. expected: what the dense model computes
+    without the removed groups, or why this machine cannot tell; None where nothing will be proved. surgery: of a model
+    that was trained after the cut, the comparison made before; expected is then what itself computes.
     """
 
     plan: PruningPlan
@@ -54,7 +56,7 @@ class Cut:
     @property
     def in_memory(self) -> Any:
         """The pruned model, None where it never is in memory."""
-        return None if hasattr(self.model, "prune_and_save") else self.model
+        return None if engine_of(self.model).streams else self.model
 
 
 def repair(session: Session, plan: PruningPlan) -> RepairReport | None:
@@ -78,14 +80,15 @@ def repair_model(session: Session, model: Any, plan: PruningPlan) -> RepairRepor
 def cut(session: Session, plan: PruningPlan) -> Cut:
     """Surgery. It uses up the dense model, repaired or not, which the session loads anew if it is asked for again."""
     model = session.take_dense()
-    if session.streamed:
-        return Cut(plan, model, None)
-    output = session.settings.output
+    output, stock = session.settings.output, session.settings.limits.target == "stock"
+    proves = output.verify and not output.no_save_model and session.writes
     with session.stages("surgery"):
+        if session.streamed:
+            expected = expected_of(session, model, plan) if proves else None
+            return Cut(plan, streamed_pruned(model, plan, session.streaming, stock=stock), expected)
         round_parameters(model, session.saved_dtype)  # what is compared, measured and saved is one model
-        proves = output.verify and not output.no_save_model and session.writes
         expected = expected_of(session, model, plan) if proves else None
-        narrow = cut_model(model, session.family, plan, stock=session.settings.limits.target == "stock")
+        narrow = cut_model(model, session.family, plan, stock=stock)
     return Cut(plan, narrow, expected)
 
 
@@ -94,7 +97,9 @@ def expected_of(session: Session, model: Any, plan: PruningPlan) -> Reference | 
     config, seed = session.source.config, session.settings.calibration.seed
     windows = verification_windows(session.calibration, config.vocab_size, session.source.context, seed)
     try:
-        return reference(model, session.family, plan, windows)
+        return reference(
+            model, session.family, plan, windows, new_tokens=FEW_TOKENS if session.streamed else NEW_TOKENS
+        )
     except (torch.OutOfMemoryError, MemoryError) as error:
         return not_verified(reason_of(error))
 
@@ -113,9 +118,8 @@ def save(session: Session, small: Cut) -> list[Path]:
     stock = session.settings.limits.target == "stock"
     if session.streamed:
         with session.stages("surgery and save"):
-            small.model.prune_and_save(
-                small.plan, folder, session.saved_dtype, size, stock=stock, base=session.base_folder
-            )
+            base, dtype = session.base_folder, session.saved_dtype
+            save_streamed(small.model, session.tokenizer, folder, dtype, size, base, stock=stock)
         return [folder]
     with session.stages("save"):
         if stock:
@@ -136,13 +140,19 @@ def prove(session: Session, small: Cut) -> list[Path]:
     output, folder = session.settings.output, session.folder / "model"
     if output.no_save_model or not output.verify or not session.writes:
         return []
-    if small.expected is None:
-        proof = verify_files(folder, session.family, small.plan)
-    elif isinstance(small.expected, Verification):
+    assert small.expected is not None
+    if isinstance(small.expected, Verification):
         proof = small.expected
     else:
         with session.stages("verify"):
-            proof = verify(folder, session.family, small.expected, device=session.device, dtype=session.dtype)
+            proof = verify(
+                folder,
+                session.family,
+                small.expected,
+                device=session.device,
+                dtype=session.dtype,
+                places=places_on_disk(small.model, session.family, session.device) if session.streamed else None,
+            )
     if small.surgery is not None:
         proof = replace(proof, compared_with=RECOVERED, checks=[small.surgery, *proof.checks])
     written = [write_verification(session.folder / "analysis" / "verification.json", proof)]

@@ -45,16 +45,8 @@ SHOWN = {
     *("enable_grad_norm", "enable_grad_clip", "clip_percentile_low", "clip_percentile_high"),
 }
 NO_MATTER = {
-    "output",
-    "overwrite",
-    "cache_dir",
-    "verify",
-    "device",
-    "gpu_memory",
-    "batch_size",
-    "report_to",
-    "given",
-    "argv",
+    *("output", "overwrite", "cache_dir", "verify", "device", "gpu_memory", "engine", "scratch", "low_memory"),
+    *("batch_size", "report_to", "given", "argv"),
 }
 # A value says nothing where what it belongs to is off.
 ACTS_WITH = {"norm_method": "enable_grad_norm", "clip": "enable_grad_clip", "tau": "temperature"}

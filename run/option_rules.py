@@ -38,10 +38,6 @@ def _in_rounds(s: Settings) -> bool:
     return s.refinement.rounds > 1 and not s.replays
 
 
-def _streamed_trial(s: Settings) -> bool:
-    return s.model.low_memory and not s.replays
-
-
 CONFLICTS = (
     Conflict(
         lambda s: bool(s.limits.epsilon) and s.limits.max_block_ratio <= 1 - s.limits.epsilon,
@@ -97,40 +93,13 @@ CONFLICTS = (
         "--protect measured caps single blocks, and --target stock gives all layers the same widths: leave one out",
     ),
     Conflict(
-        lambda s: _streamed_trial(s) and (not s.criterion.streams or s.scores.temperature > 0),
-        "--low_memory needs --importance_method magnitude with --temperature 0, or --plan FILE",
+        lambda s: s.model.low_memory and s.model.engine != "streamed",
+        "--low_memory is another word for --engine streamed, and --engine is {s.model.engine}: leave one of them out",
     ),
     Conflict(
-        lambda s: _streamed_trial(s) and s.refinement.remedy == "auto",
-        "--low_memory runs no model, and --remedy auto tries plans on it: leave one of them out",
-    ),
-    Conflict(
-        lambda s: _streamed_trial(s) and s.refinement.protect != "none",
-        "--low_memory runs no model, and --protect {s.refinement.protect} measures on it: leave one of them out",
-    ),
-    Conflict(
-        lambda s: _streamed_trial(s) and s.refinement.allocate != "global",
-        "--low_memory runs no model, and --allocate {s.refinement.allocate} measures on it: leave one of them out",
-    ),
-    Conflict(
-        lambda s: _streamed_trial(s) and s.refinement.rounds != 1,
-        "--low_memory runs no model, and --rounds {s.refinement.rounds} measures on it: leave one of them out",
-    ),
-    Conflict(
-        lambda s: s.model.low_memory and bool(s.evaluation.run_evaluation),
-        "--low_memory evaluates nothing: add --run_evaluation none",
-    ),
-    Conflict(
-        lambda s: s.model.low_memory and s.repair.reconstruct != "none",
-        "--low_memory runs no layer to refit: leave out --reconstruct {s.repair.reconstruct}, or --low_memory",
-    ),
-    Conflict(
-        lambda s: s.model.low_memory and bool(s.recovery.recover),
-        "--low_memory holds no layer to train: leave out --recover {s.recovery.named}, or --low_memory",
-    ),
-    Conflict(
-        lambda s: s.model.low_memory and s.model.device not in ("auto", "cpu"),
-        "--low_memory works on the CPU, not on --device {s.model.device}: leave one of them out",
+        lambda s: s.model.engine == "streamed" and bool({"tasks", "speed"} & set(s.evaluation.run_evaluation)),
+        "--engine streamed measures perplexity only: leave tasks and speed out of --run_evaluation and evaluate the "
+        "saved model where it fits",
     ),
 )
 
@@ -239,9 +208,10 @@ IDLE = (
     ),
     Idle(
         ("gpu_memory",),
-        lambda s: s.model.device == "cpu" or s.model.low_memory,
+        lambda s: s.model.device == "cpu",
         "has an effect on a GPU only",
     ),
+    Idle(("scratch",), lambda s: s.model.engine == "resident", "has an effect only where weights are streamed"),
     Idle(("eval_task_path",), lambda s: not s.evaluation.eval_tasks, "needs --eval_tasks or --run_evaluation tasks"),
     Idle(
         ("eval_elsewhere",),

@@ -24,7 +24,9 @@ from run.settings import CalibrationSettings, ModelSettings, RepairSettings, Set
 PLAN, MODEL = Path("analysis") / "pruning_plan.json", "model"
 # Of what the run was asked, the options that the saved weights depend on once the plan is known.
 SECTIONS = (ModelSettings, CalibrationSettings, RepairSettings)
-FOR_WEIGHTS = {option.name for section in SECTIONS for option in fields(section)} - {"device", "low_memory"}
+FOR_WEIGHTS = {option.name for section in SECTIONS for option in fields(section)} - {
+    *("device", "engine", "scratch", "low_memory"),
+}
 
 
 def prove_again(folder: Path, *, base_model: str | None, device: str) -> Verification:

@@ -27,9 +27,9 @@ def importance_of(session: Session, scores: ScoreSettings) -> Importance:
     """By ``scores.importance_method``, on the calibration windows where it reads any."""
 
     def measure() -> Entry:
-        dense = session.dense()
+        session.dense()  # booked as loading, not as this stage
         with session.stages("importance"):
-            return importance_entry(dense.magnitude() if session.streamed else session.measured_importance(scores))
+            return importance_entry(session.measured_importance(scores))
 
     key = importance_key(scores, session.settings.calibration.seed, session.calibration)
     return importance_from(session.cache.recall("importance", key, measure))

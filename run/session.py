@@ -11,6 +11,7 @@ import torch
 
 from calibration import check_dataset
 from core import ranks
+from core.engine import engine_of
 from core.errors import UsageError
 from core.families import Family
 from core.groups import Architecture
@@ -22,6 +23,7 @@ from core.windows import TokenWindows
 from evaluation.catalogue import check_tasks
 from evaluation.distance import DenseStates
 from evaluation.fit import check_fit
+from importance.from_disk import streamed_magnitude
 from importance.measure import measure_importance
 from models.gguf import check_gguf
 from models.in_memory import source_of
@@ -37,13 +39,14 @@ from pruning.repair import RepairSettings
 from pruning.targets import check_plan, default_round_to, explain, limits_for
 from run.cache_keys import common_key
 from run.checked_model import checked_model
+from run.engine_choice import EngineChoice, choose_engine
 from run.folder import RunFolder
 from run.judging import JUDGING_WINDOWS, Judge
 from run.measurement_cache import MeasurementCache
 from run.record import Stages
 from run.self_windows import beginnings_of, with_written
 from run.settings import LimitSettings, ScoreSettings, Settings
-from run.streamed_model import StreamedModel, must_stream
+from run.streamed_model import Streaming, streamed_dense
 from run.windows import TextWindows, Windows, read_windows, wanted_windows
 
 
@@ -51,11 +54,11 @@ class Session:
     """Everything stages share while one model is worked on. Nothing here changes a weight.
 
     settings: as asked, with what only the model can say. asked: as asked. source: the checked model. device, dtype:
-    where and in what it is computed. saved_dtype: in what checkpoints are written. limits: what the settings and the
-    target rule out. replayed: a saved plan, or None. calibration: windows to measure and refit on, None where nothing
-    does. judging: windows that importance did not see, for plans on trial, None where none is tried. evaluation:
-    windows by dataset. dense_states: what is kept of the dense model's predictions there, once it was evaluated.
-    warnings: what the run goes without, for run.json. draws: whether pictures can be drawn here.
+    where and in what it is computed. engine: how its weights come there. saved_dtype: in what checkpoints are written.
+    limits: what the settings and the target rule out. replayed: a saved plan, or None. calibration: windows to measure
+    and refit on, None where nothing does. judging: windows that importance did not see, for plans on trial, None where
+    none is tried. evaluation: windows by dataset. dense_states: what is kept of the dense model's predictions there,
+    once it was evaluated. warnings: what the run goes without, for run.json. draws: whether pictures can be drawn here.
     """
 
     def __init__(
@@ -80,7 +83,11 @@ class Session:
                 round_to=settings.limits.round_to or default_round_to(source.architecture),
                 eval_seq_len=settings.evaluation.eval_seq_len or min(2048, source.context),
             )
-            check_gpu_memory(settings, source, self.device, self.dtype)
+            self.engine = EngineChoice(False, "")
+            if model is None and folder is not None:
+                self.engine = choose_engine(settings, source, self.device, self.dtype)
+            if not self.engine.streams:
+                check_gpu_memory(settings, source, self.device, self.dtype)
             self.limits, shapes = limits_of(source, self.settings.limits)
             self.replayed = read_plan(settings.output.plan, source.architecture) if settings.output.plan else None
             self._check(shapes)
@@ -92,6 +99,8 @@ class Session:
 
     def _check(self, shapes: dict[str, Any]) -> None:
         settings, source = self.settings, self.source
+        if settings.model.scratch is not None and not settings.model.scratch.is_dir():
+            raise UsageError(f"--scratch {settings.model.scratch} is not a folder; give one that exists")
         if self.replayed is not None:
             check_plan(settings.limits.target, self.replayed, **shapes)
         else:
@@ -223,25 +232,34 @@ class Session:
             return source_of(model, tokenizer)
         return checked_model(settings.model.base_model, settings.model.trust_remote_code, self.cache)
 
-    @cached_property
+    @property
     def streamed(self) -> bool:
-        """Whether the model is never held: weights are read, cut and written one at a time, into a run's folder."""
-        written = self.given is None and self.run_folder is not None
-        return written and must_stream(self.settings, self.source, self.device, self.dtype)
+        """Whether the model is never held: its weights come and go, and are written one at a time."""
+        return self.engine.streams
+
+    @property
+    def streaming(self) -> Streaming:
+        return Streaming(
+            self.device,
+            self.dtype,
+            None if self.settings.model.dtype == "auto" else self.dtype,
+            self.saved_dtype,
+            self.settings.model.scratch,
+            None if self.run_folder is None else self.folder,
+        )
 
     @cached_property
     def judge(self) -> Judge:
         return Judge(self)
 
     def dense(self) -> Any:
-        """The dense model, loaded when a stage first needs it; a ``StreamedModel`` where it is never held."""
+        """The dense model, loaded when a stage first needs it; where it is streamed, empty until weights are needed."""
         if self._dense is None:
             self._dense = self.given
         if self._dense is None:
             with self.stages("open checkpoint" if self.streamed else "load model"):
                 if self.streamed:
-                    asked = None if self.settings.model.dtype == "auto" else self.dtype
-                    self._dense = StreamedModel(self.source, asked)
+                    self._dense = streamed_dense(self.source, self.streaming)
                 else:
                     self._dense = load_model(self.source, self.device, self.dtype)
                     check_finite(self._dense)
@@ -265,6 +283,8 @@ class Session:
 
     def measured_importance(self, scores: ScoreSettings) -> Importance:
         """Of the dense model as it is, hooks included; no cache has a say."""
+        if self.streamed and scores.criterion.streams:
+            return streamed_magnitude(engine_of(self.dense()).tensors, self.family, self.architecture)
         return measure_importance(
             self.dense(),
             self.family,
@@ -303,7 +323,7 @@ class Session:
             f"({shape.prunable_params:,} prunable), on {self.device} in {str(self.dtype).removeprefix('torch.')}"
             f"{self._of_memory()}"
         )
-        return "\n".join([headline, *lines])
+        return "\n".join([headline, *[self.engine.why] * bool(self.engine.why), *lines])
 
     def _of_memory(self) -> str:
         asked = self.settings.model.gpu_memory
@@ -342,5 +362,5 @@ def limits_of(source: ModelSource, asked: LimitSettings) -> tuple[Limits, dict[s
 
 
 def _device(settings: Settings) -> torch.device:
-    device = choose_device("cpu" if settings.model.low_memory else settings.model.device)
+    device = choose_device(settings.model.device)
     return device if ranks.count() == 1 else own_device(device, ranks.here())

@@ -1,63 +1,89 @@
-"""Runs that never hold the model: magnitude or a replayed plan, tensor by tensor from the checkpoint on disk."""
+"""Models whose weights come and go: the dense one from its checkpoint, the pruned one from what a plan leaves of it."""
 
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from core.measured import Importance
-from core.memory import free_bytes
+from core.engine import engine_of
 from core.plan import PruningPlan
-from importance.from_disk import streamed_magnitude
-from models.loading import ModelSource, open_weights
+from models.loading import ModelSource, generation_config_of, hollow_model
 from models.narrow import empty_narrow_model
+from models.rounding import check_tensor_range
 from models.saving import save_tensors
 from models.stock import save_stock_checkpoint, stock_model
+from models.streamed import StreamedWeights
+from models.tensors import open_tensors
 from pruning.pruned_tensors import PrunedTensors
-from run.settings import Settings
 
 
-class StreamedModel:
-    """Stands where the model would: its importance can be measured and its pruned checkpoint written, no more.
+@dataclass(frozen=True)
+class Streaming:
+    """How weights come and go. device, dtype: where and in what layers compute. rounded_to: weights are rounded to it
+    as they are read; None: taken as stored. saved_dtype: of the pruned checkpoint. scratch: the folder that the user
+    named for what rests meanwhile; beside: where it rests otherwise, once memory is short; None: among the system's
+    temporary files."""
 
-    dtype: weights are rounded to it, None: left as stored; so plans and files equal those of a model in memory.
+    device: torch.device
+    dtype: torch.dtype
+    rounded_to: torch.dtype | None
+    saved_dtype: torch.dtype
+    scratch: Path | None
+    beside: Path | None
+
+
+def streamed_dense(source: ModelSource, how: Streaming) -> Any:
+    """The dense model, none of whose weights is held. ModelError as for a model that is loaded."""
+    model = hollow_model(source.config, source.family, how.dtype)
+    model.generation_config = generation_config_of(source)
+    return _bound(model, source.family, open_tensors(source.folder, model, how.rounded_to), how)
+
+
+def streamed_pruned(dense: Any, plan: PruningPlan, how: Streaming, *, stock: bool) -> Any:
+    """The narrow model, each of whose weights is read, cut and rounded to ``saved_dtype`` when it is asked for.
+
+    dense: of ``streamed_dense``, repaired or not; it may go on being used. stock: of the family's own class.
     """
-
-    def __init__(self, source: ModelSource, dtype: torch.dtype | None) -> None:
-        self.source = source
-        self.empty, self.tensors = open_weights(source, dtype)
-
-    def magnitude(self) -> Importance:
-        return streamed_magnitude(self.tensors, self.source.family, self.source.architecture)
-
-    def prune_and_save(
-        self,
-        plan: PruningPlan,
-        folder: Path,
-        dtype: torch.dtype,
-        max_shard_size: str,
-        *,
-        stock: bool,
-        base: Path | None = None,
-    ) -> Path:
-        """Cut and write tensor by tensor. base: the dense model's folder, for the files that travel."""
-        family, tokenizer = self.source.family, self.source.tokenizer
-        narrow = empty_narrow_model(self.empty, family, plan)
-        narrow.generation_config = self.empty.generation_config
-        pruned: Any = PrunedTensors(self.tensors, family, plan)
-        if stock:
-            same_widths, _ = stock_model(narrow, family)
-            return save_stock_checkpoint(
-                same_widths, tokenizer, folder, dtype, max_shard_size, tensors=pruned, base=base
-            )
-        return save_tensors(pruned, narrow, family, tokenizer, folder, dtype, max_shard_size, base)
+    engine = engine_of(dense)
+    narrow = empty_narrow_model(dense, engine.family, plan)
+    config = (stock_model(narrow, engine.family)[0] if stock else narrow).config
+    model = hollow_model(config, engine.family, how.dtype)
+    model.generation_config = dense.generation_config
+    cut = PrunedTensors(engine.tensors, engine.family, plan)
+    return _bound(model, engine.family, _Rounded(cut, how.saved_dtype), how)
 
 
-def must_stream(settings: Settings, source: ModelSource, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether this run can and should do without the model: asked for, or it would take over half the free memory."""
-    if settings.model.low_memory:
-        return True  # what it cannot be combined with was refused with the settings
-    if settings.reads_calibration or settings.evaluation.run_evaluation or device.type != "cpu":
-        return False
-    free = free_bytes()
-    return free is not None and source.architecture.total_params * dtype.itemsize > free / 2
+def save_streamed(
+    model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype, max_shard_size: str, base: Path | None, *, stock: bool
+) -> Path:
+    """Write what ``streamed_pruned`` gave, tensor by tensor. base: the dense model's folder, for the files that
+    travel."""
+    engine = engine_of(model)
+    if stock:
+        return save_stock_checkpoint(model, tokenizer, folder, dtype, max_shard_size, engine.tensors, base)
+    return save_tensors(engine.tensors, model, engine.family, tokenizer, folder, dtype, max_shard_size, base)
+
+
+def _bound(model: Any, family: Any, tensors: Mapping[str, torch.Tensor], how: Streaming) -> Any:
+    StreamedWeights(model, family, tensors, how.device, how.scratch, how.beside, how.saved_dtype)
+    return model
+
+
+class _Rounded(Mapping[str, torch.Tensor]):
+    """Weights as the checkpoint will hold them: what is measured is what is delivered."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> None:
+        self.tensors, self.dtype = tensors, dtype
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor = self.tensors[name]
+        check_tensor_range(name, tensor, self.dtype)
+        return tensor.to(self.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)

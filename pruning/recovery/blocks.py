@@ -131,7 +131,7 @@ class BlockwiseRecovery:
                 self._recover(block, index)
             with torch.no_grad():
                 self.small.advance_block(block, self.stream)
-        self.small.engine.changed(position)
+        self.small.engine.changed(self.small.layers[position].modules())
 
     def report(self) -> BlocksReport:
         return BlocksReport(

@@ -1,5 +1,6 @@
 """Models of the streamed engine: the weights of a model in memory, at hand only while a layer is visited."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,15 @@ def streamed(model: Any, scratch: Path | None = None) -> Any:
     """The same model, its weights (as they are now) elsewhere."""
     family = family_of(model.config.model_type)
     hollow = hollow_model(model.config, family, model.dtype)
-    weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    StreamedWeights(hollow, family, weights, torch.device("cpu"), scratch)
+    StreamedWeights(hollow, family, _Copies(copy.deepcopy(model).state_dict()), torch.device("cpu"), scratch)
     return hollow
+
+
+class _Copies(dict[str, torch.Tensor]):
+    """As a file does, it gives a tensor of its own each time."""
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return super().__getitem__(name).clone()
 
 
 def is_empty(model: Any) -> bool:

@@ -177,10 +177,6 @@ def test_no_time_no_search(workspace: Workspace) -> None:
         (["--allocate", "searched", "--target", "stock"], ["--allocate searched", "--target stock", "leave one out"]),
         (["--allocate", "searched", "--epsilon", "0.2"], ["--epsilon 0.2", "leave one out"]),
         (["--allocate", "searched", "--protect", "measured"], ["--protect measured", "leave one out"]),
-        (
-            ["--allocate", "searched", "--low_memory", "--importance_method", "magnitude", "--run_evaluation", "none"],
-            ["--low_memory", "--allocate searched"],
-        ),
     ],
 )
 def test_what_cannot_work_is_one_line(workspace: Workspace, arguments: list[str], words: list[str]) -> None:

@@ -80,7 +80,7 @@ WRONG_OPTIONS: dict[str, dict[str, Any]] = {
     "overwite is not an option; did you mean overwrite?": {"overwite": True},
     "base_model='demo': ": {"base_model": "demo"},
     "run_evaluation: 'ppl,foo' is not": {"run_evaluation": ["ppl", "foo"]},
-    "--low_memory": {"low_memory": True, "importance_method": "taylor"},
+    "--low_memory is another word": {"low_memory": True, "engine": "resident"},
 }
 
 

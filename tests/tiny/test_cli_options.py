@@ -16,6 +16,7 @@ from workspace import Workspace, call, observe, write_model
 import run.recover
 from calibration.texts import NAMED
 from cli.options import build_parser, parse_options
+from core import resting
 from core.names import DATASETS, SELF
 from core.program import program_name
 from core.transforms import Remedy
@@ -112,7 +113,9 @@ ELSEWHERE = {
     "--eval_tasks": "test_tasks",
     "--eval_task_path": "test_tasks",
     "--verify": "test_verify_is_the_default_and_can_be_said",
-    "--low_memory": "test_low_memory_never_holds_the_model_and_changes_no_result",
+    "--engine": "test_a_streamed_run_gives_what_a_resident_one_does",
+    "--scratch": "test_a_streamed_run_gives_what_a_resident_one_does",
+    "--low_memory": "test_low_memory_is_another_word",
     "--minutes": "test_minutes_end_a_search_after_whole_levels",
     "--remedy": "test_remedy_auto_tries_plans_and_prunes_with_the_best",
     "--cache_dir": "test_cache_dir_names_where_measurements_are_kept",
@@ -391,14 +394,30 @@ def test_verify_is_the_default_and_can_be_said(workspace: Workspace, base: dict[
     assert {check["name"] for check in report["checks"]} >= {"head mapping", "logits", "generation", "left padding"}
 
 
-def test_low_memory_never_holds_the_model_and_changes_no_result(workspace: Workspace) -> None:
-    arguments = ["--importance_method", "magnitude", "--run_evaluation", "none"]
-    whole, streamed = workspace.run("whole", *arguments), workspace.run("streamed", *arguments, "--low_memory")
-    facts = [json.loads((folder / "run.json").read_text())["facts"]["streamed"] for folder in (whole, streamed)]
-    assert facts == [False, True]
-    assert observe(whole)["plan"] == observe(streamed)["plan"]
-    first, second = (folder / "model" / "model.safetensors" for folder in (whole, streamed))
-    assert first.read_bytes() == second.read_bytes()
+def test_a_streamed_run_gives_what_a_resident_one_does(
+    workspace: Workspace, base: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files are opened in --scratch where it is given, and none is left there."""
+    scratch, opened = workspace.root / "scratch", []
+    scratch.mkdir()
+    original = resting.tempfile.TemporaryFile
+
+    def noting(*, dir: Path, **options: Any) -> Any:
+        opened.append(dir)
+        return original(dir=dir, **options)
+
+    monkeypatch.setattr(resting.tempfile, "TemporaryFile", noting)
+    for name, further in (("streamed", []), ("scratched", ["--scratch", str(scratch)])):
+        run = workspace.run(name, "--engine", "streamed", *further)
+        assert observe(run) == base
+        assert json.loads((run / "run.json").read_text())["facts"]["streamed"]
+        assert (scratch in opened) == bool(further)
+    assert list(scratch.iterdir()) == []
+
+
+def test_low_memory_is_another_word(workspace: Workspace) -> None:
+    run = workspace.run("low", "--low_memory", "--dry_run", "--run_evaluation", "none")
+    assert json.loads((run / "run.json").read_text())["options"]["engine"] == "streamed"
 
 
 def test_cache_dir_names_where_measurements_are_kept(workspace: Workspace, base: dict[str, Any]) -> None:
@@ -487,13 +506,7 @@ def test_datasets_that_options_name_are_those_that_can_be_read() -> None:
 @pytest.mark.parametrize(
     ("arguments", "remedy", "word"),
     [
-        (
-            ["--low_memory", "--importance_method", "magnitude", "--run_evaluation", "none"],
-            Remedy(temperature=1.0),
-            "--low_m",
-        ),
         (["--epsilon", "0.3"], Remedy(max_block_ratio=0.5), "--epsilon"),
-        (["--low_memory", "--plan", "x", "--run_evaluation", "none"], Remedy(protect="measured"), None),
         (["--temperature", "1.0"], Remedy(temperature=2.0), None),
     ],
 )

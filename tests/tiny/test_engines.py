@@ -135,7 +135,7 @@ def test_a_stream_in_a_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="windows 0 to 1"):
         stream[0:1] = values
-    stream.file.truncate(5)
+    stream.file.file.truncate(5)
     with pytest.raises(OutputError, match=f"{tmp_path} takes no more.*--scratch"):
         stream[0:4]
     with pytest.raises(OutputError, match="takes no more"):

@@ -59,9 +59,9 @@ def test_a_failure_is_one_line_and_names_its_path(error: Exception, line: str) -
         (system_error(errno.EMFILE, "/x"), "ulimit -n"),
         (system_error(errno.EIO, "/x"), "that disk or connection"),
         (OSError("no number"), "that disk or connection"),
-        (MemoryError(), "--low_memory"),
+        (MemoryError(), "--engine streamed"),
         (system_error(errno.ENOMEM), "--batch_size"),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory"), "--low_mem"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory"), "--scratch"),
     ],
 )
 def test_what_the_machine_refuses_comes_with_a_next_step(error: Exception, next_step: str) -> None:

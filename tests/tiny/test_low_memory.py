@@ -7,7 +7,7 @@ import pytest
 from workspace import Workspace, call, write_model
 
 from core import memory
-from run import streamed_model as streamed_models
+from run import engine_choice
 
 DATA_FREE = ["--importance_method", "magnitude", "--run_evaluation", "none"]
 
@@ -55,12 +55,11 @@ def test_a_model_over_half_of_the_free_memory_is_streamed_unasked(
     ample = workspace.run("ample", *DATA_FREE)
     params = json.loads((ample / "analysis" / "pruning_plan.json").read_text())["base"]["total_params"]
     for name, free, expected in [("enough", 8 * params, False), ("short", 8 * params - 1, True), ("?", None, False)]:
-        monkeypatch.setattr(streamed_models, "free_bytes", lambda free=free: free)
+        monkeypatch.setattr(engine_choice, "free_bytes", lambda _device, free=free: free)
         run = workspace.run(f"free-{name}", *DATA_FREE)
         assert streamed(run) == expected
         assert files(run) == files(ample)
-    monkeypatch.setattr(streamed_models, "free_bytes", lambda: 1)
-    assert not streamed(workspace.run("judged", *DATA_FREE[:2], "--run_evaluation", "ppl"))
+    monkeypatch.setattr(engine_choice, "free_bytes", lambda _device: 1)
     dry = workspace.run("dry", *DATA_FREE, "--dry_run")
     assert streamed(dry)
     assert not (dry / "model").exists()
@@ -69,10 +68,9 @@ def test_a_model_over_half_of_the_free_memory_is_streamed_unasked(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--importance_method", "taylor", "--run_evaluation", "none"], "--importance_method magnitude"),
-        ([*DATA_FREE, "--temperature", "1"], "--temperature 0"),
-        (["--importance_method", "magnitude"], "--run_evaluation none"),
-        ([*DATA_FREE, "--device", "cuda"], "--device cuda"),
+        ([*DATA_FREE, "--engine", "resident"], "--engine is resident"),
+        (["--run_evaluation", "ppl,tasks"], "leave tasks and speed out"),
+        ([*DATA_FREE, "--scratch", "/nowhere/at/all"], "--scratch /nowhere/at/all is not a folder"),
         ([*DATA_FREE, "--max_shard_size", "0GB"], "'0GB'"),
         ([*DATA_FREE, "--max_shard_size", "5 gigabytes"], "200MB"),
     ],

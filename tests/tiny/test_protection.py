@@ -295,18 +295,3 @@ def test_a_flagged_block_is_capped_and_kept_only_if_nothing_is_lost(
     removed = [trial["removed_params"] for trial in tried if trial["blocks"]]
     total = json.loads((run / "analysis" / "pruning_plan.json").read_text())["base"]["total_params"]
     assert min(removed) >= removed[0] - total / 1000
-
-
-def test_low_memory_measures_nothing(workspace: Workspace) -> None:
-    arguments = [
-        "--importance_method",
-        "magnitude",
-        "--run_evaluation",
-        "none",
-        "--low_memory",
-        "--protect",
-        "outliers",
-    ]
-    code, _, error = call([*workspace.base_arguments(), *arguments, "--output", str(workspace.root / "no")])
-    assert (code, len(error.splitlines())) == (2, 1)
-    assert "--protect outliers" in error

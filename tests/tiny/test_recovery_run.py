@@ -126,10 +126,6 @@ def test_the_api_recovers_what_it_cut(workspace: Workspace) -> None:
     [
         (["--recover", "blocks", "--num_samples", "1", "--reconstruct", "none"], "--num_samples 1 is too few"),
         (["--recover", "layers"], "'layers' is not a list with commas of blocks"),
-        (
-            ["--recover", "blocks", "--low_memory", "--run_evaluation", "none", "--importance_method", "magnitude"],
-            "leave out --recover blocks, or --low_memory",
-        ),
     ],
 )
 def test_what_cannot_be_recovered_is_refused_in_one_line(

@@ -208,11 +208,3 @@ def test_a_candidate_that_cannot_be_planned_is_named(workspace: Workspace, monke
     assert record["refused"] == [
         {"flags": "--enable_grad_norm --norm_method minmax", "named_by": [], "reason": "spread too widely"}
     ]
-
-
-def test_low_memory_cannot_try(workspace: Workspace) -> None:
-    arguments = ["--importance_method", "magnitude", "--run_evaluation", "none", "--low_memory", "--remedy", "auto"]
-    code, _, error = call([*workspace.base_arguments(), *arguments, "--output", str(workspace.root / "no")])
-    assert code == 2
-    assert "--remedy auto" in error
-    assert len(error.splitlines()) == 1

@@ -77,10 +77,6 @@ def test_a_dry_run_repairs_nothing_and_says_so(workspace: Workspace) -> None:
     [
         (["--num_samples", "1"], "--num_samples 1 is too few, use 2 or more"),
         (["--reconstruct_target", "pruned", "--reconstruct_modules", "all"], "use --reconstruct_modules outputs"),
-        (
-            ["--low_memory", "--importance_method", "magnitude", "--run_evaluation", "none"],
-            "leave out --reconstruct least_squares, or --low_memory",
-        ),
     ],
 )
 def test_what_cannot_be_repaired_is_refused_in_one_line(

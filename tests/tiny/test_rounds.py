@@ -114,7 +114,6 @@ def test_only_the_first_round_is_kept_between_runs(workspace: Workspace) -> None
         (["--rounds", "0"], ["'0'", "[1, inf)"]),
         (["--rounds", "2", "--epsilon", "0.2"], ["--rounds 2", "--epsilon 0.2", "leave one out"]),
         (["--rounds", "2", "--target", "stock"], ["--rounds 2", "--target stock", "leave one out"]),
-        (["--rounds", "2", "--low_memory", "--run_evaluation", "none"], ["--low_memory"]),
     ],
 )
 def test_what_cannot_work_is_one_line(workspace: Workspace, arguments: list[str], words: list[str]) -> None:
