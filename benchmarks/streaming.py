@@ -1,25 +1,30 @@
-"""What pruning a checkpoint larger than memory takes: peak resident size and seconds of a whole run, magnitude, 20 %.
+"""What pruning a checkpoint larger than memory takes: peak resident size and processor seconds of whole runs.
 
-    python -m benchmarks.streaming --gigabytes 4        # bfloat16, layers of Mistral-7B's shape, a tiny vocabulary
+    python -m benchmarks.streaming --gigabytes 8        # bfloat16, layers of Mistral-7B's shape, a tiny vocabulary
 
-A random sharded checkpoint is written into a temporary folder, which needs twice its size of disk and goes afterwards,
-and ``run_global_pruning.py --low_memory`` prunes it in a process of its own. The peak is what the kernel counted for
-that process, its libraries included. This process imports nothing large, because a child starts with the peak of the
-process that started it.
+A random sharded checkpoint is written into a temporary folder, which needs three times its size of disk and goes
+afterwards, and ``run_global_pruning.py --engine streamed`` prunes it by 20 %, each run in a process of its own: by
+``magnitude``, by replaying that plan, and by ``fisher`` with perplexity before and after. ``--resident`` prunes by
+``fisher`` with the weights in memory as well, for a size that fits. The peak is what the kernel counted for a process,
+its libraries included. This process imports nothing large, because a child starts with the peak of the process that
+started it. Seconds are those of the processor (user and system), which other programs change less than the clock's.
 """
 
 import argparse
+import itertools
 import json
 import os
+import random
+import shutil
+import string
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-LIMIT_BYTES = 1.5e9
+LIMITS_GB = {"weights alone": 1.5, "layers": 2.5}
 LAYER: dict[str, int] = {
     "hidden_size": 4096,
     "intermediate_size": 14336,
@@ -32,28 +37,53 @@ VOCABULARY = 128
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gigabytes", type=float, default=4.0, help="least size of the checkpoint (default 4)")
+    parser.add_argument("--gigabytes", type=float, default=8.0, help="least size of the checkpoint (default 8)")
     parser.add_argument("--max_shard_size", default="1GB", help="of both checkpoints (default 1GB)")
+    parser.add_argument("--windows", type=int, default=4, help="calibration and evaluation windows (default 4)")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens of each (default 64)")
+    parser.add_argument("--resident", action="store_true", help="also with all weights in memory")
     parser.add_argument("--folder", type=Path, help="where the temporary folder is made (default: the system's)")
     parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.write:
         write_checkpoint(options.write, options.gigabytes * 1e9, options.max_shard_size)
         return 0
-    rows = ["| process | checkpoint, GB | shards | seconds | peak resident, GB | wanted |", "|---|---|---|---|---|---|"]
+    rows = [
+        "| process | checkpoint, GB | shards | CPU seconds | peak resident, GB | wanted |",
+        "|---|---|---|---|---|---|",
+    ]
     with tempfile.TemporaryDirectory(prefix="streaming-", dir=options.folder) as name:
-        dense, output = Path(name) / "dense", Path(name) / "run"
+        work, dense = Path(name), Path(name) / "dense"
         write = [sys.executable, "-m", "benchmarks.streaming", *sys.argv[1:], "--write", str(dense)]
         rows.append(row("write it at random", run(write), dense, ""))
+        (work / "text.txt").write_text(letters(60 * options.windows * options.tokens))
         prune = [sys.executable, "run_global_pruning.py", "--base_model", str(dense), "--pruning_ratio", "0.2"]
-        prune += ["--importance_method", "magnitude", "--low_memory", "--max_shard_size", options.max_shard_size]
-        prune += ["--run_evaluation", "none", "--output", str(output)]
-        rows.append(row("magnitude, 20 %", run(prune), output / "model", f"< {LIMIT_BYTES / 1e9}"))
-        replay = [*prune[:-1], str(Path(name) / "replay"), "--plan", str(output / "analysis" / "pruning_plan.json")]
-        (output / "model").rename(Path(name) / "first")
-        rows.append(row("--plan", run(replay), Path(name) / "replay" / "model", f"< {LIMIT_BYTES / 1e9}"))
+        prune += ["--max_shard_size", options.max_shard_size, "--cache_dir", "none", "--reconstruct", "none"]
+        prune += ["--no_verify", "--dataset", str(work / "text.txt")]
+        alone = [*prune, "--importance_method", "magnitude", "--run_evaluation", "none"]
+        measured = [*prune, "--importance_method", "fisher", "--num_samples", str(options.windows)]
+        measured += ["--seq_len", str(options.tokens), "--eval_seq_len", str(options.tokens)]
+        measured += ["--eval_samples", str(options.windows)]
+        plan, streamed = work / "run" / "analysis" / "pruning_plan.json", ["--engine", "streamed", "--scratch", name]
+        for label, command, kind in (
+            ("magnitude", [*alone, *streamed], "weights alone"),
+            ("`--plan`", [*alone, *streamed, "--plan", str(plan)], "weights alone"),
+            ("fisher, perplexity twice", [*measured, *streamed], "layers"),
+            *[("the same, resident", [*measured, "--engine", "resident"], "")] * options.resident,
+        ):
+            output = work / "run" if label == "magnitude" else work / "next"
+            cost = run([*command, "--output", str(output), "--overwrite"])
+            rows.append(row(label, cost, output / "model", f"< {LIMITS_GB[kind]}" if kind else ""))
+            shutil.rmtree(output / "model")
     print("\n".join(rows))
     return 0
+
+
+def letters(count: int) -> str:
+    """Words of random letters in paragraphs."""
+    draw = random.Random(0)
+    words = ("".join(draw.choices(string.ascii_lowercase, k=draw.randint(2, 9))) for _ in range(count // 6))
+    return "\n\n".join(" ".join(itertools.islice(words, 60)) for _ in range(count // 360 + 1))
 
 
 class Cost(NamedTuple):
@@ -62,13 +92,12 @@ class Cost(NamedTuple):
 
 
 def run(command: list[str]) -> Cost:
-    """Wall-clock seconds and peak resident size of a process, by the kernel's own account (Linux: in KiB)."""
-    start = time.perf_counter()
+    """Processor seconds and peak resident size of a process, by the kernel's own account (Linux: in KiB)."""
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-        seconds = time.perf_counter() - start
+        seconds = usage.ru_utime + usage.ru_stime
         if process.returncode:
             log.seek(0)
             raise SystemExit(f"{' '.join(command)} failed:\n{log.read()[-2000:]}")
@@ -104,8 +133,8 @@ def write_checkpoint(folder: Path, least_bytes: float, max_shard_size: str) -> N
     specs = specs_of(model, torch.bfloat16)
     write_tensors(folder, specs, RandomTensors(specs), max_shard_size)
     (folder / "config.json").write_text(json.dumps(config.to_dict()))
-    letters = {chr(code): code for code in range(VOCABULARY)}
-    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(letters, []))).save_pretrained(folder)
+    characters = {chr(code): code for code in range(VOCABULARY)}
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(characters, []))).save_pretrained(folder)
 
 
 class RandomTensors(dict[str, Any]):

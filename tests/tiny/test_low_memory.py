@@ -70,7 +70,7 @@ def test_a_model_over_half_of_the_free_memory_is_streamed_unasked(
     [
         ([*DATA_FREE, "--engine", "resident"], "--engine is resident"),
         (["--run_evaluation", "ppl,tasks"], "leave tasks and speed out"),
-        ([*DATA_FREE, "--scratch", "/nowhere/at/all"], "--scratch /nowhere/at/all is not a folder"),
+        (["--scratch", "/nowhere/at/all"], "--scratch /nowhere/at/all is not a folder"),
         ([*DATA_FREE, "--max_shard_size", "0GB"], "'0GB'"),
         ([*DATA_FREE, "--max_shard_size", "5 gigabytes"], "200MB"),
     ],
