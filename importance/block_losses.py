@@ -6,7 +6,9 @@ Measured from the input that the block's layer had in the dense pass (``prefixes
 passes over the windows. The windows are calibration text that importance did not see.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -50,7 +52,7 @@ def measure_block_losses(
     )
     if not narrowed.parts:
         return groups.spread(np.zeros(groups.num_blocks))
-    run = Forward(model, narrowed.compare)
+    run = Forward(model, narrowed.compare, streams=len(narrowed.parts) + 1)
     tally = over_windows(model, windows, run, narrowed, batch_size=batch_size, description=description)
     total = narrowed.losses()
     bad = np.flatnonzero(~np.isfinite(total))
@@ -81,14 +83,18 @@ class _NarrowedBlocks(Measurement):
         self.found.clear()
 
     def compare(self, ids: torch.Tensor) -> torch.Tensor:
-        dense = self.loss.dense_pass(ids)
-        for (layer, kind), part in self.parts.items():
-            if self.is_late is not None and self.is_late():
-                raise TimeUpError
-            shape, module = self.architecture.layers[layer], self.loss.layers[layer]
-            with self.loss.starting_at(layer), silenced(module, self.family, shape, kind, part):
-                self.found[layer, kind] = self.loss.nll(ids) - dense
+        variants = [(key, partial(self._narrowed, *key, part)) for key, part in self.parts.items()]
+        dense, losses = self.loss.of(ids, variants)
+        self.found = {key: loss - dense for key, loss in losses.items()}
         return dense
+
+    @contextmanager
+    def _narrowed(self, layer: int, kind: int, part: np.ndarray) -> Iterator[None]:
+        if self.is_late is not None and self.is_late():
+            raise TimeUpError
+        shape, module = self.architecture.layers[layer], self.loss.layers[layer]
+        with silenced(module, self.family, shape, kind, part):
+            yield
 
     def keep(self, batch: Batch) -> None:
         for key, loss in self.found.items():

@@ -52,13 +52,16 @@ class Batch:
 class Forward:
     """One forward pass, logits of the last position alone; or what ``compute`` does with the batch, without gradients.
 
-    compute: from ids int64 (B, T) on the model's device to a loss, float ().
+    compute: from ids int64 (B, T) on the model's device to a loss, float (). streams: of hidden states that it carries
+    at once where layers come one at a time.
     """
 
     goes_back = False
 
-    def __init__(self, model: Any, compute: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
-        self.model, self.compute = model, compute
+    def __init__(
+        self, model: Any, compute: Callable[[torch.Tensor], torch.Tensor] | None = None, streams: int = 1
+    ) -> None:
+        self.model, self.compute, self.streams = model, compute, streams
         self.device = engine_of(model).device
 
     @property
@@ -78,6 +81,11 @@ class Forward:
         tokens = busy_tokens(self.device, _widest(self.model))
         if self.compute is not None:
             tokens = min(tokens, max(TOKENS_A_BATCH, LOGITS_BYTES // (4 * _vocabulary(self.model))))
+        if self.compute is not None and engine_of(self.model).streams:
+            first = next(self.model.parameters())
+            room = gpu_capacity(self.device)
+            room = MOST_KEPT_BYTES if room is None else int(RESTING_SHARE * room)
+            tokens = room // (self.streams * self.model.config.get_text_config().hidden_size * first.element_size())
         return max(1, tokens // seq_len)
 
     def gives_way(self, error: RuntimeError) -> bool:

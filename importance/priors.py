@@ -9,6 +9,7 @@ cost about half of 3 L passes.
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from core.measured import Prior
 from core.windows import TokenWindows
 from importance.over_windows import Measurement, on_host, over_windows
 from importance.passes import Batch, Forward
-from importance.prefixes import PrefixedLoss
+from importance.prefixes import PrefixedLoss, Variants
 
 Columns = dict[tuple[int, int], torch.Tensor]  # layer and column (attention, mlp, the whole layer) -> float64 ()
 
@@ -78,21 +79,27 @@ class _Sums(Measurement):
 class _LossPrior(_Sums):
     def __init__(self, model: Any, family: Family) -> None:
         super().__init__(model, family)
-        self.loss, self.run = PrefixedLoss(model, family), Forward(model, self._compare)
+        self.loss = PrefixedLoss(model, family)
+        self.variants = [
+            variant for index, layer in enumerate(self.modules) for variant in self._of_layer(index, layer)
+        ]
+        self.run = Forward(model, self._compare, streams=len(self.variants) + 1)
         self.dense = torch.zeros((), dtype=torch.float64, device=self.device)
         self.dense_of_batch = self.dense
 
+    def _of_layer(self, index: int, layer: Any) -> Variants:
+        """Without attention, without the MLP, without the layer."""
+        attention, mlp = layer.get_submodule(self.family.attention), layer.get_submodule(self.family.mlp)
+        return [
+            ((index, 0), partial(_silenced, attention, is_attention=True)),
+            ((index, 1), partial(_silenced, mlp, is_attention=False)),
+            ((index, 2), None),
+        ]
+
     def _compare(self, ids: torch.Tensor) -> torch.Tensor:
         """Summed NLL of the dense model, which is returned, and of every variant."""
-        dense = self.dense_of_batch = self.loss.dense_pass(ids)
-        for index, layer in enumerate(self.modules):
-            with self.loss.starting_at(index):
-                for kind, path in enumerate((self.family.attention, self.family.mlp)):
-                    with _silenced(layer.get_submodule(path), is_attention=kind == 0):
-                        self.found[index, kind] = self.loss.nll(ids)
-            with self.loss.without(index):
-                self.found[index, 2] = self.loss.nll(ids)
-        return dense
+        self.dense_of_batch, self.found = self.loss.of(ids, self.variants)
+        return self.dense_of_batch
 
     def keep(self, batch: Batch) -> None:
         super().keep(batch)

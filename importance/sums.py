@@ -20,8 +20,12 @@ def token_nll(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """
     targets = torch.full_like(ids, IGNORED)
     targets[:, :-1] = ids[:, 1:]
-    losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none")
-    return losses.view(ids.shape)
+    return targets_nll(logits.flatten(0, 1), targets.flatten()).view(ids.shape)
+
+
+def targets_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """float32 (N,): -ln p of targets int64 (N,), 0 where IGNORED; logits (N, V)."""
+    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="none")
 
 
 def summed_nll(model: Any, ids: torch.Tensor) -> torch.Tensor:

@@ -1,23 +1,30 @@
 """The streamed engine measures what the resident one does, wherever weights and hidden states lie meanwhile."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from repairs import WINDOWS, plan_for
+from repairs import family as row_of
 from streamed_models import is_empty, streamed
 from test_importance import hook_count, measured
 from tiny_models import build, token_ids, windows_of
 
+from core.engine import engine_of
 from core.errors import NumericalError, OutputError
 from core.measured import Importance
 from core.resting import FileStream
+from evaluation.perplexity import window_nll
 from importance import layer_sweep
+from importance.block_losses import measure_block_losses
 from importance.outliers import find_outliers
 from importance.priors import measure_prior
 from models.architecture import architecture_of
 from models.family_table import family_of
+from pruning.repair import repair, repaired_for_now
 
 IDS = token_ids(rows=5, length=8)
 CRITERIA = {
@@ -88,15 +95,52 @@ def test_inputs_are_kept_as_densely_as_there_is_room(llama: Any, monkeypatch: py
 
 
 def test_windows_with_nan_are_left_out_and_no_others(llama: Any) -> None:
-    with torch.no_grad():
-        llama.model.embed_tokens.weight[96] = float("nan")
-    ids = token_ids(rows=40, length=6, vocabulary=90)
+    def spoil(_module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output.masked_fill((args[0] == 96)[..., None], float("nan"))
+
+    hollow = streamed(llama)
+    for model in (llama, hollow):
+        model.model.embed_tokens.register_forward_hook(spoil)
+    ids = token_ids(rows=20, length=6, vocabulary=90)
     ids[7, 2] = 96
-    for criterion in ("fisher", "wanda", "obs"):
-        assert_same(measured(streamed(llama), criterion, ids), measured(llama, criterion, ids), rtol=1e-4)
+    for criterion in ("fisher", "wanda"):
+        assert_same(measured(hollow, criterion, ids), measured(llama, criterion, ids), rtol=1e-4)
     ids[:, 2] = 96
-    with pytest.raises(NumericalError, match="in 3 windows so far, 2 tolerated"):
-        measured(streamed(llama), "wanda", ids)
+    with pytest.raises(NumericalError, match="in 2 windows so far, 1 tolerated"):
+        measured(hollow, "wanda", ids)
+
+
+def test_a_weight_that_is_not_finite_is_named_when_it_is_read(llama: Any) -> None:
+    with torch.no_grad():
+        llama.model.layers[1].mlp.up_proj.weight[3, 3] = float("inf")
+    hollow = streamed(llama)
+    with pytest.raises(NumericalError, match=r"model.layers.1.mlp.up_proj.weight holds NaN or Inf as float32"):
+        measured(hollow, "wanda", IDS)
+    assert is_empty(hollow)
+
+
+def test_perplexity_repair_and_block_losses_in_every_family(family_model: Any, tmp_path: Path) -> None:
+    """The refitted weights lie in files; what was refitted for now is gone afterwards."""
+    hollow, family = streamed(family_model, tmp_path), row_of(family_model)
+    nll = partial(window_nll, ids=IDS.numpy(), batch_size=None, description="nll")
+    np.testing.assert_allclose(nll(hollow), nll(family_model), rtol=1e-6)
+    plan = plan_for(family_model)
+    measured_losses = [
+        measure_block_losses(model, family, plan.architecture, windows_of(IDS), plan.keep)
+        for model in (hollow, family_model)
+    ]
+    np.testing.assert_allclose(measured_losses[0], measured_losses[1], rtol=1e-5, atol=1e-6)
+    dense = nll(hollow)
+    with repaired_for_now(hollow, family, plan, WINDOWS):
+        tried = nll(hollow)
+    np.testing.assert_array_equal(nll(hollow), dense)
+    repair(hollow, family, plan, WINDOWS)
+    repair(family_model, family, plan, WINDOWS)
+    weights = family_model.state_dict()
+    for name, tensor in engine_of(hollow).tensors.items():
+        torch.testing.assert_close(tensor, weights[name], rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(tried, nll(hollow))
+    assert is_empty(hollow)
 
 
 @pytest.mark.parametrize("criterion", ["fisher", "taylor_2nd", "obs"])
