@@ -55,7 +55,7 @@ def model_options(group: argparse._ArgumentGroup) -> None:
         type=Path,
         metavar="DIR",
         help="where weights are streamed: folder for hidden states and refitted weights, instead of main memory, which "
-        "then holds about a layer (default main memory, and files in the output folder once it is short)",
+        "then holds about a layer (default none: main memory, and files in the output folder once it is short)",
     )
     add(
         "--low_memory",
