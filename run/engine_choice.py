@@ -10,7 +10,6 @@ from models.loading import ModelSource
 from run.settings import Settings
 
 ACTIVATIONS_BYTES = 1 << 30  # of a batch, at most; a small model's take no more than its weights
-NEEDS_THE_MODEL = ("tasks", "speed")  # measures that generate or ask in any order
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class EngineChoice:
 
 
 def choose_engine(settings: Settings, source: ModelSource, device: torch.device, dtype: torch.dtype) -> EngineChoice:
-    """UsageError where the model would have to be streamed and the run measures what a streamed model cannot."""
+    """UsageError where the model would have to be streamed and the run asks for what a streamed model cannot do."""
     asked = settings.model.engine
     if asked != "auto":
         return EngineChoice(asked == "streamed", f"engine: {asked}, as asked")
@@ -32,11 +31,10 @@ def choose_engine(settings: Settings, source: ModelSource, device: torch.device,
     sizes = f"weights and work need {_gigabytes(needed)}, {_gigabytes(free)} are free"
     if needed <= free:
         return EngineChoice(False, f"engine: resident ({sizes})")
-    wanted = [measure for measure in NEEDS_THE_MODEL if measure in settings.evaluation.run_evaluation]
-    if wanted:
+    if settings.needs_whole_model is not None:
         raise UsageError(
-            f"{sizes} on {device}, so the model would be streamed, and a streamed model measures no {wanted[0]}: leave "
-            f"{wanted[0]} out of --run_evaluation and evaluate the saved model, or add --engine resident"
+            f"{sizes} on {device}, so the model would be streamed, and {settings.needs_whole_model} needs the whole of "
+            "it: leave that out, or add --engine resident"
         )
     return EngineChoice(True, f"engine: streamed ({sizes})")
 

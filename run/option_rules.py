@@ -97,9 +97,8 @@ CONFLICTS = (
         "--low_memory is another word for --engine streamed, and --engine is {s.model.engine}: leave one of them out",
     ),
     Conflict(
-        lambda s: s.model.engine == "streamed" and bool({"tasks", "speed"} & set(s.evaluation.run_evaluation)),
-        "--engine streamed measures perplexity only: leave tasks and speed out of --run_evaluation and evaluate the "
-        "saved model where it fits",
+        lambda s: s.model.engine == "streamed" and s.needs_whole_model is not None,
+        "{s.needs_whole_model} needs the whole model, and --engine streamed holds a layer: leave one of them out",
     ),
 )
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from core.criteria import CRITERIA, Criterion
 from core.memory import bytes_of
+from core.names import SELF
 from core.sources import Source, sources_of
 from core.transforms import Transforms
 
@@ -262,6 +263,18 @@ class Settings:
     @property
     def reads_calibration(self) -> bool:
         return self.ranks_on_text or self.repairs or self.recovers
+
+    @property
+    def needs_whole_model(self) -> str | None:
+        """What is asked, as an option, that makes the model write or answer one thing at a time, or trains it whole;
+        None: nothing. A model whose weights come and go cannot do it."""
+        measures = [measure for measure in self.evaluation.run_evaluation if measure != "ppl"]
+        if measures:
+            return f"--run_evaluation {measures[0]}"
+        calibrates = [source.name for source in self.calibration.sources] if self.reads_calibration else []
+        if SELF in (*calibrates, *self.evaluation.texts):
+            return f"the text {SELF}"
+        return "--recover distill" if self.recovery.distills else None
 
     @property
     def criterion(self) -> Criterion:
