@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from core.plan import PruningPlan
-from core.say import say
+from core.say import note, say
 from core.windows import TokenWindows
 from evaluation.distance import DenseStates, Distance, Head
 from evaluation.evaluate import evaluate, not_finite, nothing_measured, on_texts
@@ -21,7 +21,7 @@ def evaluate_dense(session: Session) -> dict[str, Any] | None:
     it is measured by. A dry run, which has nothing to compare them with, measures no distance and lets it write
     nothing."""
     prunes = not session.settings.output.dry_run
-    measures = set(session.settings.evaluation.run_evaluation)
+    measures = _measures(session)
     if not measures:
         return None
     if not prunes:
@@ -77,13 +77,22 @@ def evaluate_unrecovered(session: Session, model: Any) -> dict[str, Any] | None:
 
 def evaluate_pruned(session: Session, model: Any) -> dict[str, Any] | None:
     """The same as of the dense model, of the pruned one, which no cache knows; and its distance from the dense one."""
-    measures = set(session.settings.evaluation.run_evaluation)
+    measures = _measures(session)
     if not measures:
         return None
     with session.stages("evaluate pruned"):
         result = _evaluated(session, model, "pruned", measures, _texts(session), _distances(session, _texts(session)))
     _say_what_is_not_finite(session, result, "pruned")
     return result
+
+
+def _measures(session: Session) -> set[str]:
+    """Those of ``--run_evaluation``, without what would read all weights again for every token."""
+    measures = set(session.settings.evaluation.run_evaluation)
+    if session.streamed and "generation" in measures:
+        note("weights are streamed, so what the models write is not measured (generation of --run_evaluation)")
+        measures.remove("generation")
+    return measures
 
 
 def _texts(session: Session) -> dict[str, TokenWindows]:

@@ -267,8 +267,9 @@ class Settings:
     @property
     def needs_whole_model(self) -> str | None:
         """What is asked, as an option, that makes the model write or answer one thing at a time, or trains it whole;
-        None: nothing. A model whose weights come and go cannot do it."""
-        measures = [measure for measure in self.evaluation.run_evaluation if measure != "ppl"]
+        None: nothing. A model whose weights come and go cannot do it. ``generation``, which nobody need ask for, is
+        left out instead."""
+        measures = [measure for measure in self.evaluation.run_evaluation if measure not in ("ppl", "generation")]
         if measures:
             return f"--run_evaluation {measures[0]}"
         calibrates = [source.name for source in self.calibration.sources] if self.reads_calibration else []
