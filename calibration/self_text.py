@@ -199,4 +199,4 @@ def _turns(tokenizer: "PreTrainedTokenizerBase", vocabulary: int) -> tuple[tuple
     except Exception as error:  # a template is a program of its author's
         note(f"--dataset self: the chat template does not work ({reason_of(error)}), so no instruction is answered")
         return ()
-    return tuple(ids for ids in found if max(ids) < vocabulary)
+    return tuple(ids for ids in found if ids and max(ids) < vocabulary)

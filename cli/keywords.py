@@ -30,6 +30,8 @@ def _checked(name: str, value: Any, action: argparse.Action | None) -> Any:
         return value
     if isinstance(value, (list, tuple)) and name in ("eval_datasets", "eval_tasks"):
         return tuple(str(item) for item in value) or None  # names that may hold commas
+    if isinstance(value, (list, tuple, set)) and not value and name in ("recover", "report_to", "run_evaluation"):
+        value = "none"
     text = ",".join(map(str, value)) if isinstance(value, (list, tuple, set)) else str(value)
     if action.choices is not None and text not in action.choices:
         raise UsageError(f"{name}={value!r} is none of {', '.join(action.choices)}")

@@ -70,7 +70,7 @@ def datasets(text: str) -> list[str]:
     try:
         return list(named_sources(text))
     except UsageError as error:
-        raise argparse.ArgumentTypeError(str(error).replace("--dataset", "it", 1)) from error
+        raise argparse.ArgumentTypeError(str(error).removeprefix("--dataset ")) from error
 
 
 def names(text: str) -> list[str]:

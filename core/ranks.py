@@ -181,13 +181,15 @@ def _while_all_are_here() -> Iterator[None]:
 
 
 def started() -> Ranks:
-    """What the environment says of this process, which has not met the others yet; alone where it names one process."""
-    count = int(os.environ.get("WORLD_SIZE") or 1)
-    if count < 2 or not all(os.environ.get(name) for name in ENVIRONMENT):
+    """What the environment says of this process, which has not met the others yet; alone where it names one process,
+    and where something else than ``torchrun`` left words there that are no numbers."""
+    found = {name: os.environ.get(name, "") for name in (*ENVIRONMENT, "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
+    numbers = {name: int(text) for name, text in found.items() if text.isdecimal()}
+    count = numbers.get("WORLD_SIZE", 1)
+    if count < 2 or "RANK" not in numbers or not all(found[name] for name in ENVIRONMENT):
         return ALONE
-    rank = int(os.environ["RANK"])
-    local, beside = os.environ.get("LOCAL_RANK"), os.environ.get("LOCAL_WORLD_SIZE")
-    return Ranks(rank, count, int(local or rank), int(beside or count))
+    rank = numbers["RANK"]
+    return Ranks(rank, count, numbers.get("LOCAL_RANK", rank), numbers.get("LOCAL_WORLD_SIZE", count))
 
 
 @contextmanager

@@ -11,10 +11,22 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from core.errors import OutputError, reason_of
+from core.errors import OutputError, UsageError, reason_of
 
 if TYPE_CHECKING:
     import torch
+
+
+def check_scratch(folder: Path) -> None:
+    """UsageError, one line, where files cannot rest in ``folder``."""
+    if not folder.is_dir():
+        raise UsageError(f"--scratch {folder} is not a folder; give one that exists")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UsageError(
+            f"--scratch {folder} takes no file ({error.strerror}); give a folder that can be written"
+        ) from error
 
 
 class _File:

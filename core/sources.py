@@ -37,7 +37,7 @@ def sources_of(dataset: str) -> tuple[Source, ...]:
         raise UsageError(f"--dataset {dataset!r}: a name is empty between its commas")
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise UsageError(f"--dataset {dataset!r} names {twice} twice: name it once, with its share: {twice}:0.5")
+        raise UsageError(f"--dataset {dataset!r} names {twice} twice; name it once")
     given = [weight for _, weight in named if weight is not None]
     if given and len(given) < len(named):
         without = next(name for name, weight in named if weight is None)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from calibration import training_windows
+from core.errors import UsageError
 from core.names import SELF
 from core.sources import windows_by_share
 from run.session import Session
@@ -15,7 +16,7 @@ def distillation_windows(session: Session, tokens: int) -> tuple[np.ndarray, np.
     """int64 (N, T) for so many tokens, fewer where the text has fewer, and (M, T) that share no token with them.
 
     Texts that exist are drawn from anew. Of what the model wrote itself there is what calibrates, a quarter held out.
-    Raises DataError for a text too short to be divided.
+    Raises DataError for a text too short to be divided, UsageError for a single window that the model wrote.
     """
     text = session.settings.calibration
     most = max(1, tokens // text.seq_len)
@@ -38,13 +39,17 @@ def distillation_windows(session: Session, tokens: int) -> tuple[np.ndarray, np.
             drawn = both[0].ids, both[1].ids
         train.append(drawn[0])
         check.append(drawn[1])
+    if not any(map(len, check)):
+        raise UsageError(
+            "--recover distill holds one window out to decide by: --num_samples 1 is too few, use 2 or more"
+        )
     return np.concatenate(train), np.concatenate(check)
 
 
 def _written(session: Session, count: int) -> tuple[np.ndarray, np.ndarray]:
     written = session.written
     assert written is not None, "--dataset names it, so it was written"
-    aside = max(1, len(written) // 4)
-    ids = written.ids[:-aside] if len(written) > 1 else written.ids
-    times = max(1, min(READ_AGAIN, count // max(1, len(ids))))
-    return np.tile(ids, (times, 1))[: max(1, count)], written.ids[-aside:]
+    aside = max(1, len(written) // 4) if len(written) > 1 else 0  # a single one trains; other texts judge
+    ids, held = np.split(written.ids, [len(written) - aside])
+    times = max(1, min(READ_AGAIN, count // len(ids)))
+    return np.tile(ids, (times, 1))[: max(1, count)], held

@@ -59,7 +59,8 @@ def recover_model(session: Session, model: Any, plan: PruningPlan, asked: Recove
             distilled = distil(model, teacher, session.family, *text, _distil_settings(session, asked))
             say(distilled.line())
         session.drop_dense()
-        round_parameters(model, session.saved_dtype)
+        if not session.streamed:  # there each weight was kept in that dtype when it was changed
+            round_parameters(model, session.saved_dtype)
     return RecoveryReport(blocks, distilled)
 
 

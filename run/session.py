@@ -18,6 +18,7 @@ from core.groups import Architecture
 from core.measured import Importance
 from core.memory import capped
 from core.names import SELF
+from core.resting import check_scratch
 from core.say import note
 from core.windows import TokenWindows
 from evaluation.catalogue import check_tasks
@@ -99,8 +100,8 @@ class Session:
 
     def _check(self, shapes: dict[str, Any]) -> None:
         settings, source = self.settings, self.source
-        if settings.model.scratch is not None and not settings.model.scratch.is_dir():
-            raise UsageError(f"--scratch {settings.model.scratch} is not a folder; give one that exists")
+        if settings.model.scratch is not None:
+            check_scratch(settings.model.scratch)
         if self.replayed is not None:
             check_plan(settings.limits.target, self.replayed, **shapes)
         else:

@@ -213,3 +213,16 @@ def test_every_text_that_calibrates_is_distilled_on_by_its_share(workspace: Work
     assert (len(train), len(own), len(set(own))) == (54, 24, 6)
     assert len(check) == 8 + 2
     assert not {tuple(row) for row in train} & {tuple(row) for row in check}
+
+
+def test_a_single_window_that_the_model_wrote_trains_and_does_not_judge(workspace: Workspace) -> None:
+    def drawn(dataset: str, num_samples: int) -> tuple[np.ndarray, np.ndarray]:
+        session = gp.open(workspace.model, dataset=dataset, num_samples=num_samples, seq_len=16, say=gp.silent)
+        session.score("taylor")
+        return distillation_windows(session._inner, 16 * 6)
+
+    train, check = drawn(f"{workspace.text},self", 2)
+    assert len(check) == 8
+    assert not {tuple(row) for row in train} & {tuple(row) for row in check}
+    with pytest.raises(gp.UsageError, match="--num_samples 1 is too few"):
+        drawn("self", 1)

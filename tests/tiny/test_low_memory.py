@@ -71,6 +71,7 @@ def test_a_model_over_half_of_the_free_memory_is_streamed_unasked(
         ([*DATA_FREE, "--engine", "resident"], "--engine is resident"),
         (["--run_evaluation", "ppl,tasks"], "--run_evaluation tasks needs the whole model"),
         (["--scratch", "/nowhere/at/all"], "--scratch /nowhere/at/all is not a folder"),
+        (["--scratch", "/proc"], "--scratch /proc takes no file"),
         ([*DATA_FREE, "--max_shard_size", "0GB"], "'0GB'"),
         ([*DATA_FREE, "--max_shard_size", "5 gigabytes"], "200MB"),
     ],

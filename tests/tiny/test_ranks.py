@@ -133,3 +133,6 @@ def test_without_the_environment_of_a_launcher_there_is_one_process(monkeypatch:
     assert ranks.started() == ranks.ALONE
     monkeypatch.setenv("WORLD_SIZE", "4")  # left by something else: nobody to meet
     assert ranks.started() == ranks.ALONE
+    for name in ranks.ENVIRONMENT:
+        monkeypatch.setenv(name, "none")
+    assert ranks.started() == ranks.ALONE

@@ -89,6 +89,13 @@ def test_a_model_is_recovered_without_a_repair_and_from_a_replayed_plan(finished
     assert read(output / "run.json")["windows"]["calibration"]["num_windows"] == 24
 
 
+def test_float16_weights_that_stream_are_recovered(finished: Path, workspace: Workspace) -> None:
+    plan = str(finished / "analysis" / "pruning_plan.json")
+    how = ("--reconstruct", "none", "--plan", plan, "--dtype", "float16", "--engine", "streamed")
+    output = workspace.run("streamed", *RECOVER, *how, "--run_evaluation", "none")
+    assert read(output / "analysis" / "verification.json")["passed"]
+
+
 def test_verify_knows_recovered_weights_by_their_checksums(finished: Path, tmp_path: Path) -> None:
     code, out, error = call(["verify", str(finished)])
     assert code == 0, error

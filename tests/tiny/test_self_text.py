@@ -78,6 +78,8 @@ def test_a_tokenizer_says_how_texts_begin() -> None:
     tokenizer.bos_token = None
     usual = beginnings(tokenizer, None, 97).plain  # no word of it has a capital
     assert usual == tuple((number,) for number in (1, *range(4, len(tokenizer))))
+    tokenizer.chat_template = "{{ '' }}"
+    assert beginnings(tokenizer, None, 97).turns == ()
     english = AutoTokenizer.from_pretrained(DEMO)
     english.bos_token = None
     words = [english.decode(ids).strip() for ids in beginnings(english, None, 4096).plain]
