@@ -164,7 +164,7 @@ def _layer_by_layer(
             carrier.advance(layer, hidden)
         with carrier.engine.keeping():
             carrier.in_batches(losses)
-    return torch.stack([nll[number] for number in range(len(carrier.ids))]).cpu().numpy()
+    return np.array([float(nll[number]) for number in range(len(carrier.ids))])
 
 
 def first_batch_size(model: "PreTrainedModel", seq_len: int) -> int:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from core import ranks
 from core.errors import UsageError
 from core.memory import free_bytes
 from models.loading import ModelSource
@@ -21,7 +22,13 @@ class EngineChoice:
 
 
 def choose_engine(settings: Settings, source: ModelSource, device: torch.device, dtype: torch.dtype) -> EngineChoice:
-    """UsageError where the model would have to be streamed and the run asks for what a streamed model cannot do."""
+    """UsageError where the model would have to be streamed and the run asks for what a streamed model cannot do. Where
+    one of several processes has to stream, all of them do."""
+    choices = ranks.gathered(_choice(settings, source, device, dtype), "engine")
+    return next((choice for choice in choices if choice.streams), choices[0])
+
+
+def _choice(settings: Settings, source: ModelSource, device: torch.device, dtype: torch.dtype) -> EngineChoice:
     asked = settings.model.engine
     if asked != "auto":
         return EngineChoice(asked == "streamed", f"engine: {asked}, as asked")
@@ -58,7 +65,10 @@ def resident_bytes(settings: Settings, source: ModelSource, device: torch.device
 
 
 def _free_bytes(settings: Settings, device: torch.device) -> int | None:
+    """Main memory is shared by the processes that work on this machine."""
     free, cap = free_bytes(device), settings.model.gpu_memory_bytes
+    if free is not None and device.type == "cpu":
+        return free // ranks.here().local_count
     return min(free, cap) if free is not None and cap is not None and device.type == "cuda" else free
 
 

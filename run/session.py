@@ -240,13 +240,15 @@ class Session:
 
     @property
     def streaming(self) -> Streaming:
+        # The folder may lie on another machine, that of the process that writes results.
+        beside = self.folder if self.run_folder is not None and self.folder.is_dir() else None
         return Streaming(
             self.device,
             self.dtype,
             None if self.settings.model.dtype == "auto" else self.dtype,
             self.saved_dtype,
             self.settings.model.scratch,
-            None if self.run_folder is None else self.folder,
+            beside,
         )
 
     @cached_property
