@@ -7,8 +7,9 @@
 # Whatever follows the script's name goes to every run. Paths are relative to the folder you call it from.
 # A failed experiment does not stop the others; the exit status is then 1. Called again, it skips what is finished with
 # the same options and goes on with the rest; --overwrite runs and replaces all. Gradients and priors are measured once
-# for all runs on one text and kept in OUTPUT/cache. All are evaluated on DATASET's held-out text. Nothing is repaired,
-# since that hides part of what tells the experiments apart; append --reconstruct least_squares to repair all.
+# for all runs on one text and kept in OUTPUT/cache. All are judged by perplexity on DATASET's held-out text alone; append
+# --run_evaluation or --eval_datasets for more. Nothing is repaired, since that hides part of what tells the experiments
+# apart; append --reconstruct least_squares to repair all.
 set -uo pipefail
 
 MODEL=${MODEL:-demo}                         # hub id, folder, or demo (the embedded model)
@@ -59,18 +60,18 @@ other_text() {
 }
 
 run() {
-    local name=$1 text=$DATASET evaluated=() overwrite=() flags arguments status=0
+    local name=$1 text=$DATASET overwrite=() flags arguments status=0
     shift
     read -ra flags <<<"$(flags_of "$name")"
     echo
     echo "=== $name ${flags[*]-}"
     if [ "$name" = other_dataset ]; then
         text=$(other_text) || status=$?
-        evaluated=(--eval_datasets "$DATASET")
     fi
     arguments=(
         --base_model "$MODEL" --pruning_ratio "$RATIO" --importance_method "$METHOD" --dataset "$text" --reconstruct none
-        ${evaluated[@]+"${evaluated[@]}"} --cache_dir "$OUTPUT/cache" "$@" ${flags[@]+"${flags[@]}"} --output "$OUTPUT/$name"
+        --run_evaluation ppl --eval_datasets "$DATASET" --cache_dir "$OUTPUT/cache" "$@" ${flags[@]+"${flags[@]}"}
+        --output "$OUTPUT/$name"
     )
     if [ "$status" -eq 0 ] && [ -d "$OUTPUT/$name" ]; then
         case " $* " in

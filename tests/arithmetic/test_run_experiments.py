@@ -119,9 +119,9 @@ def test_eight_experiments_with_defaults_that_work_offline(program: Path) -> Non
     result = experiments(program)
     assert result.returncode == 0, result.stderr
     first = f"{SCRIPT.parent}/run_global_pruning.py --base_model demo --pruning_ratio 0.2 --importance_method taylor"
-    kept = "--cache_dir results/experiments/cache"
+    kept = "--run_evaluation ppl --eval_datasets pydoc --cache_dir results/experiments/cache"
     common = f"{first} --dataset pydoc --reconstruct none {kept}"
-    other = f"{first} --dataset results/experiments/python_code.txt --reconstruct none --eval_datasets pydoc {kept}"
+    other = f"{first} --dataset results/experiments/python_code.txt --reconstruct none {kept}"
     norm, clip, temperature = "--enable_grad_norm --norm_method", "--enable_grad_clip", "--temperature 1.0 --tau 0.0"
     assert calls(program) == [
         f"{common} --output results/experiments/baseline",
@@ -155,8 +155,9 @@ def test_variables_and_further_arguments_reach_every_run(program: Path, tmp_path
         assert "--base_model some/model --pruning_ratio 0.3 --importance_method fisher --dataset " in call
         assert f"--cache_dir {out}/cache --num_samples 8 " in call
         assert f"--output {out}/" in call
-    assert all("--dataset c4 --reconstruct none --cache_dir" in call for call in calls(program)[:7])
-    assert "--dataset my text.txt --reconstruct none --eval_datasets c4 " in calls(program)[7]
+    judged = "--reconstruct none --run_evaluation ppl --eval_datasets c4 --cache_dir"
+    assert all(f"--dataset c4 {judged}" in call for call in calls(program)[:7])
+    assert f"--dataset my text.txt {judged}" in calls(program)[7]
 
 
 def test_what_is_finished_with_the_same_options_is_skipped(program: Path) -> None:

@@ -46,7 +46,7 @@ from pruning.recovery.blocks import BlockSettings, recover_blocks
 from pruning.repair import RepairSettings, repair
 from run.deliver import cut_model
 
-COUNT = 2
+COUNT, BROKEN = 2, 99
 # Relative and absolute; a step of Adam makes much of the last digit of a gradient near 0.
 TOLERANCES = {"repaired": (1e-3, 1e-3), "recovery": (1e-2, 1e-4), "recovered weights": (0.0, 0.05)}
 IMPORTED = (diagnostics.page.run_page, run.deliver, run.finish, transformers.models.llama.modeling_llama)
@@ -102,9 +102,10 @@ def importances(model: Any, windows: TokenWindows, criterion: str, **how: Any) -
 
 
 def with_a_window_of_inf() -> dict[str, np.ndarray]:
-    """The last of 24 windows, which one rank alone meets, is left out by both."""
-    model, ids = build("llama"), token_ids(rows=24, length=8, vocabulary=90)
-    model.get_input_embeddings().weight[95] = torch.inf
+    """The last of 24 windows, which one rank alone meets, is left out by both. Its embedding is finite until gemma's
+    scale is put on it."""
+    model, ids = build("gemma2"), token_ids(rows=24, length=8, vocabulary=90)
+    model.get_input_embeddings().weight[95] = torch.finfo(torch.float32).max
     ids[-1, 3] = 95
     return importances(model, windows_of(ids), "fisher")
 
@@ -222,7 +223,7 @@ def started(case: str, rank: int, port: int, folder: Path) -> int:
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     for descriptor, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{folder}.{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
-    code = 99
+    code = BROKEN
     try:
         code = CASES[case](rank, folder)
     finally:
@@ -234,10 +235,22 @@ def started(case: str, rank: int, port: int, folder: Path) -> int:
 def played(case: str, folder: Path) -> dict[str, Any]:
     store = TCPStore("127.0.0.1", 0, COUNT, is_master=True, wait_for_workers=False)  # as torchrun's agent holds one
     children = [started(case, rank, store.port, folder) for rank in range(COUNT)]
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    codes = _codes_of(children)
     said = {name: Path(f"{folder}.{name}").read_text() for name in ("out", "err")}
     files = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     return {"codes": codes, "files": files, **said}
+
+
+def _codes_of(children: list[int]) -> list[int]:
+    """By rank. Where a case itself fails, its other rank would wait for ever, and is killed."""
+    codes: dict[int, int] = {}
+    while len(codes) < len(children):
+        child, status = os.wait()
+        codes[child] = os.waitstatus_to_exitcode(status)
+        if codes[child] == BROKEN:
+            for other in set(children) - set(codes):
+                os.kill(other, signal.SIGKILL)
+    return [codes[child] for child in children]
 
 
 if __name__ == "__main__":

@@ -151,7 +151,9 @@ def test_a_folder_without_text_and_a_name_that_is_nothing(tmp_path: Path) -> Non
     (tmp_path / "weights.bin").write_bytes(b"x")
     with pytest.raises(DataError, match=r"holds no text file \(readable: .txt"):
         check_dataset(str(tmp_path))
-    with pytest.raises(DataError, match="'wikitext' is neither one of c4, ptb, pydoc, wikitext2 nor a file"):
+    with pytest.raises(
+        DataError, match="'wikitext' is neither one of c4, ptb, pycode, pydoc, self, wikitext2 nor a file"
+    ):
         check_dataset("wikitext")
     with pytest.raises(DataError, match="'' is neither"):
         check_dataset("")
