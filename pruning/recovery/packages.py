@@ -14,7 +14,7 @@ def check_packages(*, distills: bool, lora: bool, report_to: Sequence[str]) -> N
     missing = [name for name in needed if find_spec(name) is None]
     if missing:
         option = "--recover_lora" if missing == ["peft"] else "--recover distill"
-        raise UsageError(f"{option} needs {' and '.join(missing)}: pip install 'global-pruning[recovery]'")
+        raise UsageError(f"{option} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     if not report_to:
         return
     from transformers.integrations import get_available_reporting_integrations

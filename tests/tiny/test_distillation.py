@@ -185,8 +185,8 @@ def test_the_api_distils(workspace: Workspace) -> None:
 @pytest.mark.parametrize(
     ("missing", "arguments", "words"),
     [
-        ("accelerate", [], "--recover distill needs accelerate: pip install 'global-pruning[recovery]'"),
-        ("peft", ["--recover_lora", "4"], "--recover_lora needs peft: pip install 'global-pruning[recovery]'"),
+        ("accelerate", [], "--recover distill needs accelerate: pip install accelerate"),
+        ("peft", ["--recover_lora", "4"], "--recover_lora needs peft: pip install peft"),
         ("", ["--report_to", "paper"], "--report_to paper is none of "),
     ],
 )
