@@ -95,14 +95,14 @@ def _unreachable(name: str, dataset_id: str, reason: BaseException) -> DataError
     return DataError(f"{name} ({dataset_id}) is not cached and the hub cannot be used: {lines[0]}; {OFFLINE_CHOICES}")
 
 
-_reached: set[str] = set()
+reached: set[str] = set()
 
 
 def _unreachable_reason(dataset_id: str) -> BaseException | None:
     """None where the hub answers for this dataset; asked once a process, in a thread, as DNS knows no time limit."""
     from huggingface_hub import HfApi, constants
 
-    if dataset_id in _reached:
+    if dataset_id in reached:
         return None
     if constants.HF_HUB_OFFLINE:
         return ConnectionError("HF_HUB_OFFLINE is set")
@@ -119,7 +119,7 @@ def _unreachable_reason(dataset_id: str) -> BaseException | None:
     thread.start()
     thread.join(PROBE_TIMEOUT_S)
     if not outcome:
-        _reached.add(dataset_id)
+        reached.add(dataset_id)
         return None
     return outcome[0]
 

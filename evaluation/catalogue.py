@@ -31,7 +31,7 @@ def check_tasks(names: list[str], task_path: str | Path | None) -> None:
         return  # lm-eval and datasets take seconds to import
     require_packages()
     with quiet():
-        manager, _ = _manager_for(names, task_path)
+        manager, _ = manager_for(names, task_path)
         for name in names:
             if name not in manager.all_tasks:
                 raise UsageError(_unknown(name, manager.all_tasks, task_path))
@@ -57,7 +57,7 @@ def load(names: list[str], task_path: str | Path | None) -> dict[str, Any]:
 
     Raises DataError where a task or its data cannot be loaded.
     """
-    manager, local = _manager_for(names, task_path)
+    manager, local = manager_for(names, task_path)
     listed = ", ".join(names)
     try:
         with nullcontext() if local else offline_if_unreachable():
@@ -71,21 +71,22 @@ def load(names: list[str], task_path: str | Path | None) -> dict[str, Any]:
         raise DataError(f"{listed} cannot be loaded: {reason_of(error)}") from error
 
 
-def _manager_for(names: list[str], task_path: str | Path | None) -> tuple[Any, bool]:
+def manager_for(names: list[str], task_path: str | Path | None) -> tuple[Any, bool]:
     """An lm-eval TaskManager that knows ``names`` if anything does, and whether it left lm-eval's own tasks out.
 
     It does where every name is found without them: reading the thousands of task files that lm-eval ships takes
     several seconds.
     """
     folders = (str(EMBEDDED_TASKS),) if task_path is None else (str(EMBEDDED_TASKS), str(task_path))
-    local = _manager(folders, False)
+    local = manager_of(folders, False)
     if set(names) <= set(local.all_subtasks):
         return local, True
-    return _manager(folders, True), False
+    return manager_of(folders, True), False
 
 
 @lru_cache(maxsize=4)
-def _manager(folders: tuple[str, ...], include_defaults: bool) -> Any:
+def manager_of(folders: tuple[str, ...], include_defaults: bool) -> Any:
+    """lm-eval's TaskManager over these folders, with or without the tasks that lm-eval ships; read once."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=list(folders), include_defaults=include_defaults)

@@ -116,16 +116,16 @@ class LayerSweep:
                 yield from self._whole(layer)
 
     @torch.no_grad()
-    def _inputs(self) -> "tuple[_Inputs, Stream]":
+    def _inputs(self) -> "tuple[LayerInputs, Stream]":
         """What each layer receives, and the stream behind the last one."""
         carrier = self.carrier
-        inputs = _Inputs(carrier)
+        inputs = LayerInputs(carrier)
         hidden = carrier.embed(inputs.most)
         for layer in self._visited(range(len(carrier.layers))):
             hidden = inputs.keep(layer, hidden)
         return inputs, hidden
 
-    def _way_back(self, inputs: "_Inputs") -> Iterator[tuple[int, bool]]:
+    def _way_back(self, inputs: "LayerInputs") -> Iterator[tuple[int, bool]]:
         """Layers to visit, and whether their gradients are wanted or only what they hand to the next."""
         order = inputs.way_back()
         yield from zip(self._visited([layer for layer, _ in order]), (wanted for _, wanted in order), strict=True)
@@ -268,13 +268,13 @@ class _Fates:
         return True
 
 
-class _Inputs:
+class LayerInputs:
     """What each layer receives, of every k-th layer kept and of the others made again on the way back."""
 
     def __init__(self, carrier: Carrier) -> None:
         self.carrier, self.count = carrier, len(carrier.layers)
         self.kept: dict[int, Stream] = {}
-        self.every = self._spacing()
+        self.every = self.spacing()
 
     @property
     def most(self) -> int:
@@ -284,7 +284,7 @@ class _Inputs:
     def _streams(self, every: int) -> int:
         return ceil(self.count / every) + every
 
-    def _spacing(self) -> int:
+    def spacing(self) -> int:
         """The smallest k with which all that exists at once has room; where none has, the one that takes least."""
         hidden = self.carrier.model.config.get_text_config().hidden_size
         stream_bytes = self.carrier.ids.numel() * hidden * next(self.carrier.model.parameters()).element_size()

@@ -53,7 +53,7 @@ class _SummedNLL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """logits (N, V), targets int64 (N,), IGNORED where nothing is predicted; returns float32 ()."""
-        norm = torch.cat([rows.float().logsumexp(-1) for rows in logits.split(_rows_at_a_time(logits))])
+        norm = torch.cat([rows.float().logsumexp(-1) for rows in logits.split(rows_at_a_time(logits))])
         counted = targets != IGNORED
         picked = logits.gather(1, targets.clamp(min=0)[:, None])[:, 0].float()
         ctx.save_for_backward(logits, targets, norm)
@@ -64,7 +64,7 @@ class _SummedNLL(torch.autograd.Function):
     def backward(ctx: Any, outer: torch.Tensor) -> tuple[torch.Tensor, None]:
         logits, targets, norm = ctx.saved_tensors
         gradient = logits.detach()
-        size = _rows_at_a_time(logits)
+        size = rows_at_a_time(logits)
         for rows, target, n in zip(gradient.split(size), targets.split(size), norm.split(size), strict=True):
             probability = (rows.float() - n[:, None]).exp_()
             counted = (target != IGNORED).float()
@@ -74,8 +74,9 @@ class _SummedNLL(torch.autograd.Function):
         return gradient, None
 
 
-def _rows_at_a_time(logits: torch.Tensor) -> int:
-    return max(1, (1 << 22) // logits.shape[-1])  # 16 MiB of float32
+def rows_at_a_time(logits: torch.Tensor) -> int:
+    """How many rows of logits (P, V) are made float32 at a time: 16 MiB of them."""
+    return max(1, (1 << 22) // logits.shape[-1])
 
 
 def group_sums(member: Member, shape: LayerShape, along_axis: torch.Tensor) -> torch.Tensor:

@@ -185,7 +185,7 @@ def _verified_loading(
         logits = replace(logits, detail=_first_difference(blocks, reference.blocks, logits.tolerance))
     result.checks.append(logits)
     result.checks.append(compared("generation", lambda: _generated(model, reference)))
-    result.checks.append(compared("left padding", lambda: _left_padded(model, ids, alone)))
+    result.checks.append(compared("left padding", lambda: left_padded(model, ids, alone)))
     if getattr(model.config, "attn_logit_softcapping", None):
         result.not_run["attention"] = "sdpa leaves out this family's soft caps; use eager"
     else:
@@ -265,7 +265,7 @@ def _generated(model: Any, reference: Reference) -> tuple[torch.Tensor, torch.Te
     return steps[comparable], reference.step_logits[comparable]
 
 
-def _left_padded(model: Any, ids: torch.Tensor, alone: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def left_padded(model: Any, ids: torch.Tensor, alone: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits of the windows' real tokens, window i shortened and padded on the left by a different amount, and alone.
 
     Attention is causal, so what follows a token does not change its logits, and padding must not either. Positions

@@ -201,7 +201,7 @@ def test_a_sentencepiece_model_alone_is_a_tokenizer(tmp_path: Path) -> None:
 def test_the_packages_that_a_sentencepiece_model_wants_are_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "tokenizer.json").rename(folder / "tokenizer.model")
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
-    monkeypatch.setattr("models.tokenizers._is_installed", lambda _module: False)
+    monkeypatch.setattr("models.tokenizers.SENTENCEPIECE", ("no_such_package",))
     assert "pip install sentencepiece protobuf" in refusal(folder)
 
 

@@ -19,7 +19,7 @@ OFFLINE = r"offline choices: --dataset pydoc, or --dataset PATH"
 
 @pytest.fixture(autouse=True)
 def nothing_known_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_text, "_reached", set())
+    monkeypatch.setattr(hub_text, "reached", set())
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: None)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
 

@@ -76,7 +76,7 @@ def test_priors_and_outliers_in_every_family(family_model: Any) -> None:
 def test_what_rests_in_files_or_is_computed_again_changes_nothing(
     every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layer_sweep._Inputs, "_spacing", lambda _self: every)
+    monkeypatch.setattr(layer_sweep.LayerInputs, "spacing", lambda _self: every)
     model = build("gemma3_text")
     for criterion in ("fisher", "obs", "wanda"):
         found = measured(streamed(model, tmp_path), criterion, IDS, batch_size=2)
@@ -91,7 +91,7 @@ def test_inputs_are_kept_as_densely_as_there_is_room(llama: Any, monkeypatch: py
     carrier.layers = carrier.layers * 27
     for streams, every in ((82, 1), (81, 2), (43, 2), (42, 3), (18, 9), (5, 9)):
         monkeypatch.setattr(carrier.engine, "fits", lambda needed, room=streams * stream: needed <= room)
-        assert layer_sweep._Inputs(carrier).every == every
+        assert layer_sweep.LayerInputs(carrier).every == every
 
 
 def test_windows_with_nan_are_left_out_and_no_others(llama: Any) -> None:

@@ -199,8 +199,8 @@ def test_checked_task_is_accepted(task_folder: Path) -> None:
 @pytest.fixture
 def without_default_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare a test the several seconds that reading lm-eval's own tasks takes."""
-    read = catalogue._manager
-    monkeypatch.setattr(catalogue, "_manager", lambda folders, defaults: read(folders, False))
+    read = catalogue.manager_of
+    monkeypatch.setattr(catalogue, "manager_of", lambda folders, defaults: read(folders, False))
 
 
 @pytest.mark.usefixtures("without_default_tasks")
@@ -264,7 +264,7 @@ def test_without_network_a_hub_task_fails_at_once(monkeypatch: pytest.MonkeyPatc
         def load(self, names: list[str]) -> Any:
             return datasets.load_dataset("nobody/nothing-of-this-name")
 
-    monkeypatch.setattr(catalogue, "_manager_for", lambda names, path: (HubTask(), False))
+    monkeypatch.setattr(catalogue, "manager_for", lambda names, path: (HubTask(), False))
     monkeypatch.setattr(hub, "is_reachable", lambda url: False)
     with pytest.raises(DataError, match=r"data of hub_task is not cached and cannot be downloaded.*pydoc_cloze"):
         catalogue.load(["hub_task"], None)

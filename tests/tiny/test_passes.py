@@ -91,7 +91,7 @@ def test_no_graph_outlives_its_window(llama: Any) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_gradient_of_the_loss_is_that_of_cross_entropy(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Softmax minus one-hot, in rows of two at a time, also where a position predicts nothing."""
-    monkeypatch.setattr(sums, "_rows_at_a_time", lambda _logits: 2)
+    monkeypatch.setattr(sums, "rows_at_a_time", lambda _logits: 2)
     logits = torch.randn(5, 11, generator=torch.Generator().manual_seed(0)).to(dtype)
     targets = torch.tensor([3, 10, sums.IGNORED, 0, 7])
     ours, theirs = (logits.clone().requires_grad_() for _ in range(2))

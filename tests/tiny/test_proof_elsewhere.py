@@ -82,7 +82,7 @@ def test_memory_that_ends_in_the_middle_leaves_the_other_checks(
     def fail(*_args: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(verification, "_left_padded", fail)
+    monkeypatch.setattr(verification, "left_padded", fail)
     result = copy_of.verify()
     assert list(result.not_run) == ["left padding", "attention"]
     assert result.line().startswith("verified: 4 checks")
