@@ -8,6 +8,7 @@ from typing import Any
 
 from cli.options import parse_options
 from core import ranks
+from core.collection import collected_later
 from core.failures import exit_code
 from core.output import RECORD, readable
 from core.say import heard_by, note, say_on_stderr, silent
@@ -31,7 +32,7 @@ def prune_command(arguments: Sequence[str], run: Callable[..., Any]) -> int:
             print(report)
 
     try:
-        with interruption.terminations():
+        with interruption.terminations(), collected_later():
             code = exit_code(carry_out)
     except KeyboardInterrupt as interrupt:
         assert command.settings.output.output is not None

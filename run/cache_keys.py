@@ -141,6 +141,7 @@ def sources_hash(names: tuple[str, ...]) -> str:
     return digest.hexdigest()
 
 
+@functools.cache
 def _version(name: str) -> str | None:
     try:
         return version(name)

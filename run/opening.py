@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from core import ranks
+from core.collection import collect_again
 from core.errors import UsageError
 from core.failures import warn
 from core.say import note, say
@@ -43,6 +44,7 @@ def open_session(settings: Settings, *, model: Any = None, tokenizer: Any = None
                 session.read_texts()
             say(session.describe())
             session.cache.announce()
+            collect_again()
             session.write_windows()
             _insist_on_same_input(session)
             if not settings.output.dry_run:

@@ -43,6 +43,7 @@ WITHOUT_TORCH = (
     "core",
     "core.arguments",
     "core.cache",
+    "core.collection",
     "core.criteria",
     "core.decoder",
     "core.families",
