@@ -14,11 +14,9 @@ The error of a comparison is ‖a − b‖₂ / ‖b‖₂ over all logits compa
 """
 
 import json
-import logging
 import math
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -33,10 +31,10 @@ from core.families import Family
 from core.files import write_json
 from core.groups import LayerShape
 from core.kinds import TABLE
-from core.memory import free_bytes
 from models.architecture import decoder_layers
 from models.expected import Blocks, Reference, logits_of, recorded_blocks
-from models.faults import fault_of_the_machine, first_line
+from models.faults import first_line
+from models.loading_afresh import NotHereError, excuse, load_afresh
 from models.module_cache import own_module_cache
 from models.stored import layer_shapes, misfits, tensor_shapes
 
@@ -151,8 +149,8 @@ def verify(
     try:
         with own_module_cache(folder.parent):
             return _verified_loading(result, folder, family, reference, device, dtype, places)
-    except (_NotHere, OSError) as error:  # an OSError: there is no place for the folder's code
-        reason = str(error) if isinstance(error, _NotHere) else first_line(error)
+    except (NotHereError, OSError) as error:  # an OSError: there is no place for the folder's code
+        reason = str(error) if isinstance(error, NotHereError) else first_line(error)
         missed = [name for name in CHECKS if name not in [check.name for check in result.checks]]
         result.not_run.update(dict.fromkeys(missed, reason))
         return replace(result, unproved=reason)
@@ -167,9 +165,10 @@ def _verified_loading(
     dtype: torch.dtype,
     places: dict[str, Any] | None,
 ) -> Verification:
-    """``result`` with the checks that need the loaded model. Raises _NotHere."""
-    model, loading = _load(folder, family, device, dtype, places)
-    result.checks.append(loading)
+    """``result`` with the checks that need the loaded model. Raises NotHereError."""
+    model, problems = load_afresh(folder, family, device, dtype, places)
+    error = math.nan if model is None else float(len(problems))
+    result.checks.append(Check("load", error, 0.0, problems[0] if problems else ""))
     if model is None:
         result.not_run.update(dict.fromkeys(CHECKS[2:], "the folder does not load"))
         return result
@@ -289,12 +288,12 @@ def _compared(
 ) -> Check:
     """The relative error of (actual, expected); a model that fails to compute them has failed the check.
 
-    Raises _NotHere where it is the machine that fails.
+    Raises NotHereError where it is the machine that fails.
     """
     try:
         actual, expected = pair()
     except Exception as error:  # the folder's own classes run here; whatever they raise is the finding
-        _excuse(error, folder, family)
+        excuse(error, folder, family)
         return Check(name, math.nan, tolerance, first_line(error))
     return Check(name, relative_error(actual, expected), tolerance)
 
@@ -335,73 +334,3 @@ def _head_mapping(folder: Path, family: Family, layers: tuple[LayerShape, ...]) 
         wrong.append(f"{len(found)} layers where the plan leaves {len(layers)}")
     wrong += unfit
     return Check("head mapping", float(len(wrong)), 0.0, wrong[0] if wrong else "")
-
-
-def _load(
-    folder: Path, family: Family, device: torch.device, dtype: torch.dtype, places: dict[str, Any] | None
-) -> tuple[Any, Check]:
-    """As users load it, its shipped Python included. error: tensors missing from the files or left over in them.
-
-    places: accelerate's, which leaves the layers on the disk and reads them when they are called.
-    Raises _NotHere where the machine has no room for a second model, or is at fault in another way.
-    """
-    if places is None:
-        _insist_on_memory(folder, device, dtype)
-    placed = {} if places is None else {"device_map": places, "offload_folder": folder.parent}
-    try:
-        with _quiet_about_places():
-            model, report = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, trust_remote_code=True, dtype=dtype, use_safetensors=True, output_loading_info=True, **placed
-            )
-        model = model.eval() if placed else model.to(device).eval()
-    except Exception as error:  # as in _compared
-        _excuse(error, folder, family)
-        return None, Check("load", math.nan, 0.0, first_line(error))
-    problems = [f"{key}: {name}" for key in _KEYS for name in sorted(map(str, report.get(key) or ()))]
-    return model, Check("load", float(len(problems)), 0.0, problems[0] if problems else "")
-
-
-@contextmanager
-def _quiet_about_places() -> Iterator[None]:
-    """Without a warning that layers are on the disk, where they were put on purpose."""
-    logger = logging.getLogger("accelerate.big_modeling")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
-def places_on_disk(model: Any, family: Family, device: torch.device) -> dict[str, Any]:
-    """Of a model of these modules: its layers stay in the checkpoint's files, what is outside them is on ``device``."""
-    body, _, layers = family.layers.rpartition(".")
-    outside = {f"{body}.{name}" for name, _ in model.get_submodule(body).named_children() if name != layers}
-    outside |= {name for name, _ in model.named_children() if name != body}
-    here = "cpu" if device.type == "cpu" else device.index or 0  # as accelerate names devices
-    return dict.fromkeys(sorted(outside), here) | {family.layers: "disk"}
-
-
-_KEYS = ("missing_keys", "unexpected_keys", "mismatched_keys")
-
-
-class _NotHere(Exception):
-    """The machine's fault, in one line; never leaves this file."""
-
-
-def _excuse(error: Exception, folder: Path, family: Family) -> None:
-    """Raise _NotHere for an error that does not speak against the model."""
-    fault = fault_of_the_machine(error, folder, family)
-    if fault is not None:
-        raise _NotHere(fault) from error
-
-
-def _insist_on_memory(folder: Path, device: torch.device, dtype: torch.dtype) -> None:
-    """A CPU process that takes more memory than there is gets killed, without an exception: ask first."""
-    free = free_bytes()
-    if device.type != "cpu" or free is None:
-        return
-    with suppress(ModelError):  # files that cannot be read are found by loading them
-        needed = sum(math.prod(shape) for shape in tensor_shapes(folder).values()) * dtype.itemsize
-        if needed > free:
-            raise _NotHere(f"a second model needs {needed:,} bytes of memory and {free:,} are free")

@@ -15,6 +15,7 @@ from core.say import note, say
 from models.card import inherited_metadata, model_card
 from models.expected import FEW_TOKENS, NEW_TOKENS, Reference, reference, verification_windows
 from models.gguf import export_gguf
+from models.loading_afresh import places_on_disk
 from models.narrow import empty_narrow_model
 from models.rounding import round_parameters
 from models.saving import save_checkpoint
@@ -26,7 +27,6 @@ from models.verification import (
     Verification,
     insist,
     not_verified,
-    places_on_disk,
     verify,
     write_verification,
 )

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from core.errors import NumericalError, VerificationError
-from models import verification
+from models import loading_afresh, verification
 from models.family_table import family_of
 from models.faults import fault_of_the_machine
 from models.module_cache import own_module_cache
@@ -92,7 +92,7 @@ def test_memory_that_ends_in_the_middle_leaves_the_other_checks(
 
 def test_memory_for_a_second_model_is_asked_for(copy_of: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
     """Linux kills a process that takes too much; no exception would say so."""
-    monkeypatch.setattr(verification, "free_bytes", lambda: 1000)
+    monkeypatch.setattr(loading_afresh, "free_bytes", lambda: 1000)
     result = copy_of.verify()
     assert "bytes of memory and 1,000 are free" in result.unproved
     assert result.passed
