@@ -39,6 +39,14 @@ def llama() -> Any:
     return build("llama")
 
 
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A tiny model, its tokenizer, texts and a task, for the tests of one file."""
+    from workspace import Workspace
+
+    return Workspace.make(tmp_path_factory.mktemp("workspace"))
+
+
 @pytest.fixture
 def word_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
     """AutoTokenizer reads every qwen2 folder as byte-level BPE, which the tests' word-level tokenizer is not."""

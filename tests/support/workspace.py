@@ -15,6 +15,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import run_global_pruning
+from cli.options import parse_options
+from run.option_rules import idle_notes
 
 WORDS = [first + second for first in "bdfgklmnpr" for second in ("a", "e", "i", "o", "u", "an", "en", "on", "un")]
 
@@ -102,6 +104,12 @@ def call(arguments: list[str]) -> tuple[int, str, str]:
         except SystemExit as stop:
             code = int(stop.code or 0)
     return code, out.getvalue(), error.getvalue()
+
+
+def notes_on(*arguments: str) -> list[str]:
+    """What the program says of options that cannot act."""
+    command = parse_options(["--base_model", "demo", *arguments])
+    return idle_notes(command.settings, command.given)
 
 
 def observe(folder: Path) -> dict[str, Any]:

@@ -22,11 +22,6 @@ from pruning.planning import Limits, plan_removal
 from run.option_rules import idle_notes
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return Workspace.make(tmp_path_factory.mktemp("allocation"))
-
-
 def test_levels_are_whole_steps_below_the_share() -> None:
     # K = 3 may lose 2, F = 10 in steps of 4 (first 2): removable 2 + 4 = 6; half of 6 is 3, whole steps below: 2.
     model, limits = architecture((3, 10)), Limits(round_to=4)

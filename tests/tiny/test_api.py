@@ -18,11 +18,6 @@ from pruning.plan_file import write_plan
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return Workspace.make(tmp_path_factory.mktemp("api"))
-
-
-@pytest.fixture(scope="module")
 def session(workspace: Workspace) -> gp.Session:
     return gp.open(workspace.model, dataset=workspace.text, **SMALL)
 

@@ -22,11 +22,6 @@ from core.say import say_on_stderr
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return Workspace.make(tmp_path_factory.mktemp("api"))
-
-
-@pytest.fixture(scope="module")
 def session(workspace: Workspace) -> gp.Session:
     return gp.open(workspace.model, dataset=workspace.text, **SMALL)
 

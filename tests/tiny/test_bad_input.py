@@ -12,11 +12,6 @@ from workspace import Workspace, call, write_model, write_text
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return Workspace.make(tmp_path_factory.mktemp("bad"))
-
-
-@pytest.fixture(scope="module")
 def plan_of_another_model(workspace: Workspace) -> Path:
     other = write_model(workspace.root / "another", "qwen3")
     run = workspace.run("another-run", "--base_model", str(other), "--dry_run", "--run_evaluation", "none")

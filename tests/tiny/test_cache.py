@@ -28,11 +28,6 @@ ROOT = Path(__file__).resolve().parents[2]
 KEY = {"criterion": "taylor", "seed": 0, "shape": (2, 3)}
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return Workspace.make(tmp_path_factory.mktemp("cache"))
-
-
 def outcomes(run: Path) -> dict[str, str]:
     found = json.loads((run / "run.json").read_text())["facts"]["cache"]
     return {part.split(" on ")[0]: outcome for part, outcome in found.items()}

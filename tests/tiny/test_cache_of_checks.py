@@ -19,11 +19,6 @@ ROOT = Path(__file__).resolve().parents[2]
 DRY = ("--dry_run", "--run_evaluation", "none")
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return Workspace.make(tmp_path_factory.mktemp("checks"))
-
-
 def outcome(run: Path, part: str) -> str:
     return str(json.loads((run / "run.json").read_text())["facts"]["cache"][part])
 

@@ -9,17 +9,11 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
 from safetensors import safe_open
 from workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "run_global_pruning.py"
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return Workspace.make(tmp_path_factory.mktemp("shell"))
 
 
 def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:

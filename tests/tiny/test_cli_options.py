@@ -10,19 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_options_of_texts
 from transformers import TrainerCallback
-from workspace import Workspace, call, observe, write_model
+from workspace import Workspace, call, notes_on, observe, write_model
 
 import run.recover
-from calibration.texts import NAMED
 from cli.options import build_parser, parse_options
 from core import resting
-from core.names import DATASETS, SELF
 from core.program import program_name
-from core.transforms import Remedy
-from diagnostics.findings.finding import Finding
-from run.complete import complete
-from run.option_rules import idle_notes, refusal
 
 OPTIONS = {
     option: action
@@ -30,11 +25,6 @@ OPTIONS = {
     for option in action.option_strings
     if option.startswith("--") and option != "--help"
 }
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return Workspace.make(tmp_path_factory.mktemp("options"))
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +86,7 @@ ACTS: dict[str, tuple[list[str], list[str], str]] = {
         "evaluation",
     ),
 }
-# Options whose effect is shown by a test of their own below.
+# Options whose effect is shown by a test of their own, below or in test_options_of_texts.py.
 ELSEWHERE = {
     "--base_model": "test_base_model_and_output_name_what_is_read_and_written",
     "--output": "test_base_model_and_output_name_what_is_read_and_written",
@@ -129,7 +119,8 @@ ELSEWHERE = {
 
 def test_every_option_is_covered_here() -> None:
     assert set(ACTS) | set(ELSEWHERE) == set(OPTIONS)
-    assert all(name in globals() for name in ELSEWHERE.values())
+    shown = globals() | vars(test_options_of_texts)
+    assert all(name in shown for name in ELSEWHERE.values())
 
 
 @pytest.mark.parametrize("option", ACTS)
@@ -203,14 +194,6 @@ def test_base_model_and_output_name_what_is_read_and_written(workspace: Workspac
     assert {path.name for path in (tmp_path / "out").iterdir()} == expected
 
 
-def test_default_output_is_named_after_what_was_asked() -> None:
-    asked = ["--base_model", "org/name-7B", "--temperature", "1", "--tau", "inf", "--dataset", "a/b.txt"]
-    output = parse_options(asked).settings.output.output
-    assert output == Path("results/org--name-7B/obs_0.2_T1_tauinf_a--b.txt")
-    asked = ["--base_model", "demo", "--dataset", "c4", "--importance_method", "fisher"]
-    assert parse_options(asked).settings.output.output == Path("results/demo/fisher_0.2_c4")
-
-
 def test_device(workspace: Workspace) -> None:
     record = json.loads((workspace.run("device", "--dry_run", "--run_evaluation", "none") / "run.json").read_text())
     assert record["environment"]["device"] == "cpu"
@@ -241,77 +224,6 @@ def test_trust_remote_code_alone_runs_a_tokenizers_python(workspace: Workspace, 
     assert not marker.exists()
     workspace.run("trusted", *arguments, "--trust_remote_code")
     assert marker.exists()
-
-
-def test_datasets(workspace: Workspace, base: dict[str, Any]) -> None:
-    other = str(workspace.other_text)
-    calibrated = observe(workspace.run("dataset", "--dataset", other))
-    assert calibrated["importance"] != base["importance"]
-    evaluated = observe(workspace.run("eval_datasets", "--eval_datasets", f"{workspace.text},{other}"))
-    assert evaluated["plan"] == base["plan"]
-    assert len(evaluated["evaluation"]["dense"]["perplexity"]) == 2
-    text = str(workspace.text)
-    assert evaluated["evaluation"]["dense"]["perplexity"][text] == base["evaluation"]["dense"]["perplexity"][text]
-
-
-def test_text_of_another_kind_is_evaluated_on_a_few_windows(
-    workspace: Workspace, base: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Findings on what that tells stand with the others, in the file and on the page, with the same texts named."""
-    costs: list[Any] = []
-
-    def found_elsewhere(cost: Any) -> tuple[Finding, ...]:
-        costs.append(cost)
-        return (Finding("loss_elsewhere", "high", "Much is lost.", "Try it.", Remedy(dataset="self") | cost.texts),)
-
-    monkeypatch.setattr("run.windows.ELSEWHERE_TOKENS", 100)
-    monkeypatch.setattr("run.explain.cost_findings", found_elsewhere)
-    other = str(workspace.other_text)
-    folder = workspace.run("elsewhere", "--eval_elsewhere", other, "--reconstruct", "least_squares")
-    found = observe(folder)
-    evaluated, home = found["evaluation"], str(workspace.text)
-    assert list(evaluated["pruned"]["perplexity"]) == list(evaluated["pruned"]["distance"]) == [home, other]
-    assert list(evaluated["before_repair"]["perplexity"]) == [home]
-    assert evaluated["dense"]["perplexity"][home] == base["evaluation"]["dense"]["perplexity"][home]
-    assert found["windows"][f"evaluation {other}"]["source"].startswith("8 windows, evenly spaced, of ")
-    (cost,) = costs
-    assert list(cost.home) == [home]
-    assert cost.losses.keys() == {home, other}
-    every = json.loads((folder / "analysis" / "gradient_diagnosis.json").read_text())["diagnosis"]
-    (told,) = (finding for finding in every if finding["issue"] == "loss_elsewhere")
-    assert shlex.split(told["flags"]) == ["--dataset", "self", "--eval_datasets", home, "--eval_elsewhere", other]
-    assert "Much is lost." in (folder / "report.html").read_text(encoding="utf-8")
-    short = workspace.root / "short.txt"
-    short.write_text("ba be bi", encoding="utf-8")
-    code, _, error = call(
-        [
-            *workspace.base_arguments(),
-            "--eval_elsewhere",
-            str(short),
-            "--dry_run",
-            "--output",
-            str(workspace.root / "nowhere"),
-        ]
-    )
-    assert code == 0
-    assert "note: nothing is evaluated elsewhere: " in error
-
-
-def test_what_is_evaluated_elsewhere_unless_told_otherwise() -> None:
-    def elsewhere(**options: Any) -> str:
-        return complete({"base_model": "demo"} | options).evaluation.eval_elsewhere
-
-    assert elsewhere(dataset="pydoc") == "pycode"
-    assert elsewhere() == elsewhere(dataset="pycode") == "pydoc"
-    assert elsewhere(eval_datasets=["c4"]) == "none"
-    assert elsewhere(eval_datasets=["c4"], eval_elsewhere="ptb") == "ptb"
-
-
-def test_text_column_names_where_rows_keep_their_text(workspace: Workspace, base: dict[str, Any]) -> None:
-    rows = workspace.root / "rows.jsonl"
-    rows.write_text(json.dumps({"body": workspace.text.read_text(encoding="utf-8"), "title": 1}), encoding="utf-8")
-    read = observe(workspace.run("text_column", "--dataset", str(rows), "--text_column", "body"))
-    assert read["importance"] == base["importance"]
 
 
 def test_batch_size_sets_the_windows_of_a_pass_and_not_the_result(
@@ -366,25 +278,6 @@ def test_plan_replays_a_decision(workspace: Workspace, base: dict[str, Any]) -> 
     diagnosis = json.loads((workspace.root / "replayed/analysis/gradient_diagnosis.json").read_text())
     assert diagnosis["gradient_source"] == "none"
     assert diagnosis["gradient_statistics"]["mean_ratio"] is None
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # lm-eval's and datasets' own
-def test_tasks(workspace: Workspace) -> None:
-    folder = ["--eval_task_path", str(workspace.task_folder)]
-    found = observe(workspace.run("tasks-run", "--eval_tasks", "tiny_choice", *folder, "--run_evaluation", "none"))
-    for half in ("dense", "pruned"):
-        assert found["evaluation"][half]["tasks"]["tiny_choice"]["num_items"] == 3
-        assert found["evaluation"][half]["perplexity"] == {}
-    arguments = [*workspace.base_arguments(), "--output", str(workspace.root / "x"), "--eval_tasks", "tiny_choice"]
-    code, _, error = call(arguments)
-    assert code == 2
-    assert "tiny_choice" in error
-
-
-def test_speed_is_measured_on_request(workspace: Workspace, base: dict[str, Any]) -> None:
-    found = observe(workspace.run("speed", "--run_evaluation", "speed"))
-    assert found["evaluation"]["pruned"]["latency"] is True
-    assert base["evaluation"]["pruned"]["latency"] is False
 
 
 def test_verify_is_the_default_and_can_be_said(workspace: Workspace, base: dict[str, Any]) -> None:
@@ -471,22 +364,6 @@ def test_export_writes_a_gguf_file_beside_the_model(workspace: Workspace, tmp_pa
     assert call([*workspace.base_arguments(), *output, "--export", "gguf", "--no_save_model"])[0] == 2
 
 
-def test_options_that_cannot_act_are_said(workspace: Workspace) -> None:
-    given = ["--norm_method", "sqrt", "--tau", "auto", "--gradient_reduction", "sum", "--importance_method", "wanda"]
-    notes = notes_on(*given)
-    assert notes == [
-        "--norm_method needs --enable_grad_norm",
-        "--tau needs --temperature above 0",
-        "--gradient_reduction works with taylor and taylor_2nd only",
-    ]
-    assert notes_on("--enable_grad_norm", "--norm_method", "sqrt") == []
-
-
-def notes_on(*arguments: str) -> list[str]:
-    command = parse_options(["--base_model", "demo", *arguments])
-    return idle_notes(command.settings, command.given)
-
-
 def test_help_gives_every_option_a_default_and_the_epilog_parses() -> None:
     text = build_parser().format_help()
     for option, action in OPTIONS.items():
@@ -497,20 +374,3 @@ def test_help_gives_every_option_a_default_and_the_epilog_parses() -> None:
     assert len(commands) == 5
     for command in commands:
         assert parse_options(command.split()).settings.model.base_model
-
-
-def test_datasets_that_options_name_are_those_that_can_be_read() -> None:
-    assert set(DATASETS) == {*NAMED, SELF}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "remedy", "word"),
-    [
-        (["--epsilon", "0.3"], Remedy(max_block_ratio=0.5), "--epsilon"),
-        (["--temperature", "1.0"], Remedy(temperature=2.0), None),
-    ],
-)
-def test_whether_a_remedy_would_be_refused(arguments: list[str], remedy: Remedy, word: str | None) -> None:
-    said = refusal(parse_options(["--base_model", "demo", *arguments]).settings, remedy)
-    assert (said is None) == (word is None), said
-    assert (word or "") in (said or "")

@@ -353,11 +353,6 @@ def test_a_diff_of_two_comparisons_shows_only_what_changed(tmp_path: Path) -> No
 # As people call it
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return Workspace.make(tmp_path_factory.mktemp("compare"))
-
-
 def test_two_real_runs_from_a_shell(workspace: Workspace) -> None:
     folders = [workspace.run("raw"), workspace.run("log", "--enable_grad_norm", "--norm_method", "log")]
     root = Path(__file__).resolve().parents[2]

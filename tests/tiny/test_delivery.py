@@ -17,11 +17,6 @@ from models.saving import save_checkpoint
 MAGNITUDE = ("--importance_method", "magnitude", "--run_evaluation", "none")
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return Workspace.make(tmp_path_factory.mktemp("delivery"))
-
-
 def widths(folder: Path) -> list[tuple[int, int]]:
     """(KV heads, channels) of every layer, from the reports."""
     layers = json.loads((folder / "analysis" / "pruning_comparison.json").read_text())["layers"]

@@ -153,11 +153,6 @@ def build_tokenizer(workspace: Workspace) -> Any:
     return AutoTokenizer.from_pretrained(workspace.model)
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return Workspace.make(tmp_path_factory.mktemp("distillation"))
-
-
 def test_a_run_tells_what_it_distilled(workspace: Workspace) -> None:
     output = workspace.root / "run"
     code, _, error = call([*workspace.base_arguments(), *QUICK, "--output", str(output)])

@@ -24,11 +24,6 @@ from diagnostics.reports import canvas
 from run.interruption import Terminated
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return Workspace.make(tmp_path_factory.mktemp("failures"))
-
-
 def system_error(number: int, path: str | None = None) -> OSError:
     return OSError(number, os.strerror(number), path)
 

@@ -9,11 +9,6 @@ from workspace import Workspace
 from cli.finished import main
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return Workspace.make(tmp_path_factory.mktemp("finished"))
-
-
 def test_the_same_options_however_they_are_typed(workspace: Workspace, tmp_path: Path) -> None:
     run = workspace.run("run", "--dry_run", "--run_evaluation", "none")
     asked = [*workspace.base_arguments(), "--output", str(run), "--dry_run", "--run_evaluation", "none"]

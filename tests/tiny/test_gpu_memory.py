@@ -24,11 +24,6 @@ from run.session import check_gpu_memory
 CUDA = torch.device("cuda")
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return Workspace.make(tmp_path_factory.mktemp("gpu_memory"))
-
-
 class Card:
     """A GPU of 80 GB, 10 of which others use; ``fraction`` is what this process may take."""
 

@@ -51,11 +51,6 @@ print(json.dumps(outcomes))
 """
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return Workspace.make(tmp_path_factory.mktemp("kill"))
-
-
 @pytest.mark.slow
 def test_killed_at_twenty_moments_a_run_leaves_the_earlier_one_or_its_own(workspace: Workspace) -> None:
     run = workspace.root / "killed"

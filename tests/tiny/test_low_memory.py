@@ -12,11 +12,6 @@ from run import engine_choice
 DATA_FREE = ["--importance_method", "magnitude", "--run_evaluation", "none"]
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return Workspace.make(tmp_path_factory.mktemp("low"))
-
-
 def files(folder: Path) -> dict[str, bytes]:
     paths = [*(folder / "model").iterdir(), folder / "analysis" / "pruning_plan.json"]
     # The card says how a plan came about, measured or replayed.

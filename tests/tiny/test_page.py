@@ -365,11 +365,6 @@ def test_templates_are_shipped() -> None:
     assert shipped == set(TEMPLATES.iterdir())
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return Workspace.make(tmp_path_factory.mktemp("page"))
-
-
 def test_a_run_writes_its_page_before_its_record(workspace: Workspace) -> None:
     folder = workspace.run("whole", "--temperature", "1")
     page = Page((folder / "report.html").read_text(encoding="utf-8"))

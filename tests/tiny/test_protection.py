@@ -31,11 +31,6 @@ IDS = token_ids(rows=5, length=9)
 CHANNEL = 7  # planted in layer 1
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return Workspace.make(tmp_path_factory.mktemp("protection"))
-
-
 # Outliers
 
 

@@ -18,11 +18,6 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.joi
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return Workspace.make(tmp_path_factory.mktemp("ranks"))
-
-
-@pytest.fixture(scope="module")
 def cases(workspace: Workspace) -> dict[str, Any]:
     """What became of every case in ``forked_ranks``: exit codes by rank, what was said, what lies in the folder."""
     done = subprocess.run(

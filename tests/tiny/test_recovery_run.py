@@ -29,11 +29,6 @@ def quick() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return Workspace.make(tmp_path_factory.mktemp("recovery"))
-
-
-@pytest.fixture(scope="module")
 def told(workspace: Workspace) -> tuple[Path, str, str]:
     """A finished run, and what it said on stdout and stderr."""
     output = workspace.root / "recovered"

@@ -19,12 +19,6 @@ from run.judging import loss_under
 from run.refine import remedy
 from run.session import Session
 
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return Workspace.make(tmp_path_factory.mktemp("remedy"))
-
-
 # The rule
 
 BASE = np.array([3.0, 5.0, 4.0, 6.0])

@@ -13,11 +13,6 @@ from run.option_rules import idle_notes
 REPAIR = ("--reconstruct", "least_squares")
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return Workspace.make(tmp_path_factory.mktemp("repair"))
-
-
 def read(path: Path) -> Any:
     return json.loads(path.read_text())
 

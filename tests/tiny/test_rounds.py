@@ -21,11 +21,6 @@ from pruning.surgery import operate
 from run.option_rules import idle_notes
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return Workspace.make(tmp_path_factory.mktemp("rounds"))
-
-
 def record(run: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((run / "analysis" / "rounds.json").read_text())
     return found

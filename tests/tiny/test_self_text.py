@@ -93,11 +93,6 @@ def test_logits_that_are_no_numbers_are_refused(llama: Any) -> None:
         rows(llama)
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return Workspace.make(tmp_path_factory.mktemp("self"))
-
-
 def test_a_run_on_a_mixture(workspace: Workspace, tmp_path: Path) -> None:
     """Both texts calibrate and both are evaluated; a second run finds what the model wrote, and equals the first."""
     arguments = ["--dataset", f"{workspace.text}:0.7,self:0.3", "--num_samples", "7", "--eval_samples", "3"]

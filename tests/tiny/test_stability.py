@@ -23,11 +23,6 @@ from models.family_table import family_of
 IDS = token_ids(rows=7, length=9)
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return Workspace.make(tmp_path_factory.mktemp("stability"))
-
-
 def measure(model: Any, ids: Any, **options: Any) -> Any:
     family = family_of(model.config.model_type)
     return measure_importance(model, family, architecture_of(model, family), windows_of(ids), **options)

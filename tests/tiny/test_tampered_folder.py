@@ -138,11 +138,6 @@ def test_another_peoples_folder_with_a_wrong_shape(tmp_path: Path) -> None:
         check_model(str(folder))
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return Workspace.make(tmp_path_factory.mktemp("twice"))
-
-
 def test_a_pruned_folder_is_pruned_again_and_ratios_count_from_its_size(workspace: Workspace) -> None:
     first = workspace.run("first", "--run_evaluation", "none")
     again = workspace.run("again", "--base_model", str(first / "model"), "--run_evaluation", "none")

@@ -21,11 +21,6 @@ RUNS = {
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return Workspace.make(tmp_path_factory.mktemp("verify"))
-
-
-@pytest.fixture(scope="module")
 def repaired(workspace: Workspace) -> Path:
     return workspace.run("a repaired run", *REPAIRED)
 
