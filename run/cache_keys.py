@@ -3,19 +3,22 @@
 import functools
 import hashlib
 import platform
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from calibration.self_text import Beginnings
 from core import ranks
 from core.outsides import outsides_below
+from core.plan import PruningPlan
 from core.windows import TokenWindows
 from models.identity import model_identity
 from models.loading import ModelSource
-from run.settings import ScoreSettings
+from run.settings import ScoreSettings, Settings
 
 SCHEMA = 3  # of the entries' content; raised when arrays or facts get another meaning
 PACKAGES = ("global-pruning", "numpy", "torch", "transformers")
@@ -26,6 +29,7 @@ SOURCES = ("core", "importance", "models/templates", "models/family_table.py", "
 OF_CHECKS = ("core", "models")
 OF_WINDOWS = ("calibration", "core/windows.py", "models/tokenizers.py", "run/windows.py")
 OF_PERPLEXITY = ("core/as_found.py", "evaluation/perplexity.py")
+OF_DISTILLATION = ("models", "pruning")
 OF_SELF_TEXT = ("calibration/self_text.py", "core/sampling.py")
 
 
@@ -107,6 +111,31 @@ def self_text_key(begin: Beginnings, count: int, seq_len: int, seed: int, purpos
         "seed": seed,
         "beginnings": begin.key,
         "self_text_sha256": sources_hash(OF_SELF_TEXT),
+    }
+
+
+def distillation_key(
+    common: dict[str, Any],
+    settings: Settings,
+    plan: PruningPlan,
+    calibration: TokenWindows | None,
+    train: np.ndarray,
+    check: np.ndarray,
+) -> dict[str, Any]:
+    """What the weights that a distillation begins and ends with depend on. calibration: what the repair reads."""
+    asked = settings.recovery
+    return {
+        **common,
+        "packages": {name: _version(name) for name in ("accelerate", "peft")},
+        "keep_sha256": hashlib.sha256(np.packbits(plan.keep).tobytes()).hexdigest(),
+        "target": settings.limits.target,
+        "repair": asdict(settings.repair),
+        "recover": asked.recover,
+        "lora": asked.recover_lora,
+        "seed": settings.calibration.seed,
+        "calibration": drawn_key(calibration),
+        "windows_sha256": [hashlib.sha256(ids.tobytes()).hexdigest() for ids in (train, check)],
+        "distillation_sha256": sources_hash(OF_DISTILLATION),
     }
 
 

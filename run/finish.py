@@ -32,6 +32,8 @@ def finish(session: Session, outcome: Outcome, written: Sequence[Path], argv: Se
         if outcome.pruned is not None and evaluation is not None and session.writes:
             outcome.diagnosis = with_cost(session, decision, outcome.diagnosis, evaluation)
         files = _published(session, outcome, evaluation, written, argv, tried) if session.writes else []
+        for what_is_left in session.when_complete:
+            what_is_left()
     plan, findings = decision.plan, tuple(outcome.diagnosis.findings)
     report = closing_report(outcome.diagnosis, plan, evaluation, None if tried else argv, output, files)
     return Result(output, plan, findings, evaluation, outcome.model, session.settings, tuple(files), report)

@@ -237,7 +237,7 @@ IDLE = (
     Idle(_DISTILS, lambda s: not s.recovery.distills, "needs --recover distill"),
     Idle(
         ("cache_dir",),
-        lambda s: s.replays and "ppl" not in s.evaluation.run_evaluation,
+        lambda s: s.keeps_nothing,
         "has no effect with --plan, where there is nothing to keep",
     ),
     Idle(_DECIDES_THE_PLAN, lambda s: s.replays, "has no effect with --plan, which holds the decision already"),

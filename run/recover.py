@@ -1,5 +1,6 @@
 """Recovery after the cut: the dense model comes back as teacher, and what is delivered is the trained model."""
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from models.verification import Check, surgery_check
 from pruning.recovery.blocks import BlockSettings, recover_blocks
 from pruning.recovery.report import RecoveryReport, write_recovery_report
 from run.deliver import Cut
+from run.distillation_checkpoints import checkpoints_of
 from run.distillation_windows import distillation_windows
 from run.session import Session
 from run.settings import RecoverySettings
@@ -33,7 +35,7 @@ def recover(session: Session, small: Cut) -> tuple[Cut, RecoveryReport | None]:
     if not session.settings.recovers or small.plan.keep.all():
         return small, None
     surgery = _proved_surgery(session, small)
-    report = recover_model(session, small.model, small.plan, session.settings.recovery)
+    report = recover_model(session, small.model, small.plan, session.settings.recovery, resumable=True)
     if session.writes:
         write_recovery_report(session.folder / "analysis" / "recovery.json", report)
     if not isinstance(small.expected, Reference):
@@ -42,8 +44,13 @@ def recover(session: Session, small: Cut) -> tuple[Cut, RecoveryReport | None]:
     return Cut(small.plan, small.model, expected, surgery), report
 
 
-def recover_model(session: Session, model: Any, plan: PruningPlan, asked: RecoverySettings) -> RecoveryReport:
-    """Train ``model``, cut by ``plan``, in place on the calibration windows; it is left in eval mode and frozen."""
+def recover_model(
+    session: Session, model: Any, plan: PruningPlan, asked: RecoverySettings, *, resumable: bool = False
+) -> RecoveryReport:
+    """Train ``model``, cut by ``plan``, in place on the calibration windows; it is left in eval mode and frozen.
+
+    resumable: whether settings alone say how the model came about, so that the same run can go on where it was killed.
+    """
     text = (
         distillation_windows(session, _tokens(session, asked)) if asked.distills else None
     )  # what is wrong with it is known first
@@ -56,7 +63,11 @@ def recover_model(session: Session, model: Any, plan: PruningPlan, asked: Recove
         if text is not None:
             from pruning.recovery.distill import distil
 
-            distilled = distil(model, teacher, session.family, *text, _distil_settings(session, asked))
+            how = _distil_settings(session, asked)
+            decides = {"tokens": how.tokens, "stored_dtype": str(how.stored_dtype), "step_tokens": how.step_tokens}
+            keeping = checkpoints_of(session, plan, *text, decides) if resumable else nullcontext()
+            with keeping as checkpoints:
+                distilled = distil(model, teacher, session.family, *text, how, checkpoints)
             say(distilled.line())
         session.drop_dense()
         if not session.streamed:  # there each weight was kept in that dtype when it was changed

@@ -1,7 +1,7 @@
 """One model being worked on: checked settings, its source, device, windows, the dense model on demand, the cache."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -59,7 +59,8 @@ class Session:
     limits: what the settings and the target rule out. replayed: a saved plan, or None. calibration: windows to measure
     and refit on, None where nothing does. judging: windows that importance did not see, for plans on trial, None where
     none is tried. evaluation: windows by dataset. dense_states: what is kept of the dense model's predictions there,
-    once it was evaluated. warnings: what the run goes without, for run.json. draws: whether pictures can be drawn here.
+    once it was evaluated. warnings: what the run goes without, for run.json. when_complete: what is left to do once the
+    results are in place. draws: whether pictures can be drawn here.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Session:
         """
         self.asked, self.stages, self.given = settings, Stages(), model
         self.warnings: list[str] = []
+        self.when_complete: list[Callable[[], None]] = []
         self.cache = self._cache(settings)
         with self.stages("check", quietly=True):
             self.source = source = self._source(settings, model, tokenizer)
@@ -216,7 +218,7 @@ class Session:
 
     def _cache(self, settings: Settings) -> MeasurementCache:
         folder = settings.output.cache_dir
-        if settings.output.plan and "ppl" not in settings.evaluation.run_evaluation:
+        if settings.keeps_nothing:
             folder = None
         if self.given is not None:
             folder = None

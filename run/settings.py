@@ -265,6 +265,18 @@ class Settings:
         return self.ranks_on_text or self.repairs or self.recovers
 
     @property
+    def keeps_nothing(self) -> bool:
+        """Whether nothing is measured, written or trained that the cache could keep for another run."""
+        writes = SELF in (*self.calibrating, *self.evaluation.texts)
+        trains = self.recovers and self.recovery.distills
+        return self.replays and "ppl" not in self.evaluation.run_evaluation and not (writes or trains)
+
+    @property
+    def calibrating(self) -> tuple[str, ...]:
+        """Texts that calibrate."""
+        return tuple(source.name for source in self.calibration.sources) if self.reads_calibration else ()
+
+    @property
     def needs_whole_model(self) -> str | None:
         """What is asked, as an option, that makes the model write or answer one thing at a time, or trains it whole;
         None: nothing. A model whose weights come and go cannot do it. ``generation``, which nobody need ask for, is
@@ -272,8 +284,7 @@ class Settings:
         measures = [measure for measure in self.evaluation.run_evaluation if measure not in ("ppl", "generation")]
         if measures:
             return f"--run_evaluation {measures[0]}"
-        calibrates = [source.name for source in self.calibration.sources] if self.reads_calibration else []
-        if SELF in (*calibrates, *self.evaluation.texts):
+        if SELF in (*self.calibrating, *self.evaluation.texts):
             return f"the text {SELF}"
         return "--recover distill" if self.recovery.distills else None
 

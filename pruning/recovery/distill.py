@@ -12,7 +12,7 @@ Windows that no step sees decide whether the model is kept.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +27,7 @@ from core.determinism import is_refusal, only_deterministic
 from core.errors import UsageError, reason_of
 from core.families import Family
 from core.say import note
+from pruning.recovery.checkpoints import Checkpoints
 from pruning.recovery.kl import HeldOut, held_out
 from pruning.recovery.report import DistilReport
 from pruning.recovery.trainer import (
@@ -58,18 +59,25 @@ class DistilSettings:
 
 
 def distil(
-    small: Any, dense: Any, family: Family, train: np.ndarray, check: np.ndarray, settings: DistilSettings
+    small: Any,
+    dense: Any,
+    family: Family,
+    train: np.ndarray,
+    check: np.ndarray,
+    settings: DistilSettings,
+    checkpoints: Checkpoints | None = None,
 ) -> DistilReport:
     """Train ``small`` in place; its weights are as before where the divergence on ``check`` does not fall.
 
     train, check: int64 (N, T) and (M, T), windows that share no token. dense: on the same device, only read.
+    checkpoints: what an earlier run that was killed left, and where this one leaves its own; None for none.
     Raises UsageError where one window does not fit in memory.
     """
     layers = small.get_submodule(family.layers)
     with left_as_found(small), left_as_found(dense):
         before = held_out(small, dense, check)
         weights = [parameter.detach().to("cpu", copy=True) for parameter in layers.parameters()]
-        watching, steps = _trained_with_what_fits(small, dense, family, weights, train, settings)
+        watching, steps = _trained_with_what_fits(small, dense, family, weights, train, settings, checkpoints)
         dtype = settings.stored_dtype
         with torch.no_grad():
             for parameter in layers.parameters() if dtype is not None else ():
@@ -82,7 +90,13 @@ def distil(
 
 
 def _trained_with_what_fits(
-    small: Any, dense: Any, family: Family, weights: list[torch.Tensor], train: np.ndarray, settings: DistilSettings
+    small: Any,
+    dense: Any,
+    family: Family,
+    weights: list[torch.Tensor],
+    train: np.ndarray,
+    settings: DistilSettings,
+    kept: Checkpoints | None,
 ) -> tuple[Watching, int]:
     """Windows a pass are halved, and activations computed again in backward, for as long as memory does not suffice; a
     step stays as large as it is. Each attempt begins with the weights there were."""
@@ -93,7 +107,7 @@ def _trained_with_what_fits(
         at_once = max(1, min(a_step, TOKENS_A_BATCH // seq_len))
     while True:
         try:
-            return _trained(small, dense, family, train, settings, a_step, at_once, recompute, strict)
+            return _trained(small, dense, family, train, settings, a_step, at_once, recompute, strict, kept)
         except RuntimeError as error:
             if strict and is_refusal(error):
                 strict = False
@@ -122,6 +136,7 @@ def _trained(
     at_once: int,
     recompute: bool,
     strict: bool,
+    kept: Checkpoints | None,
 ) -> tuple[Watching, int]:
     """Train with passes of ``at_once`` windows, as many as make up a step."""
     passes = max(1, a_step // at_once)
@@ -129,7 +144,7 @@ def _trained(
     rate = (RATE if settings.lora is None else LORA_RATE) / small.config.hidden_size
     watching = Watching(settings.tokens)
     with (
-        TemporaryDirectory(prefix="global-pruning-") as folder,
+        nullcontext(kept.folder) if kept else TemporaryDirectory(prefix="global-pruning-") as folder,
         surroundings_kept(small.device),
         _open(small, family, settings) as student,
         _recomputing(small, recompute),
@@ -149,11 +164,11 @@ def _trained(
             weight_decay=0.0,
             max_grad_norm=1.0,
             logging_steps=max(1, steps // LOOKS),
-            save_strategy="no",
             seed=settings.seed,
         )
         data = {"train_dataset": Windows(train), "data_collator": collate}
-        Distiller(dense, model=student, args=options, callbacks=[watching], **data).train()
+        agrees = {"steps": steps, "step_windows": passes * at_once}
+        Distiller(dense, kept, agrees, model=student, args=options, callbacks=[watching], **data).train_on()
     return watching, steps
 
 
@@ -229,4 +244,5 @@ def _report(
         nll_before=before.nll,
         nll_after=after.nll,
         losses=tuple(watching.losses),
+        resumed_from_step=watching.resumed_from_step,
     )

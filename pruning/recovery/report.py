@@ -68,7 +68,7 @@ class BlocksReport:
 class DistilReport:
     """kept: whether the trained weights are. kl, nll: on windows held out, nats per token, before training and after
     it, kept or not. windows: that the text has, read again where tokens ask for more. losses: (step, mean divergence
-    since the one before)."""
+    since the one before). resumed_from_step: of the checkpoint that an interrupted run had left, None: of none."""
 
     tokens: int
     steps: int
@@ -83,6 +83,7 @@ class DistilReport:
     nll_before: float
     nll_after: float
     losses: tuple[tuple[int, float], ...]
+    resumed_from_step: int | None = None
 
     def line(self) -> str:
         """One line for the console."""

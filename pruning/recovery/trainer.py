@@ -1,4 +1,8 @@
-"""transformers' Trainer, taught by another model, and what it changes in its process put back."""
+"""transformers' Trainer, taught by another model, and what it changes in its process put back.
+
+On resuming, Trainer reads its own files by ``torch.load(weights_only=True)``, which builds tensors, numbers and
+containers and calls nothing else; what is trained is kept as safetensors.
+"""
 
 import os
 import random
@@ -12,21 +16,31 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState, PartialState
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from core import ranks
 from core.progress import tqdm
 from core.say import say
+from pruning.recovery import checkpoints
+from pruning.recovery.checkpoints import Checkpoints
 from pruning.recovery.kl import divergence
 
 TIMED_STEPS = 3  # after which the whole is told; the first is slower than the rest and does not count
+WEIGHTS = "model.safetensors"
+MOMENTS = 2  # of Adam, as large as what is trained
 
 
 class Distiller(Trainer):
-    """Its loss is the divergence from ``teacher``, which is on the same device."""
+    """Its loss is the divergence from ``teacher``, which is on the same device.
 
-    def __init__(self, teacher: Any, **given: Any) -> None:
+    kept: where its checkpoints go, None: nowhere. attempt: what one of them has to agree with, beside ``kept.key``.
+    """
+
+    def __init__(self, teacher: Any, kept: Checkpoints | None, attempt: dict[str, Any], **given: Any) -> None:
         super().__init__(**given)
-        self.teacher = teacher
+        self.teacher, self.kept, self.attempt = teacher, kept, attempt
         self.model_accepts_loss_kwargs = False  # the loss is a mean over a batch
         self.remove_callback(PrinterCallback)
 
@@ -38,19 +52,54 @@ class Distiller(Trainer):
             taught = self.teacher(input_ids=ids, use_cache=False).logits
         return divergence(model(input_ids=ids, use_cache=False).logits, taught)
 
+    @property
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """Parameters that training changes, by name."""
+        return {name: values for name, values in self.model.named_parameters() if values.requires_grad}
+
+    def train_on(self) -> Any:
+        """``train``, from the last checkpoint on where there is one."""
+        latest = self.kept and self.kept.latest(**self.attempt)
+        return self.train(resume_from_checkpoint=str(latest) if latest else None)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if self.kept is not None:
+            size = (1 + MOMENTS) * sum(values.nbytes for values in self.trained.values())
+            save = super()._save_checkpoint
+            self.kept.write(self.state.global_step, lambda: save(model, trial), size, **self.attempt)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """What is trained alone: the rest stays as it was."""
+        assert output_dir is not None
+        if self.args.should_save:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            tensors = {name: values.detach().contiguous() for name, values in self.trained.items()}
+            save_file(tensors, Path(output_dir) / WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with safe_open(Path(resume_from_checkpoint) / WEIGHTS, "pt") as file, torch.no_grad():
+            for name, values in self.trained.items():
+                values.copy_(file.get_tensor(name))
+
 
 class Watching(TrainerCallback):
-    """A bar, a line that says how long it will take, and the losses for the report."""
+    """A bar, a line that says how long it will take, when checkpoints are due, and the losses for the report."""
 
     def __init__(self, tokens: int) -> None:
         self.tokens, self.losses, self.bar, self.started = tokens, [], None, 0.0
+        self.resumed_from_step, self.save_every = None, 0
 
-    losses: list[tuple[int, float]]  # step, mean loss since the one before, nats per token
+    losses: list[tuple[int, float]]  # step, mean loss since the one before (or since training went on), nats per token
+    resumed_from_step: int | None  # of the checkpoint that training went on from
+    save_every: int  # steps from one checkpoint to the next, 0: not known yet
     bar: Any
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="distil", unit="step", leave=False)
         self.first = state.global_step
+        if self.first:
+            self.resumed_from_step = self.first
+            say(f"an interrupted distillation goes on from step {self.first:,} of {state.max_steps:,}")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.update()
@@ -61,13 +110,14 @@ class Watching(TrainerCallback):
             step_s = (time.perf_counter() - self.started) / TIMED_STEPS
             minutes = (state.max_steps - state.global_step) * step_s / 60
             say(f"distilling on {self.tokens:,} tokens in {state.max_steps:,} steps: about {minutes:.1f} minutes")
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if logs and "loss" in logs:
-            self.losses.append((state.global_step, float(logs["loss"])))
+            # By the first process's clock, so that all of them write the same steps.
+            self.save_every = ranks.from_first(max(1, round(checkpoints.EVERY_S / step_s)), "steps to a checkpoint")
+        if self.save_every and done % self.save_every == 0 and state.global_step < state.max_steps:
+            control.should_save = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.close()
+        self.losses = [(logs["step"], float(logs["loss"])) for logs in state.log_history if "loss" in logs]
 
 
 class Windows(torch.utils.data.Dataset):
@@ -86,7 +136,7 @@ def collate(rows: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 
 
 def arguments(device: torch.device, half: bool, folder: Path, report_to: Sequence[str], **given: Any) -> Any:
-    """TrainingArguments for one process and one device.
+    """TrainingArguments for this process and its one device.
 
     half: matrix products in half precision over float32 masters, bfloat16 where the device has it.
     """
@@ -102,6 +152,8 @@ def arguments(device: torch.device, half: bool, folder: Path, report_to: Sequenc
         dataloader_num_workers=0,
         dataloader_pin_memory=device.type == "cuda",
         dataloader_drop_last=True,
+        save_strategy="no",  # but for those that ``Watching`` asks for
+        save_on_each_node=True,
         **given,
     )
     # The device of the session, and no other GPU that the process sees.
