@@ -33,7 +33,7 @@ from core.windows import TokenWindows
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CALIBRATING, EVALUATING, JUDGING = PURPOSES = ("calibration", "evaluation", "judging")
+CALIBRATING, EVALUATING, JUDGING, DISTILLING = PURPOSES = ("calibration", "evaluation", "judging", "distillation")
 USUAL_BEGINNINGS = 256  # capitalised words of the vocabulary that begin a text where there is no BOS
 ROWS_AT_ONCE = 64
 CACHE_BYTES = 2**31  # keys and values of the first batch that is tried take at most this much

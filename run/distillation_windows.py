@@ -3,34 +3,35 @@
 import numpy as np
 
 from calibration import training_windows
-from core.errors import UsageError
 from core.names import SELF
 from core.sources import windows_by_share
+from run.self_windows import written_to_distil
 from run.session import Session
 
 HELD_OUT = 16
-READ_AGAIN = 4  # times that what the model wrote is read, since writing more would cost as much as training
+READ_AGAIN = 4  # times that a window of the model's own text is read: a token costs a fourth of a step's to write
 
 
 def distillation_windows(session: Session, tokens: int) -> tuple[np.ndarray, np.ndarray]:
     """int64 (N, T) for so many tokens, fewer where the text has fewer, and (M, T) that share no token with them.
 
-    Texts that exist are drawn from anew. Of what the model wrote itself there is what calibrates, a quarter held out.
-    Raises DataError for a text too short to be divided, UsageError for a single window that the model wrote.
+    Texts that exist are drawn from anew, and the dense model writes anew. Raises DataError for a text too short to be
+    divided.
     """
     text = session.settings.calibration
     most = max(1, tokens // text.seq_len)
     wanted, aside = (windows_by_share(text.sources, count) for count in (most, HELD_OUT))
     train, check = [], []
-    for source, count, held in zip(text.sources, wanted, aside, strict=True):
+    for source, *counts in zip(text.sources, wanted, aside, strict=True):
+        count, held = (max(1, number) for number in counts)
         if source.name == SELF:
-            drawn = _written(session, count)
+            drawn = _written(session, count, held)
         else:
             both = training_windows(
                 source.name,
                 session.tokenizer,
-                max(1, count),
-                max(1, held),
+                count,
+                held,
                 text.seq_len,
                 text.seed,
                 text_column=text.text_column,
@@ -39,17 +40,10 @@ def distillation_windows(session: Session, tokens: int) -> tuple[np.ndarray, np.
             drawn = both[0].ids, both[1].ids
         train.append(drawn[0])
         check.append(drawn[1])
-    if not any(map(len, check)):
-        raise UsageError(
-            "--recover distill holds one window out to decide by: --num_samples 1 is too few, use 2 or more"
-        )
     return np.concatenate(train), np.concatenate(check)
 
 
-def _written(session: Session, count: int) -> tuple[np.ndarray, np.ndarray]:
-    written = session.written
-    assert written is not None, "--dataset names it, so it was written"
-    aside = max(1, len(written) // 4) if len(written) > 1 else 0  # a single one trains; other texts judge
-    ids, held = np.split(written.ids, [len(written) - aside])
-    times = max(1, min(READ_AGAIN, count // len(ids)))
-    return np.tile(ids, (times, 1))[: max(1, count)], held
+def _written(session: Session, count: int, held: int) -> tuple[np.ndarray, np.ndarray]:
+    different = -(-count // READ_AGAIN)
+    ids, check = np.split(written_to_distil(session, different + held), [different])
+    return np.tile(ids, (READ_AGAIN, 1))[:count], check

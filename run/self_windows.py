@@ -7,6 +7,7 @@ import numpy as np
 
 from calibration.self_text import (
     CALIBRATING,
+    DISTILLING,
     EVALUATING,
     JUDGING,
     Beginnings,
@@ -49,6 +50,12 @@ def with_written(session: "Session", read: TextWindows, judging: int) -> TextWin
         assert asked.eval_seq_len is not None
         found.evaluation[SELF] = _evaluated(session, asked.eval_seq_len, asked.eval_samples)
     return found
+
+
+def written_to_distil(session: "Session", count: int) -> np.ndarray:
+    """int64 (count, T): windows that the dense model writes for nothing else than a distillation."""
+    text = session.settings.calibration
+    return _written(session, count, text.seq_len, text.seed, DISTILLING).ids
 
 
 def _evaluated(session: "Session", seq_len: int, samples: int | None) -> TokenWindows:

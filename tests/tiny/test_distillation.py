@@ -23,6 +23,7 @@ from pruning.recovery.distill import DistilSettings, distil
 from pruning.recovery.kl import divergence, held_out
 from pruning.recovery.report import DistilReport
 from run.distillation_windows import distillation_windows
+from run.self_windows import written_to_distil
 
 TRAIN, CHECK = IDS.numpy()[:18], IDS.numpy()[18:]
 QUICK = ("--recover", "distill", "--recover_tokens", "2000", "--num_samples", "8")
@@ -198,26 +199,22 @@ def test_what_is_missing_is_said_before_anything_is_measured(
 
 
 def test_every_text_that_calibrates_is_distilled_on_by_its_share(workspace: Workspace) -> None:
-    """Of what the model wrote itself nothing more is written: a quarter judges, the rest is read up to four times."""
+    """The model writes anew what it is to learn from and be judged by, and each of its windows is read four times."""
     session = gp.open(workspace.model, dataset=f"{workspace.text},self", num_samples=16, seq_len=16, say=gp.silent)
     session.score("taylor")
-    train, check = distillation_windows(session._inner, 16 * 60)
-    assert session._inner.written is not None
-    written = {tuple(row) for row in session._inner.written.ids}
-    own = [tuple(row) for row in train if tuple(row) in written]
-    assert (len(train), len(own), len(set(own))) == (54, 24, 6)
-    assert len(check) == 8 + 2
+    inner = session._inner
+    train, check = distillation_windows(inner, 16 * 60)
+    own = [tuple(row) for row in written_to_distil(inner, 8 + 8)]
+    assert [tuple(row) for row in train[-30:]] == (own[:8] * 4)[:30]
+    assert [tuple(row) for row in check[-8:]] == own[8:]
+    assert len(check) == 16
     assert not {tuple(row) for row in train} & {tuple(row) for row in check}
+    assert inner.written is not None
+    assert not {tuple(row) for row in inner.written.ids} & set(own)
 
 
-def test_a_single_window_that_the_model_wrote_trains_and_does_not_judge(workspace: Workspace) -> None:
-    def drawn(dataset: str, num_samples: int) -> tuple[np.ndarray, np.ndarray]:
-        session = gp.open(workspace.model, dataset=dataset, num_samples=num_samples, seq_len=16, say=gp.silent)
-        session.score("taylor")
-        return distillation_windows(session._inner, 16 * 6)
-
-    train, check = drawn(f"{workspace.text},self", 2)
-    assert len(check) == 8
-    assert not {tuple(row) for row in train} & {tuple(row) for row in check}
-    with pytest.raises(gp.UsageError, match="--num_samples 1 is too few"):
-        drawn("self", 1)
+def test_the_model_writes_for_a_distillation_what_calibration_could_not_divide(workspace: Workspace) -> None:
+    session = gp.open(workspace.model, dataset="self", num_samples=1, seq_len=16, say=gp.silent)
+    session.score("taylor")
+    train, check = distillation_windows(session._inner, 16 * 6)
+    assert (len(train), len(check)) == (6, 16)
