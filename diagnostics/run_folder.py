@@ -181,8 +181,30 @@ class Run:
 
     # Cost
 
+    @property
+    def recovery(self) -> tuple[str, ...] | None:
+        """What trained the model after the cut (``blocks``, ``distill``), in this order; None where nobody tells."""
+        told = self.option("recover")
+        return tuple(str(step) for step in told if step != "none") if isinstance(told, list) else None
+
+    @property
+    def on_the_way(self) -> dict[str, dict[str, float | None]]:
+        """Dataset -> perplexity ``cut`` and nothing else, then ``repaired``, then ``recovered``; None for a step that
+        was not taken, or not measured."""
+        cut, before, last = (self.perplexity(side) for side in ("before_repair", "before_recovery", "pruned"))
+        found = {}
+        for name in dict.fromkeys([*cut, *before, *last]):
+            behind = before.get(name) if self.recovery else last.get(name)  # cut and repaired, not yet recovered
+            found[name] = {
+                "cut": cut.get(name, behind),
+                "repaired": behind if name in cut else None,
+                "recovered": last.get(name) if self.recovery else None,
+            }
+        return found
+
     def perplexity(self, side: str) -> dict[str, float]:
-        """Perplexity by dataset of ``dense`` or ``pruned``; only what was measured and is finite."""
+        """Perplexity by dataset of ``dense``, ``pruned``, or of the latter ``before_repair`` or ``before_recovery``;
+        only what was measured and is finite."""
         found = at(self.evaluation, side, "perplexity")
         values = {name: number(found, name, "perplexity") for name in (found if isinstance(found, dict) else {})}
         return {name: value for name, value in values.items() if value is not None}

@@ -65,9 +65,11 @@ def _run(item: Named) -> dict[str, Any]:
         "schema_version": at(run.record, "schema_version"),
         "base_model": run.option("base_model"),
         "criterion": run.option("importance_method"),
+        "recover": None if run.recovery is None else list(run.recovery) or ["none"],
         "parameters": {"dense": dense, "pruned": pruned},
         "achieved": {"of_total": run.of_total, "of_prunable": run.of_prunable},
         "perplexity": _both(run.perplexity("dense"), run.perplexity("pruned")),
+        "perplexity_on_the_way": run.on_the_way,
         "tasks": _both({name: value for name, (value, _) in run.tasks("dense").items()},
                        {name: value for name, (value, _) in run.tasks("pruned").items()}),
         "distance": {
@@ -114,12 +116,15 @@ def _best(name: str, ranked: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
 def _flat(run: Mapping[str, Any]) -> dict[str, Any]:
     rates = run["layers"]["rates"]
     row = {key: run[key] for key in ("name", "base_model", "criterion")}
+    row["recover"] = None if run["recover"] is None else ",".join(run["recover"])
     row |= {f"parameters_{side}": count for side, count in run["parameters"].items()}
     row |= {f"achieved_{key}": value for key, value in run["achieved"].items()}
     for group in ("perplexity", "tasks", "generation"):
         for name, sides in run[group].items():
             stem = f"{group}_{name}".removeprefix("tasks_").replace(" ", "_")
             row |= {f"{stem}_{side}": value for side, value in sides.items()}
+    for name, steps in run["perplexity_on_the_way"].items():
+        row |= {f"perplexity_{name}_{step}".replace(" ", "_"): value for step, value in steps.items()}
     for name, measures in run["distance"].items():
         row |= {f"{key}_{name}".replace(" ", "_"): value for key, value in measures.items()}
     row |= {f"layer_{layer}_rate": rates[layer] if layer < len(rates) else None for layer in WATCHED_LAYERS}

@@ -10,7 +10,7 @@ from diagnostics.comparison.charts_of_runs import losses_by_dataset
 from diagnostics.comparison.ranking import Ranking
 from diagnostics.comparison.runs import Named
 from diagnostics.comparison.shared import Overlap
-from diagnostics.comparison.tables import DISTANCE, GENERATION, Table, best_lines, missing_lines
+from diagnostics.comparison.tables import DISTANCE, GENERATION, RECOVERY, Table, best_lines, missing_lines
 from diagnostics.page.charts import Chart, scatter
 from diagnostics.page.headline import brief
 from diagnostics.page.heat import Cell, HeatMap, runs_by_layer
@@ -33,7 +33,7 @@ def write_comparison_page(
         "title": headline(runs, ranked),
         "subtitle": " · ".join(item.name for item in runs),
         "best": best_lines(ranked),
-        "cost": [named[title] for title in ("Cost", DISTANCE, GENERATION) if title in named],
+        "cost": [named[title] for title in ("Cost", RECOVERY, DISTANCE, GENERATION) if title in named],
         "losses": _loss_charts(runs),
         "heat": runs_by_layer([(item.name, item.run) for item in runs]),
         "layers": [named["Layers"], named["Health"]],

@@ -14,7 +14,8 @@ from diagnostics.wording import decimal, nats, percent, spans, times
 
 WATCHED_LAYERS = (2, 3, 4)
 BEST = "best"
-DISTANCE, GENERATION = "Distance from the dense model", "What the models write"
+RECOVERY, DISTANCE = "Repair and recovery", "Distance from the dense model"
+GENERATION = "What the models write"
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Table:
 def all_tables(runs: Sequence[Named], ranked: Sequence[Ranking], shared: Sequence[Overlap]) -> list[Table]:
     far = [distance_table(runs)] if any(item.run.distance for item in runs) else []
     written = [generation_table(runs)] if any(item.run.generation("pruned") for item in runs) else []
-    tables = [cost_table(runs, ranked), *far, *written, layer_table(runs), health_table(runs)]
+    trained = [recovery_table(runs)] if any(item.run.recovery for item in runs) else []
+    tables = [cost_table(runs, ranked), *trained, *far, *written, layer_table(runs), health_table(runs)]
     return [*tables, overlap_table(runs, shared)] if shared else tables
 
 
@@ -67,6 +69,27 @@ def _cost_row(item: Named, datasets: Sequence[str], tasks: Sequence[str], ranked
         before, after = (run.tasks(side).get(task, (None,))[0] for side in ("dense", "pruned"))
         row.append(_arrow(before, after, _value))
     return row
+
+
+def recovery_table(runs: Sequence[Named]) -> Table:
+    """What was trained after the cut, and perplexity after each step towards the model that was delivered."""
+    datasets = _names(item.run.on_the_way for item in runs)
+    header = ["run", "--recover"]
+    for dataset in datasets:
+        header += [f"perplexity {dataset}, cut", "repaired", "recovered"]
+    rows = []
+    for item in runs:
+        found = [item.run.on_the_way.get(dataset, {}) for dataset in datasets]
+        steps = [_text(way.get(step), decimal) for way in found for step in ("cut", "repaired", "recovered")]
+        rows.append((item.name, recovery_of(item), *steps))
+    note = "each column after the step that it names; a step that was not taken has none"
+    return Table(RECOVERY, tuple(header), tuple(rows), note)
+
+
+def recovery_of(item: Named) -> str:
+    """As --recover names it."""
+    steps = item.run.recovery
+    return MISSING if steps is None else ",".join(steps) or "none"
 
 
 def distance_table(runs: Sequence[Named]) -> Table:

@@ -42,9 +42,11 @@ def write_run(
     *,
     options: Mapping[str, Any] | None = None,
     text: str = "abc",
+    before: Mapping[str, float] | None = None,
     **plan_changes: Any,
 ) -> Path:
-    """A run whose layer l lost ``points[l]`` percent; dense perplexity 10. perplexity None: not evaluated."""
+    """A run whose layer l lost ``points[l]`` percent; dense perplexity 10. perplexity None: not evaluated. before: its
+    perplexity before a stage (``repair``, ``recovery``)."""
     plan = points if isinstance(points, PruningPlan) else plan_of(points, **plan_changes)
     importance, scores = importance_of(plan), scores_of(plan)
     frozen = np.zeros(len(plan.groups), dtype=bool)
@@ -55,6 +57,7 @@ def write_run(
         far = {"pydoc": {"kl_nats_per_token": perplexity / 100, "top1_agreement": 0.75}}
         writes = {"generation": {"greedy": {"repeated_4grams": 0.25, "ended": None, "length": perplexity}}}
         results = {"dense": side(10.0, 0.5) | writes, "pruned": side(perplexity, 0.4) | writes | {"distance": far}}
+        results |= {f"before_{stage}": side(value) for stage, value in (before or {}).items()}
         write_json(folder / "evaluation" / "evaluation_results.json", results)
     write_json(folder / "run.json", record(text, **(options or {})))
     return folder
