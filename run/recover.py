@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from core import ranks
 from core.errors import ModelError, VerificationError
 from core.plan import PruningPlan
 from core.say import say
@@ -54,6 +55,8 @@ def recover_model(
     text = (
         distillation_windows(session, _tokens(session, asked)) if asked.distills else None
     )  # what is wrong with it is known first
+    for ids in text or ():
+        ranks.insist_on_same(ids.tobytes(), "text to distil on", "give all of them the same")
     teacher = session.dense()
     with session.stages("recover"):
         blocks = distilled = None

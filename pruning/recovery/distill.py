@@ -9,6 +9,10 @@ Half-precision layers are trained as float32 masters. With LoRA (arXiv:2106.0968
 merged.
 
 Windows that no step sees decide whether the model is kept.
+
+Several processes share the windows of a step, each with both models; torch's DistributedDataParallel, which Trainer
+puts around the model, averages their gradients. Memory is tried by each alone first, since a process that gave up in
+the middle of an exchange would leave the others waiting.
 """
 
 from collections.abc import Iterator
@@ -21,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from core import ranks
 from core.as_found import left_as_found
 from core.batching import TOKENS_A_BATCH, is_out_of_memory
 from core.determinism import is_refusal, only_deterministic
@@ -28,20 +33,23 @@ from core.errors import UsageError, reason_of
 from core.families import Family
 from core.say import note
 from pruning.recovery.checkpoints import Checkpoints
-from pruning.recovery.kl import HeldOut, held_out
+from pruning.recovery.kl import HeldOut, divergence, held_out
 from pruning.recovery.report import DistilReport
 from pruning.recovery.trainer import (
+    MOMENTS,
     Distiller,
     Watching,
     Windows,
     arguments,
     collate,
     newer_names_unsaid,
+    products_of,
     surroundings_kept,
 )
 
 RATE, LORA_RATE = 0.06, 0.6  # over the hidden size
 LOOKS = 20  # losses that the report keeps
+MEMORY = "memory"  # what a process lacks
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,7 @@ def distil(
     Raises UsageError where one window does not fit in memory.
     """
     layers = small.get_submodule(family.layers)
+    train = np.tile(train, (-(-ranks.count() // len(train)), 1))  # at least a window for each process
     with left_as_found(small), left_as_found(dense):
         before = held_out(small, dense, check)
         weights = [parameter.detach().to("cpu", copy=True) for parameter in layers.parameters()]
@@ -82,6 +91,7 @@ def distil(
         with torch.no_grad():
             for parameter in layers.parameters() if dtype is not None else ():
                 parameter.copy_(parameter.to(dtype))
+            ranks.send(layers.parameters(), 0, "distilled weights")  # equal already, where all machines compute alike
         after = held_out(small, dense, check)
         kept = after.kl < before.kl
         if not kept:
@@ -101,7 +111,7 @@ def _trained_with_what_fits(
     """Windows a pass are halved, and activations computed again in backward, for as long as memory does not suffice; a
     step stays as large as it is. Each attempt begins with the weights there were."""
     seq_len = train.shape[1]
-    a_step = max(1, min(settings.step_tokens // seq_len, len(train)))
+    a_step = max(1, min(settings.step_tokens // seq_len, len(train)) // ranks.count())
     at_once, recompute, strict = a_step, False, True
     if small.device.type == "cpu":
         at_once = max(1, min(a_step, TOKENS_A_BATCH // seq_len))
@@ -138,9 +148,10 @@ def _trained(
     strict: bool,
     kept: Checkpoints | None,
 ) -> tuple[Watching, int]:
-    """Train with passes of ``at_once`` windows, as many as make up a step."""
+    """Train with passes of ``at_once`` windows, as many as make up this process's share ``a_step`` of a step."""
     passes = max(1, a_step // at_once)
-    steps = max(1, settings.tokens // (passes * at_once * train.shape[1]))
+    step_windows = passes * at_once * ranks.count()
+    steps = max(1, settings.tokens // (step_windows * train.shape[1]))
     rate = (RATE if settings.lora is None else LORA_RATE) / small.config.hidden_size
     watching = Watching(settings.tokens)
     with (
@@ -167,9 +178,41 @@ def _trained(
             seed=settings.seed,
         )
         data = {"train_dataset": Windows(train), "data_collator": collate}
-        agrees = {"steps": steps, "step_windows": passes * at_once}
+        if ranks.count() > 1:
+            _try_alone(student, dense, train[:at_once], half=small.dtype != torch.float32)
+        agrees = {"steps": steps, "step_windows": step_windows}
         Distiller(dense, kept, agrees, model=student, args=options, callbacks=[watching], **data).train_on()
     return watching, steps
+
+
+def _try_alone(student: Any, dense: Any, ids: np.ndarray, *, half: bool) -> None:
+    """A pass of this process beside as much memory as optimiser and exchange will take. Raises on every process what
+    one of them lacks, and leaves no gradient."""
+    error: RuntimeError | None = None
+    trained = [values for values in student.parameters() if values.requires_grad]
+    try:
+        held = [torch.empty_like(values) for values in trained for _ in range(MOMENTS + 1)]
+        rows = torch.from_numpy(ids).to(student.device)
+        student.train()  # without which activations are not computed again
+        with products_of(student.device, half):
+            taught = dense(input_ids=rows, use_cache=False).logits
+            loss = divergence(student(input_ids=rows, use_cache=False).logits, taught)
+        loss.backward()
+        del held
+    except RuntimeError as raised:
+        error = raised
+    for values in trained:
+        values.grad = None
+    told = ranks.gathered(None if error is None else _kind(error), "a pass alone")
+    if MEMORY in told:
+        raise torch.OutOfMemoryError("in one of the processes")
+    refused = next(filter(None, told), None)
+    if refused is not None:
+        raise RuntimeError(refused) from error
+
+
+def _kind(error: RuntimeError) -> str:
+    return MEMORY if is_out_of_memory(error) else str(error)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from core import ranks
 from core.as_found import evaluating
 
 CHUNK_VALUES = 1 << 22  # logits that are float32 at once: 16 MiB, twice
@@ -55,17 +56,20 @@ class HeldOut(NamedTuple):
 
 @torch.no_grad()
 def held_out(student: Any, teacher: Any, ids: np.ndarray) -> HeldOut:
-    """ids: int64 (N, T). Both models are left as found."""
-    kl = nll = 0.0
+    """ids: int64 (N, T), of which several processes take a share each. Both models are left as found."""
+    sums = torch.zeros(2, dtype=torch.float64)
+    share = ids[ranks.share(len(ids))]
     batch_size = max(1, BATCH_VALUES // (ids.shape[1] * student.config.vocab_size))
     with evaluating(student), evaluating(teacher):
-        for start in range(0, len(ids), batch_size):
-            rows = torch.from_numpy(ids[start : start + batch_size]).to(student.device)
+        for start in range(0, len(share), batch_size):
+            rows = torch.from_numpy(share[start : start + batch_size]).to(student.device)
             logits = student(input_ids=rows, use_cache=False).logits
-            kl += float(divergence(logits, teacher(input_ids=rows, use_cache=False).logits)) * len(rows)
+            kl = divergence(logits, teacher(input_ids=rows, use_cache=False).logits)
             predicted = logits[:, :-1].flatten(0, 1)
-            nll += float(F.cross_entropy(predicted.float(), rows[:, 1:].flatten())) * len(rows)
-    return HeldOut(kl / len(ids), nll / len(ids))
+            nll = F.cross_entropy(predicted.float(), rows[:, 1:].flatten())
+            sums += len(rows) * torch.stack([kl, nll]).to("cpu", torch.float64)
+    ranks.add_up([sums], "held-out divergence")
+    return HeldOut(*(sums / len(ids)).tolist())
 
 
 def _chunks(positions: int, vocabulary: int) -> Iterator[slice]:

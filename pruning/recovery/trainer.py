@@ -29,6 +29,11 @@ from pruning.recovery.kl import divergence
 
 TIMED_STEPS = 3  # after which the whole is told; the first is slower than the rest and does not count
 WEIGHTS = "model.safetensors"
+# What tells accelerate of other processes.
+LAUNCHED = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    *("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"),
+)
 MOMENTS = 2  # of Adam, as large as what is trained
 
 
@@ -140,7 +145,7 @@ def arguments(device: torch.device, half: bool, folder: Path, report_to: Sequenc
 
     half: matrix products in half precision over float32 masters, bfloat16 where the device has it.
     """
-    bf16 = half and (device.type != "cuda" or torch.cuda.is_bf16_supported())
+    bf16 = half and _has_bfloat16(device)
     made = TrainingArguments(
         output_dir=str(folder),
         use_cpu=device.type == "cpu",
@@ -154,11 +159,23 @@ def arguments(device: torch.device, half: bool, folder: Path, report_to: Sequenc
         dataloader_drop_last=True,
         save_strategy="no",  # but for those that ``Watching`` asks for
         save_on_each_node=True,
+        ddp_backend="gloo" if device.type == "cpu" and ranks.count() > 1 else None,
+        ddp_find_unused_parameters=False,
         **given,
     )
     # The device of the session, and no other GPU that the process sees.
     made.__dict__["_setup_devices"], made._n_gpu = device, min(made.n_gpu, 1)
     return made
+
+
+def products_of(device: torch.device, half: bool) -> torch.autocast:
+    """Inside, products are computed as ``arguments`` has Trainer compute them."""
+    dtype = torch.bfloat16 if _has_bfloat16(device) else torch.float16
+    return torch.autocast(device.type, dtype, enabled=half)
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    return device.type != "cuda" or torch.cuda.is_bf16_supported()
 
 
 @contextmanager
@@ -171,12 +188,16 @@ def newer_names_unsaid() -> Iterator[None]:
 
 @contextmanager
 def surroundings_kept(device: torch.device) -> Iterator[None]:
-    """Inside, accelerate works on ``device``; afterwards random numbers and the environment are as they were."""
+    """Inside, accelerate works on ``device`` and with the processes of this run, none where it is alone, whatever the
+    environment says; afterwards random numbers and the environment are as they were."""
     environment, python, numpy_state = dict(os.environ), random.getstate(), np.random.get_state()  # noqa: NPY002
     devices = [device] if device.type == "cuda" else []
     in_use = PartialState._shared_state != {}
     os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", "runs")
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))  # else accelerate chooses, and warns
+    for name in LAUNCHED if ranks.count() == 1 else ():
+        os.environ.pop(name, None)
     try:
         with torch.random.fork_rng(devices):
             yield

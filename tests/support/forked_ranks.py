@@ -33,6 +33,7 @@ from cli.doors import prune_command
 from core import ranks
 from core.criteria import CRITERIA
 from core.errors import NumericalError
+from core.plan import PruningPlan
 from core.windows import TokenWindows
 from evaluation.perplexity import window_nll
 from importance.block_losses import measure_block_losses
@@ -42,13 +43,17 @@ from importance.over_windows import TimeUpError
 from importance.priors import measure_prior
 from models.architecture import architecture_of
 from models.family_table import family_of
+from pruning.recovery import checkpoints, distill, trainer
 from pruning.recovery.blocks import BlockSettings, recover_blocks
+from pruning.recovery.distill import DistilSettings, distil
 from pruning.repair import RepairSettings, repair
 from run.deliver import cut_model
 
 COUNT, BROKEN = 2, 99
 # Relative and absolute; a step of Adam makes much of the last digit of a gradient near 0.
 TOLERANCES = {"repaired": (1e-3, 1e-3), "recovery": (1e-2, 1e-4), "recovered weights": (0.0, 0.05)}
+TOLERANCES |= {f"divergence, lora {lora}": (1e-3, 1e-6) for lora in (None, 4)}
+TOLERANCES |= {f"distilled weights, lora {lora}": (0.0, 2e-3) for lora in (None, 4)}
 IMPORTED = (diagnostics.page.run_page, run.deliver, run.finish, transformers.models.llama.modeling_llama)
 Run = Callable[..., Any]
 NOTHING = ["--base_model", "demo", "--dataset", "pydoc", "--output"]
@@ -75,11 +80,27 @@ def measured(name: str) -> dict[str, np.ndarray]:
         recovered = recover_blocks(small, model, family, plan, windows, BlockSettings(steps=6, check_every=3))
         found["recovery"] = np.array([block.curve for block in recovered.blocks])
         found["recovered weights"] = torch.cat([p.flatten() for p in small.parameters()]).numpy()
+        found |= distilled(model, plan)
     repaired = copy.deepcopy(model)
     report = repair(repaired, family, plan, windows_of(token_ids(rows=32, length=14)), RepairSettings())
     found["repaired"] = torch.cat([p.flatten() for p in repaired.parameters()]).numpy()
     found["report"] = np.array([report.windows_fitted, report.windows_shuffled, report.windows_held_out])
     found["nll"] = window_nll(model, windows.ids, batch_size=None, description="")
+    return found
+
+
+def distilled(model: Any, plan: PruningPlan) -> dict[str, np.ndarray]:
+    """Of a whole model and by adapters, six steps of four windows each, and what is left over where it is resumed."""
+    train, check = token_ids(rows=15, length=12, seed=8).numpy().repeat(2, 0)[:24], token_ids(rows=3, length=12).numpy()
+    found = {}
+    for lora in (None, 4):
+        small = cut_model(copy.deepcopy(model), family_of("llama"), plan, stock=False).requires_grad_(False)
+        settings = DistilSettings(6 * 4 * 12, lora=lora, step_tokens=4 * 12)
+        report = distil(small, model, family_of("llama"), train, check, settings)
+        assert report.kept
+        assert (report.steps, len(report.losses)) == (6, 6)
+        found[f"divergence, lora {lora}"] = np.array([report.kl_before, report.kl_after, report.nll_after])
+        found[f"distilled weights, lora {lora}"] = torch.cat([p.flatten() for p in small.parameters()]).numpy()
     return found
 
 
@@ -165,9 +186,51 @@ def interrupted(rank: int, folder: Path) -> int:
     return prune_command([*NOTHING, str(folder)], play)
 
 
-def refused(rank: int, folder: Path) -> int:
-    """What trains in one process alone."""
-    return run_global_pruning.main([*NOTHING, str(folder), "--recover", "distill"])
+def distils(rank: int, folder: Path) -> int:
+    """Where one process lacks memory both take smaller passes; killed, both go on from one checkpoint."""
+    model, family = build("llama"), family_of("llama")
+    plan = random_plan(architecture_of(model, family), seed=3)
+    ids = token_ids(rows=20, length=12).numpy()
+    vars(checkpoints)["EVERY_S"] = 0.0
+    step_end, alone, passes = trainer.Watching.on_step_end, distill.divergence, []
+
+    def trained(kept: checkpoints.Checkpoints | None) -> Any:
+        small = cut_model(copy.deepcopy(model), family, plan, stock=False).requires_grad_(False)
+        report = distil(small, model, family, ids[:16], ids[16:], DistilSettings(8 * 8 * 12, step_tokens=8 * 12), kept)
+        return report, torch.cat([p.flatten() for p in small.parameters()]).numpy().tobytes()
+
+    def short(student: Any, teacher: Any) -> Any:
+        passes.append(len(student))
+        if rank == 1 and len(student) > 2:
+            raise torch.OutOfMemoryError("for the test")
+        return alone(student, teacher)
+
+    def killed(self: Any, args: Any, state: Any, control: Any, **how: Any) -> None:
+        step_end(self, args, state, control, **how)
+        if state.global_step == 6:
+            raise ZeroDivisionError
+
+    def play(settings: Any, *, argv: Any) -> Any:
+        vars(distill)["divergence"] = short
+        whole, weights = trained(None)
+        assert (passes, whole.steps) == ([4, 4, 2], 8)
+        kept = checkpoints.Checkpoints(folder / "kept", {"of": "a test"}, [])
+        trainer.Watching.on_step_end = killed  # type: ignore[method-assign]
+        try:
+            trained(kept)
+        except ZeroDivisionError:
+            trainer.Watching.on_step_end = step_end  # type: ignore[method-assign]
+        ranks.gathered(rank, "both have ended")
+        files = {path.name for path in (kept.folder / "checkpoint-5").iterdir()}
+        assert files >= {"rng_state_0.pth", "rng_state_1.pth", "model.safetensors", "optimizer.pt"}
+        report, resumed = trained(kept)
+        assert report.resumed_from_step == 5
+        assert resumed == weights
+        ranks.insist_on_same(resumed, "weights", "find out why")
+        ranks.insist_on_same(repr(report).encode(), "report", "find out why")
+        return SimpleNamespace(report="all alike")
+
+    return prune_command([*NOTHING, str(folder / "output")], play)
 
 
 def differs(rank: int, folder: Path) -> int:
@@ -205,7 +268,7 @@ CASES: dict[str, Callable[[int, Path], int]] = {
     "measures": measures,
     "fails": fails,
     "interrupted": interrupted,
-    "refused": refused,
+    "distils": distils,
     "differs": differs,
     "strays": strays,
     "first_killed": lambda rank, folder: killed(0, rank, folder),

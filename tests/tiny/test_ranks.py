@@ -49,10 +49,10 @@ def test_a_rank_that_waits_can_be_interrupted(cases: dict[str, Any]) -> None:
     assert cases["interrupted"]["err"].count("\n") == 1
 
 
-def test_what_cannot_be_shared_is_refused_in_one_line(cases: dict[str, Any]) -> None:
-    assert cases["refused"]["codes"] == [2, 2]
-    assert cases["refused"]["err"].startswith("error: --recover distill trains in one process")
-    assert cases["refused"]["err"].count("\n") == 1
+def test_two_ranks_distil_with_what_fits_both_and_go_on_together(cases: dict[str, Any]) -> None:
+    assert cases["distils"]["codes"] == [0, 0], cases["distils"]["err"][-2000:]
+    assert cases["distils"]["out"] == "all alike\n"
+    assert cases["distils"]["err"].count("an interrupted distillation goes on from step 5 of 8") == 1
 
 
 def test_ranks_that_disagree_end_in_one_line(cases: dict[str, Any]) -> None:
@@ -81,9 +81,9 @@ REPORTS = {"report.html", "run.json", "visualization"}
 
 
 def test_a_run_by_torchrun_is_the_run_of_one_process(workspace: Workspace) -> None:
-    """Corrected, in two rounds that are judged, repaired; the console hears one process."""
+    """Corrected, in two rounds that are judged, repaired, distilled; the console hears one process."""
     asked = ["--importance_method", "obs", "--reconstruct", "least_squares", "--num_samples", "48"]
-    asked += ["--temperature", "1.0", "--rounds", "2"]
+    asked += ["--temperature", "1.0", "--rounds", "2", "--recover", "distill", "--recover_tokens", "30000"]
     alone = workspace.run("alone", *asked)
     together = workspace.root / "together"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -98,9 +98,10 @@ def test_a_run_by_torchrun_is_the_run_of_one_process(workspace: Workspace) -> No
     plans = [(folder / "analysis" / "pruning_plan.json").read_bytes() for folder in (alone, together)]
     assert plans[0] == plans[1]
     nll = [_pruned_nll(folder) for folder in (alone, together)]
-    assert nll[1] == pytest.approx(nll[0], rel=1e-4)
+    assert nll[1] == pytest.approx(nll[0], rel=1e-3)
     assert json.loads((together / "run.json").read_text())["environment"]["processes"] == 2
     assert done.stderr.count("[importance]\n") == 1
+    assert done.stderr.count("distilled (held-out divergence") == 1  # it gained, and says so once
     assert done.stdout.count("of prunable parameters") == 1
 
 
