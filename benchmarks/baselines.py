@@ -9,7 +9,11 @@ feature (an MLP channel) or H/K·D of them (a KV group).
     FLAP        arXiv:2312.11983   Var(X_j) · ‖W_:j‖₂², z-score inside a block, ranked globally; removed means → bias
     ShortGPT    arXiv:2403.03853   layers of the least 1 − cos(stream before, stream after) leave whole
     OSSCAR      arXiv:2403.12983   choice inside each block by the layer's output error, least squares on the rest;
-    SlimGPT     arXiv:2412.18110   both stand behind ``greedy_surgeon``: one group at a time, the rest refitted
+    SlimGPT     arXiv:2412.18110   both stand behind ``greedy_surgeon``: one group at a time, the rest refitted. SlimGPT
+                                   removes more the deeper a layer is: ``increasing_keep``
+    GRAIL       arXiv:2602.23795   ridge regression of all features on those that stay, multiplied into W
+    GISP        arXiv:2510.18030   I_g = Σ_{w in g} |w · Σ_n ∂L_n/∂w| over the mean of its kind, ranked globally, a few
+                                   groups a round, measured again after each
 """
 
 from fractions import Fraction
@@ -17,10 +21,13 @@ from fractions import Fraction
 import numpy as np
 import torch
 
-from core.groups import ATTENTION, MLP, Architecture
+from core.groups import ATTENTION, MLP, Architecture, GroupTable
 from pruning.planning import Limits, plan_removal, requested_params
 
 DAMPING = 0.01  # λ over the mean diagonal of X^T X
+GRAIL_DAMPING = 0.001  # the same of GRAIL's regression
+SLIMGPT_FIRST = 0.25  # share of the first layer over that of the model: its authors' program has 6 % where 24 % go
+SLIMGPT_MOST = 0.95  # of any layer
 SKIPPED_FIRST, SKIPPED_LAST = Fraction(4, 32), Fraction(2, 32)  # LLM-Pruner prunes layers 4 to 29 of LLaMA-7B's 32
 
 
@@ -70,6 +77,61 @@ def lowest_removed(
     return keep
 
 
+def increasing_shares(ratio: float, sizes: np.ndarray) -> np.ndarray:
+    """SlimGPT's incremental pruning ratio: what each layer loses, float64 (L,), ``ratio`` on average.
+
+        r_i = r_0 + (r_{L-1} − r_0) · ln(1 + i) / ln L
+
+    r_0 is SLIMGPT_FIRST times ``ratio``, or as much as keeps r_{L-1} at SLIMGPT_MOST; r_{L-1} follows from the average.
+    sizes: prunable parameters by layer, which weigh it.
+    """
+    if len(sizes) == 1:
+        return np.array([ratio])
+    curve = np.log1p(np.arange(len(sizes))) / np.log(len(sizes))
+    mean = float(np.average(curve, weights=sizes))
+    first = max(SLIMGPT_FIRST * ratio, (ratio - SLIMGPT_MOST * mean) / (1 - mean))
+    return np.asarray(first + (ratio - first) / mean * curve)
+
+
+def increasing_keep(architecture: Architecture, ratio: float) -> np.ndarray:
+    """bool (G,): how many groups of each block SlimGPT removes, as the first of the block.
+
+    Of a layer's share KV groups take that of K, to the nearest whole number (a half: the smaller), channels the rest.
+    What is left over goes one channel a layer, from the last layer on.
+    """
+    layers = architecture.layers
+    shares = increasing_shares(ratio, np.array([shape.prunable_params for shape in layers], dtype=np.float64))
+    budget, removed = requested_params(architecture, ratio, "prunable"), {}
+    for index, (shape, share) in enumerate(zip(layers, shares, strict=True)):
+        kv_groups = min(int(np.ceil(share * shape.num_kv_heads - 0.5)), shape.num_kv_heads - 1)
+        rest = share * shape.prunable_params - kv_groups * shape.kv_group_params
+        channels = min(max(0, int(rest / shape.channel_params + 1e-9)), shape.intermediate_size - 1)
+        removed[index, ATTENTION], removed[index, MLP] = kv_groups, channels
+        budget -= kv_groups * shape.kv_group_params + channels * shape.channel_params
+    while taken := [
+        index
+        for index in reversed(range(len(layers)))
+        if removed[index, MLP] < layers[index].intermediate_size - 1 and layers[index].channel_params <= budget
+    ]:
+        for index in taken:
+            if layers[index].channel_params <= budget:
+                removed[index, MLP] += 1
+                budget -= layers[index].channel_params
+    return lowest_removed(architecture, np.zeros(len(architecture.groups)), removed)
+
+
+def over_kind_mean(groups: GroupTable, importance: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """GISP's normalisation, float64 (G,): importance over the mean of what is left of its kind in the whole model.
+
+    So attention groups and channels, which are of other sizes, are ranked together. What is gone has no influence and
+    gets 0; so do all of a kind without importance.
+    """
+    there = np.where(keep, importance, 0.0)
+    sums, counts = (np.bincount(groups.kind, weights=values) for values in (there, keep))
+    mean = sums / np.maximum(counts, 1)
+    return there / np.where(mean > 0, mean, 1.0)[groups.kind]
+
+
 def skipped_layers(num_layers: int) -> tuple[int, ...]:
     """LLM-Pruner's untouched layers, its shares of 32 layers scaled to L: at least one at either end."""
     first, last = (max(1, round(share * num_layers)) for share in (SKIPPED_FIRST, SKIPPED_LAST))
@@ -106,9 +168,9 @@ def redundant_layers(architecture: Architecture, influence: np.ndarray, ratio: f
     return tuple(sorted(chosen))
 
 
-def damped(gram: torch.Tensor) -> torch.Tensor:
-    """X^T X + λI, float64 (in, in), λ = DAMPING times the mean diagonal; I alone where all inputs are 0."""
-    strength = float(gram.diagonal().mean()) * DAMPING
+def damped(gram: torch.Tensor, share: float = DAMPING) -> torch.Tensor:
+    """X^T X + λI, float64 (in, in), λ = ``share`` of the mean diagonal; I alone where all inputs are 0."""
+    strength = float(gram.diagonal().mean()) * share
     return gram + torch.eye(len(gram), dtype=gram.dtype) * (strength if strength > 0 else 1.0)
 
 
@@ -120,6 +182,18 @@ def least_squares(weight: torch.Tensor, gram: torch.Tensor, kept: torch.Tensor) 
     h, result = damped(gram), torch.zeros_like(weight, dtype=torch.float64)
     target = weight.double() @ h[:, kept]
     result[:, kept] = torch.linalg.solve(h[kept][:, kept], target.T).T
+    return result
+
+
+def reconstructed(weight: torch.Tensor, gram: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """GRAIL, float64 (out, in), zero outside ``kept``: W on all features as ridge regression tells them from the kept.
+
+    B = X^T X_k (X_k^T X_k + λI)^-1 minimises ‖X − X_k B^T‖² + λ‖B‖², and Ŵ_k = W B. λ: GRAIL_DAMPING of the mean
+    diagonal of X_k^T X_k. kept: int64 (k,). Beside ``least_squares``, λ draws to 0 in place of W_k.
+    """
+    result = torch.zeros_like(weight, dtype=torch.float64)
+    ridge = damped(gram[kept][:, kept], GRAIL_DAMPING)
+    result[:, kept] = torch.linalg.solve(ridge, (weight.double() @ gram[:, kept]).T).T
     return result
 
 

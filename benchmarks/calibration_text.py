@@ -21,20 +21,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.pretrained import default_folder, pretrained
-from benchmarks.quality.__main__ import known_models, numbers
-from benchmarks.quality.methods import METHODS, OURS, Case, pruned
-from benchmarks.quality.texts import DEVELOPMENT, IN_DOMAIN, PARTS, held_out_windows
-from calibration import calibration_windows, evaluation_windows
-from calibration.mixing import counts_of, mixed
-from calibration.self_text import CALIBRATING, EVALUATING, Beginnings, beginnings, windows_of, written_windows
+from benchmarks.quality.__main__ import numbers
+from benchmarks.quality.case import Case, pruned
+from benchmarks.quality.drawing import Texts
+from benchmarks.quality.methods import METHODS, OURS
+from benchmarks.quality.models import folder_of, known_models
+from benchmarks.quality.texts import DEVELOPMENT, IN_DOMAIN, OUT_OF_DOMAIN, PARTS
+from calibration import evaluation_windows
 from core.names import SELF
-from core.sources import sources_of
 from core.windows import TokenWindows
 from evaluation.perplexity import window_nll
-from models.loading import ModelSource, check_model, generation_config_of, load_model
-
-PRETRAINED = "smollm2"
+from models.loading import ModelSource, check_model, load_model
 
 
 @dataclass
@@ -44,36 +41,21 @@ class Bench:
     options: argparse.Namespace
     source: ModelSource
     case: Case
-    begin: Beginnings
+    drawn: Texts
 
     @staticmethod
     def of(options: argparse.Namespace) -> "Bench":
         source = check_model(str(folder_of(options.model)))
         model = load_model(source, torch.device("cpu"), torch.float32)
-        vocab_rows = source.config.get_text_config().vocab_size
-        begin = beginnings(source.tokenizer, generation_config_of(source).eos_token_id, vocab_rows)
         nothing = TokenWindows(np.empty((0, options.seq_len), dtype=np.int64), "", "", "")
-        return Bench(options, source, Case(model, source.family, source.architecture, nothing, options.seed), begin)
-
-    def written(self, count: int, purpose: str, seed: int) -> TokenWindows:
-        ids = written_windows(self.case.model, self.begin, count, self.options.seq_len, seed, purpose)
-        return windows_of(ids, purpose, seed)
-
-    def calibration(self, dataset: str) -> TokenWindows:
-        options, counts = self.options, counts_of(sources_of(dataset), self.options.samples)
-        parts = {
-            name: self.written(count, CALIBRATING, options.seed)
-            if name == SELF
-            else calibration_windows(name, self.source.tokenizer, count, options.seq_len, options.seed)
-            for name, count in counts.items()
-        }
-        return mixed(parts, dataset, options.seed)
+        case = Case(model, source.family, source.architecture, nothing, options.seed)
+        return Bench(options, source, case, Texts.of(source, model, options.seq_len))
 
     def texts(self) -> dict[str, np.ndarray]:
         """int64 (N, T) by name: windows of one part of each text."""
         options, tokenizer = self.options, self.source.tokenizer
         count, second = options.eval_samples, options.part != DEVELOPMENT
-        found = held_out_windows(tokenizer, options.part, count, options.seq_len)
+        found = self.drawn.held_out((IN_DOMAIN, OUT_OF_DOMAIN, SELF), options.part, count)
         files = {Path(name).stem: name for name in options.other}
         if options.home != IN_DOMAIN:
             files = {"home": options.home_test or options.home} | files
@@ -81,8 +63,7 @@ class Bench:
             name: evaluation_windows(path, tokenizer, options.seq_len, 2 * count, options.home).ids[second::2]
             for name, path in files.items()
         }
-        own = self.written(2 * count, EVALUATING, 0).ids[second::2]
-        return read | {name: windows.ids for name, windows in found.items()} | {SELF: own}
+        return read | {name: windows.ids for name, windows in found.items()}
 
     def losses(self, texts: dict[str, np.ndarray]) -> dict[str, list[float]]:
         """Nats per predicted token of each window."""
@@ -95,12 +76,6 @@ class Bench:
     def of_prunable(self, ratio: float) -> float:
         shape = self.source.architecture
         return ratio * shape.total_params / shape.prunable_params if self.options.ratio_of == "total" else ratio
-
-
-def folder_of(model: str) -> Path:
-    if model == PRETRAINED:
-        return pretrained(default_folder())
-    return known_models().get(model) or Path(model)
 
 
 def rows(bench: Bench) -> Iterator[tuple[str, float, dict[str, list[float]]]]:
@@ -119,7 +94,8 @@ def rows(bench: Bench) -> Iterator[tuple[str, float, dict[str, list[float]]]]:
         if all((text, ratio) in kept for ratio in options.ratios):
             yield from ((text, ratio, kept[text, ratio]) for ratio in options.ratios)
             continue
-        bench.case.memory, bench.case.windows = {}, bench.calibration(text)
+        bench.case.memory = {}
+        bench.case.windows = bench.drawn.calibration(text, options.samples, options.seed)
         for ratio in options.ratios:
             with pruned(METHODS[OURS], bench.case, bench.of_prunable(ratio)):
                 yield text, ratio, measured(text, ratio)
@@ -175,7 +151,7 @@ def parse_arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--model", default="demo", help=f"of {', '.join(known_models())}, {PRETRAINED}, or a folder (%(default)s)")
+    add("--model", default="demo", help=f"of {', '.join(known_models())}, or a folder (%(default)s)")
     add("--home", default=IN_DOMAIN, help="the text that the user has: a name or a path (%(default)s)")
     add("--home_test", help="another file of the home text to evaluate on, of a path (its held-out part)")
     add("--other", nargs="*", default=[], help="further files to evaluate on")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import global_pruning as gp
-from benchmarks.quality.__main__ import folder_of
+from benchmarks.quality.models import folder_of
 from benchmarks.quality.texts import DEVELOPMENT, PARTS, held_out_windows
 from core.windows import TokenWindows
 from evaluation.perplexity import window_nll

@@ -3,37 +3,43 @@
     python -m benchmarks.quality --models demo --seeds 0                       # one model, one seed
     python -m benchmarks.quality --models demo,qwen2,gemma3 --seeds 0,1,2      # three of each
     python -m benchmarks.quality --models demo,qwen2,gemma3 --seeds 3,4,5 --part confirmation   # docs/benchmarks.md
+    python -m benchmarks.quality --methods ours,ours+distill,llm-pruner+lora --calibration pydoc pydoc,self
+    python -m benchmarks.quality --models smollm2 --ratio_of total --ratios 0.2 --samples 24 --seq_len 512 \\
+        --eval_samples 8
 
-Models are small but really trained (models/demo, benchmarks/models). Calibration: 64 windows of 256 tokens of the
-calibration split of ``pydoc``, drawn by seed. Budget: the ratio of the prunable parameters. Loss: nats per token on
-held-out ``pydoc`` and on the standard library's code, of the dense model with the removed groups silenced, less that of
-the dense model. Choose by ``development`` and seeds 0 to 2; ``confirmation`` holds windows and modules that it lacks,
-for figures that nothing was chosen by. A run that is interrupted goes on where it stopped: every finished cell is a
-line of ``--json``.
+Models are small but really trained (models/demo, benchmarks/models); smollm2 is SmolLM2-135M-Instruct
+(benchmarks/pretrained.py). Calibration: 64 windows of 256 tokens of the calibration split of ``pydoc``, drawn by seed,
+or of other texts. Budget: the ratio of the prunable parameters, or of all. Loss: nats per token on held-out ``pydoc``,
+on the standard library's code and on text that the dense model wrote, of the dense model with the removed groups
+silenced, less that of the dense model. Recoveries train on one number of tokens. Choose by ``development`` and seeds 0
+to 2; ``confirmation`` holds windows and modules that it lacks, for figures that nothing was chosen by. A run that is
+interrupted goes on where it stopped: every finished cell is a line of ``--json``.
 """
 
 import argparse
 import platform
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
 from tqdm import tqdm
 
+from benchmarks.quality.case import Case
 from benchmarks.quality.cells import DENSE, Cell, Setting, append_cell, measure, read_cells, weights_of
-from benchmarks.quality.methods import METHODS, Case
+from benchmarks.quality.drawing import Texts
+from benchmarks.quality.methods import METHODS
+from benchmarks.quality.models import folder_of, known_models
 from benchmarks.quality.picture import draw_losses
 from benchmarks.quality.table import tables
-from benchmarks.quality.texts import DEVELOPMENT, PARTS, held_out_windows
-from calibration import calibration_windows
+from benchmarks.quality.texts import DEVELOPMENT, IN_DOMAIN, OUT_OF_DOMAIN, PARTS
 from core.errors import PruningError
 from core.files import write_text
+from core.names import RATIO_OF, SELF
 from models.loading import check_model, load_model
 
-CHECKPOINT = ["*.json", "*.safetensors", "*.model", "*.txt"]
-ROOT = Path(__file__).resolve().parent.parent.parent
+TEXTS = (IN_DOMAIN, OUT_OF_DOMAIN, SELF)
 
 
 def main() -> None:
@@ -51,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
         for model in options.models:
             for seed in options.seeds:
                 todo = [s for s in missing if s.model == model and s.seed == seed]
-                for cell in cells_of(model, seed, todo, options, bar.set_postfix_str):
+                for cell in cells_of(model, seed, todo, bar.set_postfix_str):
                     append_cell(options.json, cell)
                     cells[cell.setting] = cell
                     bar.update()
@@ -64,22 +70,8 @@ def run(options: argparse.Namespace) -> None:
         draw_losses(options.picture, found)
 
 
-def folder_of(model: str) -> Path:
-    """Of a model of this repository by its name, else of a checkpoint: a folder, or a hub id."""
-    known = known_models().get(model)
-    if known is not None:
-        return known
-    check_model(model)  # says in a line what is wrong with it
-    return Path(model) if Path(model).is_dir() else Path(snapshot_download(model, allow_patterns=CHECKPOINT))
-
-
-def known_models() -> dict[str, Path]:
-    trained = sorted(path.parent for path in (ROOT / "benchmarks" / "models").glob("*/config.json"))
-    return {"demo": ROOT / "models" / "demo"} | {folder.name: folder for folder in trained}
-
-
 def settings(options: argparse.Namespace) -> list[Setting]:
-    """Every cell asked for, and the dense model once a model and seed."""
+    """Every cell asked for, and the dense model once a model, seed and calibration text."""
     asked = [(DENSE, 0.0), *((method, ratio) for method in options.methods for ratio in options.ratios)]
     return [
         Setting(
@@ -93,26 +85,35 @@ def settings(options: argparse.Namespace) -> list[Setting]:
             part=options.part,
             eval_samples=options.eval_samples,
             python=platform.python_version(),
+            calibration=calibration,
+            ratio_of=options.ratio_of,
+            recover_tokens=options.recover_tokens if method != DENSE and METHODS[method].trains else 0,
+            texts=",".join(options.texts),
         )
         for model, weights in ((model, weights_of(folder_of(model))) for model in options.models)
         for seed in options.seeds
+        for calibration in options.calibration
         for method, ratio in asked
     ]
 
 
-def cells_of(
-    model: str, seed: int, todo: list[Setting], options: argparse.Namespace, say: Callable[[str], None]
-) -> Iterator[Cell]:
+def cells_of(model: str, seed: int, todo: list[Setting], say: Callable[[str], None]) -> Iterator[Cell]:
+    """Of one model and seed."""
     if not todo:
         return
-    source = check_model(str(folder_of(model)))
+    source, asked = check_model(str(folder_of(model))), todo[0]
     loaded = load_model(source, torch.device("cpu"), torch.float32)
-    windows = calibration_windows("pydoc", source.tokenizer, options.samples, options.seq_len, seed)
-    texts = held_out_windows(source.tokenizer, options.part, options.eval_samples, options.seq_len)
-    case = Case(loaded, source.family, source.architecture, windows, seed)
-    for setting in todo:
-        say(f"{model}, seed {seed}: {setting.method} {setting.ratio:.0%}")
-        yield measure(setting, case, texts)
+    texts = Texts.of(source, loaded, asked.seq_len)
+    held_out = texts.held_out(asked.texts.split(","), asked.part, asked.eval_samples)
+    for calibration in dict.fromkeys(setting.calibration for setting in todo):
+        windows = texts.calibration(calibration, asked.samples, seed)
+        tokens = max(setting.recover_tokens for setting in todo)
+        training = partial(texts.training, calibration, seed, tokens)
+        case = Case(loaded, source.family, source.architecture, windows, seed, training)
+        for setting in todo:
+            if setting.calibration == calibration:
+                say(f"{model}, seed {seed}, {calibration}: {setting.method} {setting.ratio:.0%}")
+                yield measure(setting, case, held_out)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -127,11 +128,22 @@ def parse_arguments() -> argparse.Namespace:
         default=["demo"],
         help=f"of {', '.join(known_models())}, or folders and hub ids, in float32 on the CPU (demo)",
     )
-    parser.add_argument("--ratios", type=numbers(float), default=[0.2, 0.3, 0.5], help="of prunable (0.2,0.3,0.5)")
+    parser.add_argument("--ratios", type=numbers(float), default=[0.2, 0.3, 0.5], help="(0.2,0.3,0.5)")
+    parser.add_argument("--ratio_of", choices=RATIO_OF, default="prunable", help="parameters (%(default)s)")
     parser.add_argument("--seeds", type=numbers(int), default=[0], help="of the calibration windows (0)")
     parser.add_argument(
         "--methods", type=names(tuple(METHODS)), default=list(METHODS), help=f"of {', '.join(METHODS)} (all)"
     )
+    parser.add_argument(
+        "--calibration",
+        nargs="+",
+        default=[IN_DOMAIN],
+        help=f"texts, each as --dataset of the program takes it, e.g. {IN_DOMAIN} {SELF} {IN_DOMAIN},{SELF} (pydoc)",
+    )
+    parser.add_argument(
+        "--recover_tokens", type=int, default=500_000, help="that each recovery trains on (%(default)s)"
+    )
+    parser.add_argument("--texts", type=names(TEXTS), default=list(TEXTS), help=f"to read loss on ({','.join(TEXTS)})")
     parser.add_argument("--samples", type=int, default=64, help="calibration windows (%(default)s)")
     parser.add_argument("--seq_len", type=int, default=256, help="tokens a window, also of the texts (%(default)s)")
     parser.add_argument("--part", choices=PARTS, default=DEVELOPMENT, help="of the texts (%(default)s)")

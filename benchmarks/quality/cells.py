@@ -14,10 +14,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.quality.methods import METHODS, Case, pruned
+from benchmarks.quality.case import Case, pruned
+from benchmarks.quality.methods import METHODS
+from core.errors import UsageError
 from core.files import plain
+from core.groups import Architecture
 from core.windows import TokenWindows
 from evaluation.perplexity import window_nll
+from pruning.budget import requested_params
 
 DENSE = "dense"
 
@@ -26,8 +30,12 @@ DENSE = "dense"
 class Setting:
     """What a cell's figures depend on; equal settings mean equal figures.
 
-    model: folder name. weights: of its safetensors, first half of the SHA-256. samples × seq_len: calibration.
-    part: of the texts; at most eval_samples × seq_len tokens of each. python: whose standard library the texts are.
+    model: folder name. weights: of its safetensors, first half of the SHA-256. ratio: of the parameters that ratio_of
+    names, ``prunable`` or ``total``. samples × seq_len: calibration. part: of the texts; at most eval_samples × seq_len
+    tokens of each. python: whose standard library the texts are. calibration: its texts, as ``--dataset`` names them.
+    recover_tokens: that a recovery trains on, 0 for methods without one. texts: that loss is read on, with commas.
+
+    A line of results without the last four keys is from before there was a choice.
     """
 
     model: str
@@ -40,6 +48,20 @@ class Setting:
     part: str
     eval_samples: int
     python: str
+    calibration: str = "pydoc"
+    ratio_of: str = "prunable"
+    recover_tokens: int = 0
+    texts: str = "pydoc,code"
+
+    def of_prunable(self, architecture: Architecture) -> float:
+        """The share of the prunable parameters that is asked for. UsageError where there are not so many."""
+        if self.ratio_of == "prunable":
+            return self.ratio
+        share = requested_params(architecture, self.ratio, "total") / architecture.prunable_params
+        if share >= 1:
+            most = architecture.prunable_params / architecture.total_params
+            raise UsageError(f"--ratios {self.ratio} --ratio_of total: only {most:.2f} of all parameters are prunable")
+        return share
 
 
 @dataclass(frozen=True)
@@ -65,10 +87,10 @@ def measure(setting: Setting, case: Case, texts: dict[str, TokenWindows]) -> Cel
     if setting.method == DENSE:
         return Cell(setting, 0.0, losses(case, texts), 0.0, 0)
     case.remembered_s = 0.0
-    groups = case.architecture.groups
+    groups, ratio = case.architecture.groups, setting.of_prunable(case.architecture)
     with PeakMemory() as memory:
         start = time.perf_counter()
-        with pruned(METHODS[setting.method], case, setting.ratio) as keep:
+        with pruned(METHODS[setting.method], case, ratio) as keep:
             seconds = time.perf_counter() - start + case.remembered_s
             peak = memory.stop()
             achieved = float(groups.cost[~keep].sum() / groups.cost.sum())
@@ -79,7 +101,7 @@ def losses(case: Case, texts: dict[str, TokenWindows]) -> dict[str, list[float]]
     """Nats per predicted token of each window of each text, to six decimals."""
     found = {}
     for name, windows in texts.items():
-        nll = window_nll(case.model, windows.ids, batch_size=8, description=f"loss on {name}")
+        nll = window_nll(case.model, windows.ids, batch_size=None, description=f"loss on {name}")
         found[name] = (nll / (windows.seq_len - 1)).round(6).tolist()
     return found
 

@@ -5,11 +5,8 @@ A method is a function of (case, ratio) -> bool (G,). It may change weights and 
 and a row of METHODS.
 """
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,85 +15,29 @@ from benchmarks.baselines import (
     compensating_bias,
     fluctuation,
     greedy_surgeon,
+    increasing_keep,
     least_squares,
+    over_kind_mean,
     ranked_keep,
+    reconstructed,
     redundant_layers,
     skipped_layers,
     uniform_keep,
 )
-from benchmarks.quality.stream import Stream, feature_mask, input_moments, output_members, projections_restored, silence
-from core.families import Family
+from benchmarks.quality.case import Case, Keep, Method
+from benchmarks.quality.stream import Stream, feature_mask, output_members, silence
+from benchmarks.quality.trained import blocks, distilled, next_token_lora, trained
 from core.groups import Architecture
-from core.plan import PruningPlan
 from core.transforms import Transforms
-from core.windows import TokenWindows
 from importance.elimination import eliminate, in_order
-from importance.measure import measure_importance
 from importance.obs_moments import MomentMeter
 from importance.priors import measure_prior
 from importance.scoring import score_groups
 from pruning.planning import Limits, frozen_groups
 from pruning.repair import DEFAULT, RepairSettings, repair
 
-T = TypeVar("T")
-
-
-@dataclass
-class Case:
-    """One model with one seed's calibration windows.
-
-    memory: what was measured, and the seconds it took, serves every ratio. remembered_s: seconds that cells saved so;
-    they belong to the method's time.
-    """
-
-    model: Any
-    family: Family
-    architecture: Architecture
-    windows: TokenWindows
-    seed: int
-    memory: dict[str, tuple[Any, float]] = field(default_factory=dict)
-    remembered_s: float = 0.0
-
-    def once(self, name: str, measure: Callable[[], T]) -> T:
-        if name in self.memory:
-            self.remembered_s += self.memory[name][1]
-        else:
-            start = time.perf_counter()
-            self.memory[name] = (measure(), time.perf_counter() - start)
-        value: T = self.memory[name][0]
-        return value
-
-    def importance(self, criterion: str, reduction: str = "sequence") -> np.ndarray:
-        """float64 (G,)."""
-        model, family, architecture, windows = self.model, self.family, self.architecture, self.windows
-        return self.once(
-            f"{criterion} {reduction}",
-            lambda: (
-                measure_importance(
-                    model, family, architecture, windows, criterion=criterion, gradient_reduction=reduction
-                ).values
-            ),
-        )
-
-    def moments(self) -> dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]:
-        return self.once("moments", lambda: input_moments(self.model, self.family, self.windows.ids))
-
-
-Keep = Callable[[Case, float], np.ndarray]
-
-
-class Method(NamedTuple):
-    keep: Keep
-    says: str  # one line of the table's legend
-
-
-@contextmanager
-def pruned(method: Method, case: Case, ratio: float) -> Iterator[np.ndarray]:
-    """Inside, ``case.model`` computes what the pruned one would; yields keep, bool (G,). Afterwards it is as found."""
-    with projections_restored(case.model, case.family):
-        keep = method.keep(case, ratio)
-        silence(case.model, case.family, case.architecture, keep)
-        yield keep
+Refit = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # weight, gram, kept -> weight
+GISP_STEP = 0.05  # of the prunable parameters, a round
 
 
 # Selection
@@ -132,6 +73,31 @@ def flap_selection(case: Case, ratio: float) -> np.ndarray:
     return ranked_keep(case.architecture, np.argsort(scores, kind="stable"), ratio)
 
 
+def gisp(case: Case, ratio: float) -> np.ndarray:
+    """GISP: GISP_STEP of the prunable parameters a round, importance measured again on what is left after each.
+
+    I_g over the mean of its kind of block, ranked over the whole model, whatever a group costs. What one round removes
+    stays gone, so ratios share their rounds. The authors prune models of billions of parameters in many small rounds;
+    half of the prunable parameters take ten here. Their abstract names the normalisation by block and no more could be
+    read: of the readings tried on development windows (none, the mean of each layer's block, its Euclidean norm, the
+    mean of the kind) this one loses least.
+    """
+    architecture, removed, round_ = case.architecture, 0.0, 0
+    keep = np.ones(len(architecture.groups), dtype=bool)
+
+    def measured() -> np.ndarray:
+        silence(case.model, case.family, architecture, keep)
+        return case.measured("taylor", "sum")
+
+    while removed < ratio:
+        importance = case.once(f"gisp {round_}", measured)
+        score = over_kind_mean(architecture.groups, importance, keep)
+        round_ += 1
+        removed = min(ratio, round_ * GISP_STEP)
+        keep = ranked_keep(architecture, np.lexsort([score, keep]), removed)
+    return keep
+
+
 def shortgpt(case: Case, ratio: float) -> np.ndarray:
     model, family, windows = case.model, case.family, case.windows
     prior = case.once("similarity", lambda: measure_prior(model, family, windows, method="similarity"))
@@ -153,34 +119,46 @@ def flap(case: Case, ratio: float) -> np.ndarray:
     return keep
 
 
-def refitted(selection: Keep) -> Keep:
-    """A selection, then least squares on what stays, layer by layer on the pruned stream."""
+def refitted(selection: Keep, refit: Refit = least_squares) -> Keep:
+    """A selection, then a refit of what stays, layer by layer on the pruned stream."""
 
     def keep(case: Case, ratio: float) -> np.ndarray:
         chosen = selection(case, ratio)
-        _sequentially(case, lambda layer, kind, _gram: chosen[case.architecture.groups.rows(layer, kind)])
+        _sequentially(case, lambda layer, kind, _gram: chosen[case.architecture.groups.rows(layer, kind)], refit)
         return chosen
 
     return keep
 
 
-def surgeon(case: Case, ratio: float) -> np.ndarray:
-    """Greedy choice in each block at a uniform ratio, its inputs those of the pruned and refitted layers before."""
-    groups = case.architecture.groups
-    counts = uniform_keep(case.architecture, np.zeros(len(groups)), ratio)
-    keep = np.ones(len(groups), dtype=bool)
+def greedily(widths: Callable[[Architecture, float], np.ndarray], refit: Refit = least_squares) -> Keep:
+    """Greedy choice in each block, its inputs those of the pruned and refitted layers before.
 
-    def choose(layer: int, kind: int, gram: torch.Tensor) -> np.ndarray:
-        rows = groups.rows(layer, kind)
-        count = int((~counts[rows]).sum())
-        keep[rows] = greedy_surgeon(_output(case, layer, kind).weight, gram, rows.stop - rows.start, count).numpy()
-        return keep[rows]
+    widths: bool (G,), of which only how many groups of a block are False counts. SlimGPT's authors remove channels in
+    batches, for speed; these models are small enough for one group at a time, which is what the batches approximate.
+    """
 
-    _sequentially(case, choose)
+    def keep(case: Case, ratio: float) -> np.ndarray:
+        groups = case.architecture.groups
+        counts = widths(case.architecture, ratio)
+        chosen = np.ones(len(groups), dtype=bool)
+
+        def choose(layer: int, kind: int, gram: torch.Tensor) -> np.ndarray:
+            rows = groups.rows(layer, kind)
+            count, weight = int((~counts[rows]).sum()), _output(case, layer, kind).weight
+            chosen[rows] = greedy_surgeon(weight, gram, rows.stop - rows.start, count).numpy()
+            return chosen[rows]
+
+        _sequentially(case, choose, refit)
+        return chosen
+
     return keep
 
 
-def _sequentially(case: Case, choose: Callable[[int, int, torch.Tensor], np.ndarray]) -> None:
+def every_layer_alike(architecture: Architecture, ratio: float) -> np.ndarray:
+    return uniform_keep(architecture, np.zeros(len(architecture.groups)), ratio)
+
+
+def _sequentially(case: Case, choose: Callable[[int, int, torch.Tensor], np.ndarray], refit: Refit) -> None:
     """For each block in order: the Gram matrix of its inputs on the pruned stream, the choice, the refit."""
     stream = Stream(case.model, case.family, case.windows.ids)
     keep = np.ones(len(case.architecture.groups), dtype=bool)
@@ -191,7 +169,7 @@ def _sequentially(case: Case, choose: Callable[[int, int, torch.Tensor], np.ndar
             kept = feature_mask(member, case.architecture, layer, keep)
             if not kept.all():
                 module = _output(case, layer, kind)
-                module.weight.copy_(least_squares(module.weight, gram, kept.nonzero()[:, 0]))
+                module.weight.copy_(refit(module.weight, gram, kept.nonzero()[:, 0]))
         stream.advance(layer)
 
 
@@ -207,10 +185,8 @@ def repaired(selection: Keep, settings: RepairSettings = DEFAULT) -> Keep:
     """A selection, then ``--reconstruct least_squares``."""
 
     def keep(case: Case, ratio: float) -> np.ndarray:
-        chosen, groups = selection(case, ratio), case.architecture.groups
-        removed = int(groups.cost[~chosen].sum())
-        plan = PruningPlan(case.architecture, chosen, (), ratio, "prunable", removed, removed, "")
-        repair(case.model, case.family, plan, case.windows, settings)
+        chosen = selection(case, ratio)
+        repair(case.model, case.family, case.plan(chosen, ratio), case.windows, settings)
         return chosen
 
     return keep
@@ -247,16 +223,12 @@ def is_variant(method: str) -> bool:
     return method.startswith(f"{OURS}-")
 
 
-def is_published(method: str) -> bool:
-    """All but the program's own: its defaults, their variants, and its normalisation by layer."""
-    return method not in (OURS, "taylor-log") and not is_variant(method)
+def is_ours(method: str) -> bool:
+    """The program's own: its defaults, their variants, what is trained after them, its normalisation by layer."""
+    return method in (OURS, "taylor-log") or method.startswith((f"{OURS}-", f"{OURS}+"))
 
 
-def repairs(method: str) -> bool:
-    """Published ones alone: whether weights that stay are refitted."""
-    return method.endswith("+refit")
-
-
+by_default = repaired(ranked("obs"))
 METHODS: dict[str, Method] = {
     "random": Method(random_uniform, "groups by chance, every layer alike"),
     "magnitude-uniform": Method(uniform("magnitude"), "summed magnitude of the weights, every layer alike"),
@@ -269,11 +241,30 @@ METHODS: dict[str, Method] = {
     "fisher": Method(ranked("fisher"), "Fisher information of the group's mask, ranked globally"),
     "flap": Method(flap, "fluctuation, z-scored, ranked globally; removed means become a bias"),
     "flap-no-bias": Method(flap_selection, "the same without the bias"),
-    "flap+refit": Method(refitted(flap_selection), "the same selection, least squares in place of the bias"),
-    "surgeon+refit": Method(surgeon, "greedy optimal brain surgeon, every layer alike, least squares"),
-    "taylor+refit": Method(refitted(ranked("taylor")), "taylor's selection, least squares"),
-    "fisher+refit": Method(refitted(ranked("fisher")), "fisher's selection, least squares"),
-    OURS: Method(repaired(ranked("obs")), "the defaults: obs, ranked globally, repaired towards the dense stream"),
+    "flap+refit": Method(
+        refitted(flap_selection), "the same selection, least squares in place of the bias", refits=True
+    ),
+    "flap+grail": Method(
+        refitted(flap_selection, reconstructed), "the same selection, GRAIL's ridge regression", refits=True
+    ),
+    "surgeon+refit": Method(
+        greedily(every_layer_alike), "greedy optimal brain surgeon, every layer alike, least squares", refits=True
+    ),
+    "slimgpt": Method(greedily(increasing_keep), "the same, more of each deeper layer", refits=True),
+    "slimgpt+grail": Method(
+        greedily(increasing_keep, reconstructed), "the same choice, GRAIL's ridge regression", refits=True
+    ),
+    "taylor+refit": Method(refitted(ranked("taylor")), "taylor's selection, least squares", refits=True),
+    "fisher+refit": Method(refitted(ranked("fisher")), "fisher's selection, least squares", refits=True),
+    "gisp": Method(gisp, "weight × summed gradient over the mean of its kind, ranked globally, in rounds of 5 %"),
+    "llm-pruner+lora": Method(
+        trained(llm_pruner, next_token_lora), "llm-pruner, then LoRA on the next token of the text", trains=True
+    ),
+    OURS: Method(by_default, "the defaults: obs, ranked globally, repaired towards the dense stream"),
+    "ours+blocks": Method(trained(by_default, blocks), "the defaults, then --recover blocks", refits=True, trains=True),
+    "ours+distill": Method(
+        trained(by_default, distilled), "the defaults, then --recover distill", refits=True, trains=True
+    ),
     "ours-no-repair": Method(ranked("obs"), "without the repair"),
     "ours-by-taylor": Method(repaired(ranked("taylor")), "taylor in place of obs"),
     "ours-unweighted": Method(repaired(unweighted), "obs without the loss's gradients"),

@@ -27,6 +27,8 @@ COLOURS = {
     "flap": ORANGE,
     "flap-no-bias": ORANGE,
     "surgeon": GREEN,
+    "slimgpt": "#5B8C00",
+    "gisp": "#7A2048",
     "ours": INK,
 }
 DOTTED = ("random", "taylor-log", "flap-no-bias")
@@ -34,11 +36,12 @@ LEFT, RIGHT, TOP, BOTTOM, WIDTH, HEIGHT, GAP = 0.8, 1.9, 0.95, 0.6, 3.1, 2.6, 0.
 
 
 def draw_losses(path: Path, cells: list[Cell]) -> Path:
-    """PNG of published methods and the defaults; equal cells give equal files."""
+    """PNG of published methods and the defaults, on the first calibration text; equal cells give equal files."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    cells = [cell for cell in cells if not is_variant(cell.setting.method)]
+    first = cells[0].setting.calibration
+    cells = [cell for cell in cells if not is_variant(cell.setting.method) and cell.setting.calibration == first]
     models = unique(cells, lambda cell: cell.setting.model)
     texts = list(cells[0].nll)
     width = LEFT + len(models) * WIDTH + (len(models) - 1) * GAP + RIGHT
@@ -46,7 +49,9 @@ def draw_losses(path: Path, cells: list[Cell]) -> Path:
     figure = Figure(figsize=(width, height), facecolor="white")
     FigureCanvasAgg(figure)
     figure.text(0.2 / width, 1 - 0.15 / height, title(cells), fontsize=14, weight="bold", color=INK, va="top")
-    says = "loss above the dense model, mean over seeds; dashed: with least squares; below 0 is off the scale"
+    says = (
+        "loss above the dense model, mean over seeds; dashed: refitted, dash-dotted: trained; below 0 is off the scale"
+    )
     figure.text(0.2 / width, 1 - 0.48 / height, says, fontsize=10, color=QUIET, va="top")
     figure.subplots_adjust(
         left=LEFT / width,
@@ -81,18 +86,30 @@ def title(cells: list[Cell]) -> str:
     return f"{min(methods, key=lost)} loses least at {ratio:.0%}"
 
 
+def selection_of(method: str) -> str:
+    return method.partition("+")[0]
+
+
+def style_of(method: str) -> str:
+    if METHODS[method].trains:
+        return "-."
+    if method != selection_of(method):
+        return "--"
+    return ":" if method in DOTTED else "-"
+
+
 def _draw(ax: "Axes", cells: list[Cell], text: str) -> None:
     methods, ratios = rows_and_columns(cells)
     for method in methods:
-        name = method.removesuffix("+refit")
-        style = "--" if name != method else ":" if method in DOTTED else "-"
+        colour = COLOURS[selection_of(method)]
         losses = [statistics.mean(extra(cells, method, ratio, text)) for ratio in ratios]
         achieved = [
             100 * statistics.mean(c.achieved for c in cells if (c.setting.method, c.setting.ratio) == (method, ratio))
             for ratio in ratios
         ]
         width = 2.6 if method == OURS else 1.3
-        ax.plot(achieved, losses, style, marker="o", markersize=3, color=COLOURS[name], linewidth=width, label=method)
+        style = style_of(method)
+        ax.plot(achieved, losses, style, marker="o", markersize=3, color=colour, linewidth=width, label=method)
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_color(QUIET)
     ax.tick_params(which="both", color=QUIET, labelcolor=INK, labelsize=9)
@@ -101,4 +118,4 @@ def _draw(ax: "Axes", cells: list[Cell], text: str) -> None:
     log_axis(ax)
 
 
-assert set(COLOURS) >= {method.removesuffix("+refit") for method in METHODS if not is_variant(method)}
+assert set(COLOURS) >= {selection_of(method) for method in METHODS if not is_variant(method)}

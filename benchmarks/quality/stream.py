@@ -121,22 +121,24 @@ def output_members(family: Family) -> tuple[Member, Member]:
 
 
 @contextmanager
-def projections_restored(model: Any, family: Family) -> Iterator[None]:
-    """Inside, weights and biases of a layer's members may be changed or added; on exit they are as before."""
-    layers = list(model.get_submodule(family.layers))
+def layers_restored(model: Any, family: Family) -> Iterator[None]:
+    """Inside, parameters of the decoder layers may be changed, and biases added to members; on exit all is as before.
+
+    What lies outside the layers (embeddings, last norm, head) no method touches.
+    """
+    layers = model.get_submodule(family.layers)
     modules = [layer.get_submodule(member.path) for layer in layers for member in family.members]
-    before = [(module.weight.detach().clone(), module.bias) for module in modules]
-    biases = [None if bias is None else bias.detach().clone() for _, bias in before]
+    biases = [module.bias for module in modules]
+    before = [(parameter, parameter.detach().clone()) for parameter in layers.parameters()]
     try:
         with torch.no_grad():
             yield
     finally:
+        for module, bias in zip(modules, biases, strict=True):
+            module.bias = bias
         with torch.no_grad():
-            for module, (weight, bias), values in zip(modules, before, biases, strict=True):
-                module.weight.copy_(weight)
-                module.bias = bias
-                if bias is not None and values is not None:
-                    bias.copy_(values)
+            for parameter, values in before:
+                parameter.copy_(values)
 
 
 @torch.no_grad()

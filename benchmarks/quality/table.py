@@ -8,23 +8,34 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.quality.cells import DENSE, Cell
-from benchmarks.quality.methods import METHODS, OURS, is_published, is_variant, repairs
+from benchmarks.quality.methods import METHODS, OURS, is_ours, is_variant
 
 SMALL = 0.02  # nats/token; where the best published method loses less, not being worse is all that can be shown
 NOISE = 2.0  # standard errors of a difference
 
 
 def tables(cells: list[Cell]) -> str:
+    """A section a model and calibration text; of several such texts one more table, of the means over the texts."""
     parts = []
     for model in unique(cells, lambda cell: cell.setting.model):
-        here = [cell for cell in cells if cell.setting.model == model]
-        texts = list(here[0].nll)
-        whole = [cell for cell in here if not is_variant(cell.setting.method)]
-        parts += [f"### {model}", _heading(here), *(_losses(whole, text) for text in texts)]
-        if any(cell.setting.method == OURS for cell in here):
-            parts += [_verdict(whole), *([_ingredients(here)] if len(here) > len(whole) else [])]
-        parts.append(_costs(here))
+        of_model = [cell for cell in cells if cell.setting.model == model]
+        calibrations = unique(of_model, lambda cell: cell.setting.calibration)
+        for calibration in calibrations:
+            named = f"### {model}" + (f", calibrated on {calibration}" if len(calibrations) > 1 else "")
+            parts += [named, *_section([c for c in of_model if c.setting.calibration == calibration])]
+        if len(calibrations) > 1:
+            parts += [f"### {model}, means over texts", _means(of_model, calibrations)]
     return "\n\n".join(parts)
+
+
+def _section(here: list[Cell]) -> list[str]:
+    whole = [cell for cell in here if not is_variant(cell.setting.method)]
+    parts = [_heading(here), *(_losses(whole, text) for text in here[0].nll)]
+    if any(cell.setting.method == OURS for cell in here):
+        parts += [_verdict(whole), *([_ingredients(here)] if len(here) > len(whole) else [])]
+        if any(METHODS[method].trains for method in rows_and_columns(whole)[0]):
+            parts.append(_lowest(whole))
+    return [*parts, _costs(here)]
 
 
 def extra(cells: list[Cell], method: str, ratio: float, text: str) -> list[float]:
@@ -53,11 +64,15 @@ def _heading(cells: list[Cell]) -> str:
     setting = dense.setting
     seeds = unique(cells, lambda cell: cell.setting.seed)
     losses = ", ".join(f"{text} {dense.loss(text):.3f}" for text in dense.nll)
+    tokens = max(cell.setting.recover_tokens for cell in cells)
     windows = ", ".join(f"{text} {len(nll)}" for text, nll in dense.nll.items())
     return (
-        f"Dense: {losses} nats/token. Calibration {setting.samples} × {setting.seq_len} tokens, "
+        f"Dense: {losses} nats/token. Calibration {setting.samples} × {setting.seq_len} tokens of "
+        f"{setting.calibration}, "
         f"{len(seeds)} seed{'s' * (len(seeds) > 1)} ({', '.join(map(str, seeds))}). {setting.part.capitalize()} "
         f"windows of {setting.seq_len} tokens: {windows}; Python {setting.python}."
+        + (f" Recoveries train on {tokens:,} tokens." if tokens else "")
+        + (" Ratios are of all parameters." if setting.ratio_of == "total" else "")
     )
 
 
@@ -108,11 +123,12 @@ class Rival:
 
 
 def rival(cells: list[Cell], ratio: float, text: str, *, repaired: bool) -> Rival | None:
-    """The best published method, of those that refit weights or of those that do not; None where none was measured."""
+    """The best published method that trains nothing, of those that refit weights or of those that do not; None where
+    none was measured."""
     found = {
         method: statistics.mean(extra(cells, method, ratio, text))
         for method in rows_and_columns(cells)[0]
-        if is_published(method) and repairs(method) == repaired
+        if not is_ours(method) and not METHODS[method].trains and METHODS[method].refits == repaired
     }
     if not found:
         return None
@@ -150,6 +166,51 @@ def _verdict(cells: list[Cell]) -> str:
                 shown += ["", ""] if best is None else [f"{best.method} {best.loss:.4f}", best.answer(share)]
             ours = statistics.mean(extra(cells, OURS, ratio, text))
             rows.append(f"| {text} | {ratio:.0%} | {ours:.4f} | {' | '.join(shown)} |")
+    return "\n".join(rows)
+
+
+def _lowest(cells: list[Cell]) -> str:
+    """Of ours and of the published methods the one that loses least, trained or not."""
+    rows = ["| text | removed | least of ours | least of the published | ours lower |", "|---" * 5 + "|"]
+    methods, ratios = rows_and_columns(cells)
+    for text in cells[0].nll:
+        for ratio in ratios:
+            lost = {method: statistics.mean(extra(cells, method, ratio, text)) for method in methods}
+            least = {
+                own: min((m for m in methods if is_ours(m) is own), key=lost.__getitem__, default="")
+                for own in (True, False)
+            }
+            ours, theirs = least[True], least[False]
+            shown = [f"{method} {lost[method]:.4f}" if method else "" for method in (ours, theirs)]
+            answer = _below(*difference(cells, ours, theirs, ratio, text)) if ours and theirs else ""
+            rows.append(f"| {text} | {ratio:.0%} | {' | '.join(shown)} | {answer} |")
+    return "\n".join(rows)
+
+
+def _below(gap: float, error: float) -> str:
+    return f"{'yes' if gap < 0 else '**no**'}, {gap:+.4f} ± {error:.4f}"
+
+
+def _means(cells: list[Cell], calibrations: list[str]) -> str:
+    """Extra loss, mean over texts and seeds, by calibration text: what is lost at home and elsewhere together."""
+    methods, ratios = rows_and_columns([cell for cell in cells if not is_variant(cell.setting.method)])
+    columns = [(ratio, calibration) for ratio in ratios for calibration in calibrations]
+    heads = " | ".join(f"{ratio:.0%}, {calibration}" for ratio, calibration in columns)
+    rows = [f"| extra nats/token, mean of {', '.join(cells[0].nll)} | {heads} |", "|---" * (1 + len(columns)) + "|"]
+    by_text = {name: [cell for cell in cells if cell.setting.calibration == name] for name in calibrations}
+
+    def mean(method: str, ratio: float, calibration: str) -> float | None:
+        here = by_text[calibration]
+        found = [value for text in here[0].nll for value in extra(here, method, ratio, text)]
+        return statistics.mean(found) if found else None
+
+    table = {column: {m: mean(m, *column) for m in methods} for column in columns}
+    for method in methods:
+        shown = []
+        for column in columns:
+            value, best = table[column][method], min(v for v in table[column].values() if v is not None)
+            shown.append("" if value is None else f"**{value:.3f}**" if math.isclose(value, best) else f"{value:.3f}")
+        rows.append(f"| {method} | {' | '.join(shown)} |")
     return "\n".join(rows)
 
 

@@ -9,8 +9,12 @@ from benchmarks.baselines import (
     compensating_bias,
     fluctuation,
     greedy_surgeon,
+    increasing_keep,
+    increasing_shares,
     least_squares,
+    over_kind_mean,
     ranked_keep,
+    reconstructed,
     redundant_layers,
     skipped_layers,
     uniform_keep,
@@ -54,6 +58,39 @@ def test_llm_pruner_leaves_both_ends_alone() -> None:
     assert removed(keep) == [7, 10, 11, 13, 16, 17]
 
 
+def test_slimgpt_takes_more_of_deeper_layers() -> None:
+    """ln(1 + i)/ln 4 is 0, 1/2, 0.79248, 1, on average 0.57312: from 0.1 (a quarter of 0.4) by 0.3/0.57312 of that."""
+    shares = increasing_shares(0.4, np.ones(4))
+    assert shares == pytest.approx([0.1, 0.36173, 0.51482, 0.62345], abs=1e-5)
+    assert shares.mean() == pytest.approx(0.4)
+    assert increasing_shares(0.4, np.ones(1)).tolist() == [0.4]
+
+
+def test_slimgpt_leaves_something_of_the_last_layer() -> None:
+    """0.7 would take 0.175 + 0.525/0.57312 = 1.09 of it: it keeps 5 %, and the first layer pays."""
+    shares = increasing_shares(0.7, np.ones(4))
+    assert shares[3] == pytest.approx(0.95)
+    assert shares.mean() == pytest.approx(0.7)
+    assert shares[0] > 0.175
+
+
+def test_slimgpt_spends_a_layers_share_on_kv_groups_and_channels() -> None:
+    """64 of 160. Of 2 KV groups 0.2, 0.72, 1.03, 1.25 give 0, 1, 1, 1; what is left of 4, 14.5, 20.6, 24.9 parameters
+    gives 0, 0, 2, 2 channels of 5. Of 14 left over the last two layers take a channel each."""
+    model = architecture(*[(2, 4)] * 4, kv=10, channel=5)
+    assert removed(increasing_keep(model, 0.4)) == [6, 12, 14, 15, 16, 18, 20, 21, 22]
+
+
+def test_gisp_divides_by_the_mean_of_what_is_left_of_a_kind() -> None:
+    """KV groups 1, 3, 4, 0: mean 2. Channels 2, 2, 4, one that is gone, then 1, 1, 1, 3: 14 over 7."""
+    model = architecture((2, 4), (2, 4))
+    importance = np.array([1, 3, 2, 2, 4, 9, 4, 0, 1, 1, 1, 3], float)
+    found = over_kind_mean(model.groups, importance, np.arange(12) != 5)
+    assert found.tolist() == [0.5, 1.5, 1.0, 1.0, 2.0, 0.0, 2.0, 0.0, 0.5, 0.5, 0.5, 1.5]
+    channels_alone = np.where(model.groups.kind == MLP, importance, 0.0)
+    assert over_kind_mean(model.groups, channels_alone, np.ones(12, dtype=bool))[[0, 1, 6, 7]].tolist() == [0.0] * 4
+
+
 def test_flap_standardises_inside_a_block_and_averages_over_a_group() -> None:
     """Var · ‖W_:j‖² = (0, 1, 2, 5): mean 2, sum of squares 14, sample deviation √(14/3); pairs average ∓1.5."""
     variance, weight = np.array([0.0, 0.25, 2.0, 5.0]), np.array([[3.0, 2.0, 1.0, 0.6], [0.0, 0.0, 0.0, 0.8]])
@@ -94,6 +131,23 @@ def test_least_squares_lets_a_copy_take_over() -> None:
     gram = torch.ones(2, 2, dtype=SQUARE)
     refit = least_squares(torch.tensor([[2.0, 3.0]]), gram, torch.tensor([0]))
     assert refit.tolist() == [[pytest.approx(5.02 / 1.01), 0.0]]
+
+
+def test_grail_lets_a_copy_take_over() -> None:
+    """Features 0 and 1 are equal: ridge regression tells both from 0 by 1/(1 + λ), λ = 0.1 % of its diagonal 1."""
+    repaired = reconstructed(torch.tensor([[2.0, 3.0]]), torch.ones(2, 2, dtype=SQUARE), torch.tensor([0]))
+    assert repaired.tolist() == [[pytest.approx(5 / 1.001), 0.0]]
+
+
+def test_grail_is_ridge_regression_of_all_features_on_the_kept() -> None:
+    """Against rows that stand for the penalty: [X_k; √λ I] B^T = [X; 0] by least squares."""
+    rng = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(*shape, generator=rng, dtype=SQUARE) for shape in ((30, 5), (3, 5)))
+    kept = torch.tensor([0, 2, 3])
+    penalty = (x.T @ x)[kept, kept].mean() * 0.001
+    rows = torch.cat([x[:, kept], penalty.sqrt() * torch.eye(3, dtype=SQUARE)])
+    found = torch.linalg.lstsq(rows, torch.cat([x, torch.zeros(3, 5, dtype=SQUARE)])).solution  # B^T
+    assert torch.allclose(reconstructed(weight, x.T @ x, kept)[:, kept], weight @ found.T)
 
 
 def test_the_surgeon_removes_a_copy_before_a_small_weight() -> None:

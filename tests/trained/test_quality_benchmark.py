@@ -2,21 +2,26 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tables import architecture
 from tiny_models import build, token_ids, windows_of
 from transformers import AutoTokenizer
 
+from benchmarks.quality.__main__ import parse_arguments, settings
+from benchmarks.quality.case import Case, Training, pruned
 from benchmarks.quality.cells import DENSE, Cell, Setting, append_cell, read_cells
-from benchmarks.quality.methods import METHODS, Case, pruned
+from benchmarks.quality.methods import METHODS
 from benchmarks.quality.picture import draw_losses
 from benchmarks.quality.stream import Stream, feature_mask, input_moments, output_members
 from benchmarks.quality.table import difference, tables
 from benchmarks.quality.texts import CONFIRMATION, DEVELOPMENT, held_out_windows, without_prose
+from core.errors import UsageError
 from models.architecture import architecture_of
 from models.family_table import family_of
 
@@ -28,7 +33,8 @@ RATIO = 0.4
 def case_of(name: str) -> Case:
     model = build(name)
     family = family_of(model.config.model_type)
-    return Case(model, family, architecture_of(model, family), windows_of(IDS), 0)
+    training = Training(96, IDS[:4].numpy(), IDS[4:].numpy())
+    return Case(model, family, architecture_of(model, family), windows_of(IDS), 0, lambda: training)
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -135,6 +141,33 @@ def test_results_survive_a_killed_run(tmp_path: Path) -> None:
     assert json.loads(file.read_text(encoding="utf-8").splitlines()[-1])["setting"]["method"] == "flap"
 
 
+def test_a_line_from_before_there_was_a_choice_is_read(tmp_path: Path) -> None:
+    line = dataclasses.asdict(CELLS[1])
+    for key in ("calibration", "ratio_of", "recover_tokens", "texts"):
+        del line["setting"][key]
+    (tmp_path / "old.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    (found,) = read_cells(tmp_path / "old.jsonl")
+    assert found == CELLS[1].setting
+    assert (found.calibration, found.ratio_of, found.texts) == ("pydoc", "prunable", "pydoc,code")
+
+
+def test_a_share_of_all_parameters_becomes_one_of_the_prunable() -> None:
+    """Of 120 parameters 80 are prunable: a quarter of all is 30, three eighths of those; nine tenths are not there."""
+    model = architecture((2, 4), (2, 4), kv=10, channel=5, norms=0, rest=40)
+    assert setting("flap", 0.25).of_prunable(model) == 0.25
+    assert dataclasses.replace(setting("flap", 0.25), ratio_of="total").of_prunable(model) == 30 / 80
+    with pytest.raises(UsageError, match=r"only 0\.67 of all parameters are prunable"):
+        dataclasses.replace(setting("flap", 0.9), ratio_of="total").of_prunable(model)
+
+
+def test_tokens_to_train_on_are_of_methods_that_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "--methods flap,ours+blocks --ratios 0.3 --recover_tokens 900 --calibration pydoc pydoc,self"
+    monkeypatch.setattr(sys, "argv", ["quality", *words.split()])
+    found = [(cell.calibration, cell.method, cell.recover_tokens) for cell in settings(parse_arguments())]
+    each = [("dense", 0), ("flap", 0), ("ours+blocks", 900)]
+    assert found == [(text, *pair) for text in ("pydoc", "pydoc,self") for pair in each]
+
+
 def test_the_table_gives_mean_and_spread_over_seeds() -> None:
     """flap: 0.5 and 0.7 on pydoc, so 0.6 ± 0.141; 0.25 twice on code. The best of a column is bold."""
     text = tables(CELLS)
@@ -152,6 +185,31 @@ def test_the_verdict_holds_ours_against_the_best_of_either_sort() -> None:
     assert "| pydoc | 30% | 0.2500 | taylor 0.1250 | **no**, 2.00 × |  |  |" in text
     assert "| code | 30% | 0.0625 | flap 0.2500 | yes, 0.25 × |  |  |" in text
     assert "| taylor 0.1250 | **no**, 2.00 × | flap+refit 0.5000 | yes, 0.50 × |" in tables([*CELLS, ours, refit])
+
+
+def test_calibration_texts_stand_side_by_side() -> None:
+    """flap on pydoc and code: 0.5 and 0.25 by one text, 0.25 and 0.25 by the other; taylor by the first alone."""
+    mixed = [
+        dataclasses.replace(one, setting=dataclasses.replace(one.setting, calibration="pydoc,self"))
+        for one in (CELLS[0], cell("flap", pydoc=[3.25, 3.25], code=[4.25, 4.25]))
+    ]
+    text = tables([CELLS[0], CELLS[1], CELLS[3], *mixed])
+    assert "### demo, calibrated on pydoc,self" in text
+    means = text.split("### demo, means over texts")[1]
+    assert "| extra nats/token, mean of pydoc, code | 30%, pydoc | 30%, pydoc,self |" in means
+    assert "| flap | 0.375 | **0.250** |" in means
+    assert "| taylor | **0.312** |  |" in means
+
+
+def test_what_is_trained_is_held_against_all_that_is_published() -> None:
+    """Best of ours 0.125 by recovery; best published 0.25 on code, on pydoc 0.0625 by LoRA. No refit, no training is
+    among the rivals of the defaults."""
+    ours = [cell("ours", pydoc=[3.5, 3.5], code=[4.5, 4.5]), cell("ours+blocks", pydoc=[3.125] * 2, code=[4.125] * 2)]
+    text = tables([*CELLS, *ours, cell("llm-pruner+lora", pydoc=[3.0625] * 2, code=[4.5] * 2)])
+    table = text.split("| text | removed | least of ours |")[1]
+    assert "| pydoc | 30% | ours+blocks 0.1250 | llm-pruner+lora 0.0625 | **no**, +0.0625 ± 0.0000 |" in table
+    assert "| code | 30% | ours+blocks 0.1250 | flap 0.2500 | yes, -0.1250 ± 0.0000 |" in table
+    assert "| pydoc | 30% | 0.5000 | taylor 0.1250 |" in text
 
 
 def test_a_difference_is_as_sure_as_windows_and_seeds_agree_on_it() -> None:
