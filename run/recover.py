@@ -67,7 +67,7 @@ def recover_model(
             from pruning.recovery.distill import distil
 
             how = _distil_settings(session, asked)
-            decides = {"tokens": how.tokens, "stored_dtype": str(how.stored_dtype), "step_tokens": how.step_tokens}
+            decides = {"tokens": how.tokens, "stored_dtype": str(how.stored_dtype), "step_tokens": how.a_step}
             keeping = checkpoints_of(session, plan, *text, decides) if resumable else nullcontext()
             with keeping as checkpoints:
                 distilled = distil(model, teacher, session.family, *text, how, checkpoints)

@@ -27,7 +27,7 @@ RATE = 1e-4 * 4096  # over the hidden size
 def train_lora(model: Any, family: Family, tokens: int, text: np.ndarray, seed: int) -> None:
     """Train ``model`` in place on ``tokens`` of the text, int64 (N, T), read again where it has fewer."""
     seq_len = text.shape[1]
-    a_step = max(1, min(DistilSettings.step_tokens // seq_len, len(text)))
+    a_step = max(1, min(DistilSettings(tokens).a_step // seq_len, len(text)))
     at_once = max(1, min(a_step, TOKENS_A_BATCH // seq_len))
     passes = a_step // at_once
     steps = max(1, tokens // (passes * at_once * seq_len))

@@ -47,7 +47,8 @@ from pruning.recovery.trainer import (
     surroundings_kept,
 )
 
-RATE, LORA_RATE = 0.06, 0.6  # over the hidden size
+RATE, LORA_RATE = 0.12, 0.6  # over the hidden size
+STEPS, STEP_TOKENS = 1000, (1024, 4096)  # steps that a budget is divided into, and what one takes at least and at most
 LOOKS = 20  # losses that the report keeps
 MEMORY = "memory"  # what a process lacks
 
@@ -56,14 +57,20 @@ MEMORY = "memory"  # what a process lacks
 class DistilSettings:
     """tokens: to train on, all steps together. lora: rank of the adapters, None: all of the layers is trained.
     stored_dtype: weights are rounded to what they will be saved in before they are judged; None: their own.
-    report_to: trackers by their names in transformers. step_tokens: tokens a step."""
+    report_to: trackers by their names in transformers. step_tokens: tokens a step; None: as ``tokens`` suggests."""
 
     tokens: int
     lora: int | None = None
     stored_dtype: torch.dtype | None = None
     seed: int = 0
     report_to: tuple[str, ...] = ()
-    step_tokens: int = 4096
+    step_tokens: int | None = None
+
+    @property
+    def a_step(self) -> int:
+        """Tokens: a small budget goes further in many small steps than in few large ones."""
+        least, most = STEP_TOKENS
+        return self.step_tokens or min(most, max(least, self.tokens // STEPS))
 
 
 def distil(
@@ -111,7 +118,7 @@ def _trained_with_what_fits(
     """Windows a pass are halved, and activations computed again in backward, for as long as memory does not suffice; a
     step stays as large as it is. Each attempt begins with the weights there were."""
     seq_len = train.shape[1]
-    a_step = max(1, min(settings.step_tokens // seq_len, len(train)) // ranks.count())
+    a_step = max(1, min(settings.a_step // seq_len, len(train)) // ranks.count())
     at_once, recompute, strict = a_step, False, True
     if small.device.type == "cpu":
         at_once = max(1, min(a_step, TOKENS_A_BATCH // seq_len))
@@ -276,7 +283,7 @@ def _report(
     return DistilReport(
         tokens=settings.tokens,
         steps=steps,
-        step_tokens=settings.step_tokens,
+        step_tokens=settings.a_step,
         windows=len(train),
         windows_held_out=len(check),
         seq_len=train.shape[1],

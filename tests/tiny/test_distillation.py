@@ -174,7 +174,7 @@ def test_the_api_distils(workspace: Workspace) -> None:
     plan = session.plan(session.score("magnitude"), ratio=0.4, ratio_of="prunable")
     small = session.prune(plan)
     before = state(small)
-    assert session.recover(small, plan, "distill", tokens=600) is small
+    assert session.recover(small, plan, "distill", tokens=20_000) is small
     assert any(not torch.equal(tensor, before[name]) for name, tensor in small.state_dict().items())
 
 
@@ -218,3 +218,9 @@ def test_the_model_writes_for_a_distillation_what_calibration_could_not_divide(w
     session.score("taylor")
     train, check = distillation_windows(session._inner, 16 * 6)
     assert (len(train), len(check)) == (6, 16)
+
+
+@pytest.mark.parametrize(("tokens", "a_step"), [(1_000, 1024), (500_000, 1024), (2_000_000, 2000), (10**8, 4096)])
+def test_a_small_budget_takes_many_small_steps(tokens: int, a_step: int) -> None:
+    assert DistilSettings(tokens).a_step == a_step
+    assert DistilSettings(tokens, step_tokens=7).a_step == 7
