@@ -73,6 +73,69 @@ def test_killed_at_twenty_moments_a_run_leaves_the_earlier_one_or_its_own(worksp
     assert {path.name for path in run.iterdir()} == {"analysis", "model", "report.html", "run.json", "visualization"}
 
 
+# Streamed runs, each killed at its n-th call of something; the last one is left alone.
+STREAMED_KILLER = """
+import json, os, sys
+import run_global_pruning, run.finish, run.streamed_model, diagnostics.page.run_page, pruning.repair
+import transformers.models.llama.modeling_llama
+from importance.layer_sweep import LayerSweep
+
+MOMENTS = {
+    "scoring": (LayerSweep, "_count", 2),
+    "repairing": (pruning.repair.LayerwiseRepair, "_choose", 2),
+    "saving": (run.streamed_model._Rounded, "__getitem__", 5),
+    "never": (LayerSweep, "_count", -1),
+}
+
+def dies_at(owner, name, last):
+    original, calls = getattr(owner, name), []
+    def call(*given, **more):
+        calls.append(name)
+        if len(calls) == last:
+            os.kill(os.getpid(), 9)
+        return original(*given, **more)
+    setattr(owner, name, call)
+
+folder, scratch, arguments = sys.argv[1], sys.argv[2], sys.argv[3:]
+outcomes = {}
+for moment, how in MOMENTS.items():
+    child = os.fork()
+    if child == 0:
+        dies_at(*how)
+        os._exit(run_global_pruning.main([*arguments, "--overwrite"]))
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    outcomes[moment] = [code, sorted(os.listdir(folder)), os.listdir(scratch)]
+print(json.dumps(outcomes))
+"""
+
+
+def test_a_streamed_run_killed_at_any_step_leaves_nothing_that_looks_finished_nor_scratch(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    output, scratch = tmp_path / "results" / "streamed", tmp_path / "scratch"
+    scratch.mkdir()
+    asked = [*workspace.base_arguments(), "--importance_method", "fisher", "--reconstruct", "least_squares"]
+    asked += ["--engine", "streamed", "--scratch", str(scratch), "--run_evaluation", "none", "--output", str(output)]
+    done = subprocess.run(
+        [sys.executable, "-c", STREAMED_KILLER, str(output), str(scratch), *asked],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    outcomes = json.loads(done.stdout.splitlines()[-1])
+    code, names, _ = outcomes.pop("never")
+    assert (code, names) == (0, ["analysis", "model", "report.html", "run.json", "visualization"])
+    for moment, (code, names, rest) in outcomes.items():
+        assert code == -9, moment
+        assert not {"run.json", "model"} & set(names)
+        assert rest == []
+    assert list(scratch.iterdir()) == []
+    assert [path.name for path in output.parent.iterdir()] == ["streamed"]
+
+
 @pytest.mark.slow
 def test_sigterm_ends_a_run_like_ctrl_c(workspace: Workspace) -> None:
     run = workspace.run("terminated", *CHEAP)
