@@ -70,6 +70,17 @@ class Beginnings(NamedTuple):
     ends: tuple[int, ...]
     vocabulary: int
 
+    def within(self, seq_len: int) -> "Beginnings":
+        """Without turns that leave the model less than half of a window; a note where none is left."""
+        turns = tuple(ids for ids in self.turns if len(ids) <= seq_len // 2)
+        if self.turns and not turns:
+            note(
+                f"{SELF}: a short instruction in the chat template takes {min(map(len, self.turns))} tokens or more, "
+                f"over half of a window of {seq_len}, so none is answered there; use a longer --seq_len (or "
+                "--eval_seq_len)"
+            )
+        return self._replace(turns=turns)
+
     @property
     def key(self) -> dict[str, Any]:
         """For the cache: equal keys, equal beginnings."""

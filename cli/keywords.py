@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Mapping
+from os import PathLike
 from typing import Any
 
 from cli.options import build_parser
@@ -28,6 +29,11 @@ def _checked(name: str, value: Any, action: argparse.Action | None) -> Any:
         if not isinstance(value, bool):
             raise UsageError(f"{name}={value!r} is neither True nor False")
         return value
+    if isinstance(value, Mapping):
+        mixture = ",".join(f"{key}:{share}" for key, share in value.items()) if name == "dataset" else ""
+        raise UsageError(f"{name} is a dict; {f'write texts with shares as {mixture!r}' if mixture else 'give text'}")
+    if name == "dataset" and not isinstance(value, (str, PathLike, list, tuple)):
+        raise UsageError(f"dataset is of type {type(value).__name__}; give a name or a path, or several with commas")
     if isinstance(value, (list, tuple)) and name in ("eval_datasets", "eval_tasks"):
         return tuple(str(item) for item in value) or None  # names that may hold commas
     if isinstance(value, (list, tuple, set)) and not value and name in ("recover", "report_to", "run_evaluation"):

@@ -49,7 +49,12 @@ def sources_of(dataset: str) -> tuple[Source, ...]:
 
 
 def named_sources(dataset: str) -> tuple[str, ...]:
-    """Their names alone."""
+    """Their names alone, for texts that are not mixed. Shares that would do in a mixture mean nothing here, so that one
+    value serves both; UsageError for others."""
+    weights = [weight for _, weight in map(_with_weight, _items(dataset))]
+    if None in weights and any(weight is not None for weight in weights):
+        names = ",".join(name for name, _ in map(_with_weight, _items(dataset)))
+        raise UsageError(f"{dataset!r}: texts that are evaluated take no shares, each is evaluated whole; use {names}")
     return tuple(source.name for source in sources_of(dataset))
 
 
@@ -84,10 +89,17 @@ def _items(dataset: str) -> list[str]:
 
 
 def _with_weight(item: str) -> tuple[str, float | None]:
-    """(name, its weight or None). ``C:\\text`` and a file that is named ``a:1`` have none."""
-    if _is_known(item) or (found := _SHARE.fullmatch(item)) is None:
+    """(name, its weight or None). ``C:\\text`` and a file that is named ``a:1`` have none. UsageError for what
+    follows a text as its share and is none."""
+    if _is_known(item):
         return item, None
-    return found[1], float(found[2])
+    found = _SHARE.fullmatch(item)
+    if found is not None:
+        return found[1], float(found[2])
+    name, colon, share = item.rpartition(":")
+    if colon and _is_known(name) and not re.search(r"[/\\,]", share):  # else several, or a drive's path
+        raise UsageError(f"{item!r}: the share of {name} is {share!r}, which is no number above 0; use {name}:0.5")
+    return item, None
 
 
 def _is_known(name: str) -> bool:

@@ -70,7 +70,7 @@ def _evaluated(session: "Session", seq_len: int, samples: int | None) -> TokenWi
 
 
 def _written(session: "Session", count: int, seq_len: int, seed: int, purpose: str) -> TokenWindows:
-    begin = beginnings_of(session)
+    begin = beginnings_of(session).within(seq_len)
 
     def write() -> Entry:
         dense, size = session.dense(), session.batch_size

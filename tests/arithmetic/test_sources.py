@@ -40,6 +40,9 @@ def test_a_path_that_exists_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("pydoc,self,pydoc", "names pydoc twice"),
         ("pydoc:0.5,self", "self has no share"),
         ("pydoc:0,self:1", "a share of 0"),
+        ("self:-1", "the share of self is '-1', which is no number above 0; use self:0.5"),
+        ("pydoc:0.5,self:half", "the share of self is 'half'"),
+        ("self:", "the share of self is ''"),
     ],
 )
 def test_what_is_no_mixture(dataset: str, words: str) -> None:
@@ -53,3 +56,10 @@ def test_windows_by_share() -> None:
     assert windows_by_share(sources_of("a:0.7,b:0.3"), 10) == (7, 3)
     assert windows_by_share(sources_of("a:0.7,b:0.3"), 16) == (11, 5)
     assert windows_by_share(sources_of("a,b"), 0) == (0, 0)
+
+
+def test_texts_that_are_evaluated_take_no_shares() -> None:
+    assert named_sources("other.txt:0.5,self:0.5") == ("other.txt", "self")
+    with pytest.raises(UsageError, match=r"take no shares, each is evaluated whole; use other\.txt,self") as refused:
+        named_sources("other.txt:0.5,self")
+    assert "has no share" not in str(refused.value)

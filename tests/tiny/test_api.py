@@ -75,6 +75,9 @@ WRONG_OPTIONS: dict[str, dict[str, Any]] = {
     "overwite is not an option; did you mean overwrite?": {"overwite": True},
     "base_model='demo': ": {"base_model": "demo"},
     "run_evaluation: 'ppl,foo' is not": {"run_evaluation": ["ppl", "foo"]},
+    "dataset is a dict; write texts with shares as 'pydoc:0.7,self:0.3'": {"dataset": {"pydoc": 0.7, "self": 0.3}},
+    "dataset is of type int; give a name or a path": {"dataset": 3},
+    "num_samples is a dict; give text": {"num_samples": {}},
     "--low_memory is another word": {"low_memory": True, "engine": "resident"},
 }
 

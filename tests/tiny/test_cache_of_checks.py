@@ -105,3 +105,22 @@ def test_notes_are_said_again(tmp_path: Path) -> None:
     assert outcome(tmp_path / "warm", "windows") == "hit"
     assert said[0] == said[1] != set()
     assert observe(tmp_path / "cold") == observe(tmp_path / "warm")
+
+
+def test_a_note_on_attention_is_of_the_configuration_at_hand(tmp_path: Path) -> None:
+    """Of the same length in the file, and on whatever device: the note depends on nothing else."""
+    workspace = Workspace.make(tmp_path)
+    arguments = [*workspace.base_arguments(), *DRY, "--cache_dir", str(tmp_path / "cache")]
+    config, said = workspace.model / "config.json", []
+    values = json.loads(config.read_text())
+    for number, asked in enumerate(("flash_attention_2", "flash_attention_3", "flash_attention_3")):
+        if number < 2:
+            config.write_text(json.dumps(values | {"attn_implementation": asked}))
+        code, _, error = call([*arguments, "--output", str(tmp_path / f"run {number}")])
+        assert code == 0, error
+        said.append([line for line in error.splitlines() if "asks for" in line])
+    assert [len(lines) for lines in said] == [1, 1, 1]
+    assert "flash_attention_2" in said[0][0]
+    assert "flash_attention_3" in said[1][0]
+    assert said[2] == said[1]
+    assert [outcome(tmp_path / f"run {number}", "model") for number in range(3)] == ["miss", "miss", "hit"]

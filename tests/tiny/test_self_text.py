@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer
-from workspace import Workspace, call, word_tokenizer
+from workspace import Workspace, call, notes_on, word_tokenizer
 
 import global_pruning as gp
 from calibration.self_text import CALIBRATING, EVALUATING, JUDGING, Beginnings, beginnings, written_windows
 from core.errors import NumericalError
+from core.say import heard_notes
 
 DEMO = Path(__file__).resolve().parents[2] / "models" / "demo"
 BOS, EOS = 1, 2
@@ -73,6 +74,10 @@ def test_a_tokenizer_says_how_texts_begin() -> None:
     tokenizer.chat_template = "{% for m in messages %}<s> ba {{ m.role }} {% endfor %}{{ '' if add_generation_prompt }}"
     begin = beginnings(tokenizer, None, 97)
     assert set(begin.turns) == {(BOS, 4, 3)}
+    assert begin.within(6) == begin
+    with heard_notes() as notes:
+        assert begin.within(5) == begin._replace(turns=())
+    assert "takes 3 tokens or more, over half of a window of 5" in notes[0]
     tokenizer.chat_template = "{{ raise_exception('never') }}"
     assert beginnings(tokenizer, None, 97).turns == ()
     tokenizer.bos_token = None
@@ -139,3 +144,16 @@ def test_a_session_on_what_the_model_writes(workspace: Workspace) -> None:
     plan = session.plan(session.score("fisher"), ratio=0.3, ratio_of="prunable")
     assert session.check(plan).num_windows == 16
     assert session.prune(plan).num_parameters() < session.model.num_parameters()
+
+
+def test_a_replayed_plan_finds_what_was_written(workspace: Workspace, tmp_path: Path) -> None:
+    """Though it measures nothing that the cache could keep."""
+    plan = workspace.run("planned", "--dry_run", "--run_evaluation", "none") / "analysis" / "pruning_plan.json"
+    arguments = ["--plan", str(plan), "--dataset", "self", "--recover", "distill", "--recover_tokens", "600"]
+    arguments += ["--run_evaluation", "none", "--no_verify", "--cache_dir", str(tmp_path)]
+    runs = [workspace.run(name, *arguments) for name in ("replayed", "replayed again")]
+    found = [json.loads((run / "run.json").read_text(encoding="utf-8"))["facts"]["cache"] for run in runs]
+    assert [cache["text for calibration"] for cache in found] == ["miss", "hit"]
+    assert notes_on("--plan", str(plan), "--run_evaluation", "none", "--cache_dir", str(tmp_path)) == [
+        "--cache_dir has no effect with --plan, where there is nothing to keep"
+    ]
