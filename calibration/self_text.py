@@ -55,6 +55,17 @@ INSTRUCTIONS = (
     "What are the arguments for and against working from home?",
     "Hello!",
 )
+# These calibrate nothing: what a model writes is judged by them (``evaluation/generation.py``).
+HELD_OUT_INSTRUCTIONS = (
+    "Why is the sky blue?",
+    "Write a letter to a friend about a week in the mountains.",
+    "Give four tips for learning a language.",
+    "What does a compiler do?",
+    "Write a SQL query that finds the three oldest customers.",
+    "Retell the story of the tortoise and the hare in one paragraph.",
+    "How many minutes are there in a week?",
+    "Suggest a name for a bakery, and say why it fits.",
+)
 
 
 class Beginnings(NamedTuple):
@@ -94,7 +105,12 @@ def beginnings(tokenizer: "PreTrainedTokenizerBase", ends: int | Sequence[int] |
     plain = ((int(bos),),) if bos is not None else _usual_first_tokens(tokenizer, vocabulary)
     stops = [ends] if isinstance(ends, int) else [*(ends or ())]
     found = {int(end) for end in (*stops, eos) if end is not None and end < vocabulary}
-    return Beginnings(plain, _turns(tokenizer, vocabulary), tuple(sorted(found)), vocabulary)
+    return Beginnings(plain, _turns(tokenizer, vocabulary, INSTRUCTIONS), tuple(sorted(found)), vocabulary)
+
+
+def answerable(tokenizer: "PreTrainedTokenizerBase", vocab_rows: int) -> tuple[tuple[int, ...], ...]:
+    """HELD_OUT_INSTRUCTIONS as token ids in the chat template, up to where a model answers; () without a template."""
+    return _turns(tokenizer, min(len(tokenizer), vocab_rows), HELD_OUT_INSTRUCTIONS)
 
 
 def written_windows(
@@ -192,13 +208,15 @@ def _usual_first_tokens(tokenizer: "PreTrainedTokenizerBase", vocabulary: int) -
     return tuple((number,) for number in (words or ordinary)[:USUAL_BEGINNINGS])
 
 
-def _turns(tokenizer: "PreTrainedTokenizerBase", vocabulary: int) -> tuple[tuple[int, ...], ...]:
+def _turns(
+    tokenizer: "PreTrainedTokenizerBase", vocabulary: int, instructions: Sequence[str]
+) -> tuple[tuple[int, ...], ...]:
     if not getattr(tokenizer, "chat_template", None):
         return ()
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     found = []
     try:
-        for instruction in INSTRUCTIONS:
+        for instruction in instructions:
             text = tokenizer.apply_chat_template(
                 [{"role": "user", "content": instruction}],
                 tokenize=False,
@@ -208,6 +226,6 @@ def _turns(tokenizer: "PreTrainedTokenizerBase", vocabulary: int) -> tuple[tuple
             ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
             found.append(tuple(ids if ids[: len(bos)] == bos else bos + ids))
     except Exception as error:  # a template is a program of its author's
-        note(f"--dataset self: the chat template does not work ({reason_of(error)}), so no instruction is answered")
+        note(f"the chat template does not work ({reason_of(error)}), so no instruction is answered")
         return ()
     return tuple(ids for ids in found if ids and max(ids) < vocabulary)

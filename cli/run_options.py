@@ -222,8 +222,8 @@ def evaluation_options(group: argparse._ArgumentGroup) -> None:
         "--eval_datasets",
         type=datasets,
         metavar="LIST",
-        help="held-out texts for perplexity, each for itself, the first of them also for generation, separated by "
-        "commas (default the held-out part of --dataset, of each of several texts)",
+        help="held-out texts for perplexity, each for itself, and for generation, separated by commas (default "
+        "the held-out part of --dataset, of each of several texts)",
     )
     add(
         "--eval_elsewhere",

@@ -1,6 +1,6 @@
 """Everything that is measured on one model, and what changed between the dense and the pruned one."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,8 @@ def evaluate(
     label: str,
     stored_as: torch.dtype | None = None,
     watches: Mapping[str, Watch] | None = None,
-    beginnings: TokenWindows | None = None,
+    beginnings: Mapping[str, TokenWindows] | None = None,
+    chat: Sequence[Sequence[int]] = (),
 ) -> dict[str, Any]:
     """{"parameters", "bytes", "perplexity": {dataset: ...}, "distance": {dataset: ...}, "tasks": {task: ...},
     "generation": {...} or None, "latency": {...} or None}.
@@ -42,7 +43,8 @@ def evaluate(
     measures: any of MEASURES; what is left out is empty, or None for generation and latency. "tasks" without names runs
     the task that needs no network. label: says on progress bars which model this is. stored_as: dtype that bytes are
     counted in. watches: by dataset, what sees its batches; of a ``Distance`` the result is told. beginnings: held-out
-    text that "generation" continues. The model is left as found.
+    texts that "generation" continues, by dataset. chat: instructions that it answers, as token ids. The model is left
+    as found.
     """
     result: dict[str, Any] = size(model, stored_as) | nothing_measured()
     if "ppl" in measures:
@@ -53,9 +55,9 @@ def evaluate(
         names = task_names or [DEFAULT_TASK]
         result["tasks"] = run_tasks(model, tokenizer, names, task_path, batch_size=batch_size, seed=seed)
     if "generation" in measures:
-        assert beginnings is not None, "generation continues a text"
+        assert beginnings, "generation continues a text"
         result["generation"] = generation_health(
-            model, tokenizer, beginnings, batch_size=batch_size, seed=seed, label=label
+            model, tokenizer, beginnings, chat=chat, batch_size=batch_size, seed=seed, label=label
         )
     if "speed" in measures:
         result["latency"] = _latency(model, seed)
@@ -93,8 +95,8 @@ def compare(dense: dict[str, Any], pruned: dict[str, Any]) -> dict[str, Any]:
     """What became of ``dense``: ratios are pruned / dense, differences pruned - dense; None where either is unknown.
 
     {"parameter_ratio", "byte_ratio", "perplexity": {dataset: {"ratio", "nll_difference_nats_per_token"}},
-    "tasks": {task: {metric: difference}}, "generation": {way: {measure: difference}} or None,
-    "latency": {measure: ratio} or None}.
+    "tasks": {task: {metric: difference}}, "generation": {way: {measure: difference}, "texts": {name:
+    the same}} or None, "latency": {measure: ratio} or None}.
     """
     speeds = ("prefill_tokens_per_s", "decode_tokens_per_s")
     both_timed = dense["latency"] and pruned["latency"]
@@ -120,6 +122,15 @@ def compare(dense: dict[str, Any], pruned: dict[str, Any]) -> dict[str, Any]:
 def _generation_change(before: dict[str, Any] | None, after: dict[str, Any] | None) -> dict[str, Any] | None:
     if not before or not after:
         return None
+    texts = {
+        name: _ways_change(before["texts"][name], found)
+        for name, found in after.get("texts", {}).items()
+        if name in before.get("texts", {})
+    }
+    return _ways_change(before, after) | {"texts": texts}
+
+
+def _ways_change(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     measures = ("repeated_4grams", "ended", "length")
     return {way: {name: _difference(after[way][name], before[way][name]) for name in measures} for way in WAYS}
 

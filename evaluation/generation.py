@@ -4,11 +4,15 @@
     ended           = share of texts that come to an end-of-text token before their length is reached
     length          = tokens written before that, mean over texts
 
+Beginnings are of every evaluated text, and of instructions in the chat template where the model has one. They share
+PROMPTS between them, so that several texts take hardly longer than one: what is written to them is written together.
+
 Sampling is from the model's whole distribution at temperature 1. Every model is given the same random numbers, so what
 two models write differs only where their distributions do.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,43 +29,60 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 16, 32, 128  # fewer tokens where the model's context is shorter
+FEWEST = 4  # prompts of a text, however many texts there are
 GRAM = 4
 WAYS = ("greedy", "sampled")
+CHAT = "chat template"  # what stands for a text's name
 
 
 def generation_health(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    windows: TokenWindows,
+    texts: Mapping[str, TokenWindows],
     *,
+    chat: Sequence[Sequence[int]] = (),
     batch_size: int | None,
     seed: int,
     label: str,
 ) -> dict[str, Any]:
-    """{"prompts", "prompt_tokens", "new_tokens", "dataset", "greedy": {...}, "sampled": {...}}.
+    """{"prompts", "prompt_tokens", "new_tokens", "dataset", "greedy": {...}, "sampled": {...}, "texts": {name: the same
+    without new_tokens and dataset}}; the first are over all texts, "dataset" names them.
 
-    windows: consecutive held-out text, which the beginnings are taken from. batch_size: beginnings continued at once,
-    None as many as fit. Each way of writing has the measures above with their standard errors over texts; ``ended`` is
-    None where neither model nor tokenizer names an end, all are None where the model yields NaN. The model is left as
-    found. UsageError where memory does not suffice.
+    texts: consecutive held-out text by name, which the beginnings are taken from. chat: token ids of instructions in
+    the model's template, up to where it answers; told of as CHAT. batch_size: beginnings continued at once, None as
+    many as fit. Each way of writing has the measures above with their standard errors over texts; ``ended`` is None
+    where neither model nor tokenizer names an end, all are None where the model yields NaN. "prompt_tokens" is the
+    longest. The model is left as found. UsageError where memory does not suffice.
     """
     context = getattr(model.config.get_text_config(), "max_position_embeddings", PROMPT_TOKENS + NEW_TOKENS)
-    prompts = prompts_of(windows, tokenizer.bos_token_id, max(2, min(PROMPT_TOKENS, context // 2)))
-    new_tokens = min(NEW_TOKENS, context - prompts.shape[1])
+    longest, turns = max(2, min(PROMPT_TOKENS, context // 2)), [ids for ids in chat if len(ids) <= context // 2]
+    most = max(FEWEST, PROMPTS // (len(texts) + bool(turns)))
+    prompts = {name: prompts_of(windows, tokenizer.bos_token_id, longest, most) for name, windows in texts.items()}
+    rows: dict[str, list[np.ndarray]] = {name: list(found) for name, found in prompts.items()}
+    if turns:
+        rows[CHAT] = [np.array(ids, dtype=np.int64) for ids in turns[:most]]
+    every = [row for found in rows.values() for row in found]
+    new_tokens = min(NEW_TOKENS, context - max(map(len, every)))
+    written = _written(model, every, new_tokens, batch_size=batch_size, seed=seed, label=label)
     ends = end_tokens(model, tokenizer)
-    written = _written(model, prompts, new_tokens, batch_size=batch_size, seed=seed, label=label)
-    told = {"prompts": len(prompts), "prompt_tokens": prompts.shape[1], "new_tokens": new_tokens}
-    health = {way: health_of(texts, ends) for way, texts in zip(WAYS, written, strict=True)}
-    return told | {"dataset": windows.dataset, **health}
+
+    def told(where: slice) -> dict[str, Any]:
+        sizes = {"prompts": len(every[where]), "prompt_tokens": max(map(len, every[where]))}
+        return sizes | {way: health_of(found[where], ends) for way, found in zip(WAYS, written, strict=True)}
+
+    stops = np.cumsum([len(found) for found in rows.values()])
+    each = {name: told(slice(stop - len(rows[name]), stop)) for name, stop in zip(rows, stops, strict=True)}
+    return told(slice(None)) | {"new_tokens": new_tokens, "dataset": ",".join(rows), "texts": each}
 
 
-def prompts_of(windows: TokenWindows, bos: int | None, length: int) -> np.ndarray:
-    """int64 (P, length): beginnings spread evenly over the text, each after a BOS where the windows have one."""
+def prompts_of(windows: TokenWindows, bos: int | None, length: int, most: int = PROMPTS) -> np.ndarray:
+    """int64 (P, length), P up to ``most``: beginnings spread evenly over the text, each after a BOS where the windows
+    have one."""
     ids = windows.ids
     starts_with_bos = bos is not None and bool((ids[:, 0] == bos).all())
     text = (ids[:, 1:] if starts_with_bos else ids).reshape(-1)
     taken = min(length - starts_with_bos, len(text))
-    count = max(1, min(PROMPTS, len(text) // taken))
+    count = max(1, min(most, len(text) // taken))
     starts = np.arange(count, dtype=np.int64) * ((len(text) - taken) // count)
     prompts = text[starts[:, None] + np.arange(taken)]
     return np.insert(prompts, 0, bos, axis=1) if starts_with_bos and bos is not None else prompts
@@ -105,33 +126,45 @@ def _standard_error(values: np.ndarray) -> float | None:
 
 def _written(
     model: "PreTrainedModel",
-    prompts: np.ndarray,
+    prompts: Sequence[np.ndarray],
     new_tokens: int,
     *,
     batch_size: int | None,
     seed: int,
     label: str,
 ) -> np.ndarray:
-    """int64 (2, P, new_tokens): greedy and sampled continuations of int64 (P, T)."""
+    """int64 (2, P, new_tokens): greedy and sampled continuations of P rows of token ids, int64 (T,) each. Rows of a
+    length that others have are continued with these, and all further ones together."""
     chances = np.random.default_rng(seed).random((len(prompts), new_tokens))
-    parts: list[np.ndarray] = []
-    done, size = 0, min(batch_size or len(prompts), len(prompts))
+    written = np.empty((2, len(prompts), new_tokens), dtype=np.int64)
+    lengths = [len(row) for row in prompts]
+    common = max(lengths, key=lengths.count)
+    groups = [[i for i, length in enumerate(lengths) if (length == common) is alike] for alike in (True, False)]
     bar = tqdm(total=len(prompts), desc=f"{label}: writing", unit="text", leave=False)
     with evaluating(model), bar:
-        while done < len(prompts):
-            attempt = partial(_continued, model, prompts[done:], chances[done:])
-            texts, size = with_batch_that_fits(attempt, size, fixed=batch_size is not None)
-            parts.append(texts)
-            done += texts.shape[1]
-            bar.update(texts.shape[1])
-    return np.concatenate(parts, axis=1)
+        for group in groups:
+            done, size = 0, min(batch_size or len(group), len(group))
+            while done < len(group):
+                left = group[done:]
+                attempt = partial(_continued, model, [prompts[i] for i in left], chances[left])
+                texts, size = with_batch_that_fits(attempt, size, fixed=batch_size is not None)
+                written[:, left[: texts.shape[1]]] = texts
+                done += texts.shape[1]
+                bar.update(texts.shape[1])
+    return written
 
 
-def _continued(model: "PreTrainedModel", prompts: np.ndarray, chances: np.ndarray, size: int) -> np.ndarray:
-    """int64 (2, B, N) of the first ``size`` prompts, B fewer where fewer are left; both ways share every pass."""
-    rows = torch.from_numpy(np.concatenate([prompts[:size]] * 2)).to(model.device)
+def _continued(model: "PreTrainedModel", prompts: Sequence[np.ndarray], chances: np.ndarray, size: int) -> np.ndarray:
+    """int64 (2, B, N) of the first ``size`` prompts, B fewer where fewer are left; both ways share every pass. Shorter
+    rows are padded on the left."""
+    taken = [*prompts[:size]] * 2
+    longest = max(map(len, taken))
+    rows = torch.tensor(np.stack([np.pad(row, (longest - len(row), 0)) for row in taken]), device=model.device)
+    real = torch.tensor([[t >= longest - len(row) for t in range(longest)] for row in taken], device=model.device)
+    padded = any(len(row) < longest for row in taken)
     drawn = torch.from_numpy(chances[:size]).to(model.device)
-    output = model(input_ids=rows, use_cache=True, logits_to_keep=1)
+    # Without a mask where it would say nothing: kernels are faster, and positions are the model's in either case.
+    output = model(input_ids=rows, attention_mask=real.long() if padded else None, use_cache=True, logits_to_keep=1)
     written: list[torch.Tensor] = []
     for step in range(chances.shape[1]):
         greedy, sampled = output.logits[:, -1].float().chunk(2)
@@ -139,7 +172,9 @@ def _continued(model: "PreTrainedModel", prompts: np.ndarray, chances: np.ndarra
         written.append(tokens)
         if step + 1 < chances.shape[1]:
             known = tokens.clamp(min=0)[:, None]
-            output = model(input_ids=known, past_key_values=output.past_key_values, use_cache=True)
+            real = torch.cat([real, torch.ones_like(known, dtype=torch.bool)], dim=1)
+            mask = real.long() if padded else None
+            output = model(input_ids=known, attention_mask=mask, past_key_values=output.past_key_values, use_cache=True)
     return torch.stack(written, dim=1).cpu().numpy().reshape(2, len(drawn), -1)
 
 

@@ -13,6 +13,7 @@ from evaluation.perplexity import Watch
 from models.architecture import decoder_layers
 from models.expected import without_removed_groups
 from run.recall import DensePerplexities
+from run.self_windows import chat_prompts
 from run.session import Session
 
 
@@ -140,7 +141,8 @@ def _evaluated(
         label=label,
         stored_as=session.saved_dtype,
         watches=watches,
-        beginnings=next(iter(session.evaluation.values()), None),
+        beginnings=session.evaluation,
+        chat=chat_prompts(session) if "generation" in measures else (),
     )
 
 

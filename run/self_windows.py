@@ -11,6 +11,7 @@ from calibration.self_text import (
     EVALUATING,
     JUDGING,
     Beginnings,
+    answerable,
     beginnings,
     windows_of,
     written_windows,
@@ -35,6 +36,11 @@ def beginnings_of(session: "Session") -> Beginnings:
     """How texts of the session's model begin and end; a note where its chat template does not work."""
     generation = generation_config_of(session.source) if session.given is None else session.given.generation_config
     return beginnings(session.tokenizer, generation.eos_token_id, session.source.vocab_rows)
+
+
+def chat_prompts(session: "Session") -> tuple[tuple[int, ...], ...]:
+    """Instructions that calibrate nothing, in the model's chat template, as token ids; () where there is none."""
+    return answerable(session.tokenizer, session.source.vocab_rows)
 
 
 def with_written(session: "Session", read: TextWindows, judging: int) -> TextWindows:

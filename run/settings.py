@@ -205,8 +205,9 @@ class EvaluationSettings:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """Datasets whose held-out text is read: those, or the first for the beginnings of what a model writes."""
-        return self.perplexity_on or (self.eval_datasets[:1] if "generation" in self.run_evaluation else ())
+        """Datasets whose held-out text is read: those, or, for the beginnings of what a model writes alone, those that
+        are asked for."""
+        return self.perplexity_on or (self.eval_datasets if "generation" in self.run_evaluation else ())
 
 
 @dataclass(frozen=True)

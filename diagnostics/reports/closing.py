@@ -164,13 +164,22 @@ def _share_row(label: str, metric: str, dense: Mapping[str, Any], pruned: Mappin
 
 
 def _generation_rows(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> list[Row]:
-    """How much of what each model writes it has written before, and, where any does, how often it comes to an end."""
+    """How much of what each model writes it has written before, and, where any does, how often it comes to an end; of
+    several texts also each for itself, for greedy text, where loops show."""
+    each = _keys(dense, pruned, "texts")
     rows = []
-    for way in ("greedy", "sampled"):
+    for way, names in (("greedy", each if len(each) > 1 else []), ("sampled", [])):
         texts = [_inside(side, way) or {} for side in (dense, pruned)]
-        rows.append(_share_row(f"{way} text repeated", "repeated_4grams", *texts))
-        if any(text.get("ended") for text in texts):
-            rows.append(_share_row(f"{way} text ended", "ended", *texts))
+        for measure, words in (("repeated_4grams", "repeated"), ("ended", "ended")):
+            if measure == "ended" and not any(text.get("ended") for text in texts):
+                continue
+            rows.append(_share_row(f"{way} text {words}", measure, *texts))
+            rows += [
+                _share_row(
+                    f"  after {name}", measure, *(_inside(side, "texts", name, way) or {} for side in (dense, pruned))
+                )
+                for name in names
+            ]
     return rows
 
 

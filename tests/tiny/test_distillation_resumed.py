@@ -29,7 +29,7 @@ DISTIL = (
     "--recover",
     "distill",
     "--recover_tokens",
-    "30000",
+    "15000",
     "--num_samples",
     "8",
     "--run_evaluation",

@@ -1,5 +1,7 @@
 """What a model writes after held-out beginnings, and the measures of it, worked out by hand."""
 
+import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,9 +35,10 @@ def tokenizer(bos: int | None = None, eos: int | None = None) -> Any:
     return SimpleNamespace(bos_token_id=bos, eos_token_id=eos)
 
 
-def health(model: Any, windows: TokenWindows, **options: Any) -> dict[str, Any]:
+def health(model: Any, windows: TokenWindows, *, others: Any = None, **options: Any) -> dict[str, Any]:
     defaults: dict[str, Any] = {"batch_size": None, "seed": 0, "label": "dense"}
-    return generation_health(model, tokenizer(), windows, **defaults | options)
+    texts = {"toy": windows} | (others or {})
+    return generation_health(model, tokenizer(), texts, **defaults | options)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +101,8 @@ def test_greedy_text_is_what_generate_writes_and_sampling_follows_the_distributi
     prompts = torch.from_numpy(prompts_of(windows, None, 8))
     model.generation_config.eos_token_id = None
     expected = model.generate(prompts, max_new_tokens=5, do_sample=False, pad_token_id=0)
-    greedy, sampled = kept
+    greedy, sampled, *over_all = kept
+    assert [found.tolist() for found in over_all] == [greedy.tolist(), sampled.tolist()]  # of a single text the same
     assert greedy.tolist() == expected[:, 8:].tolist()
     assert (told["prompts"], told["prompt_tokens"], told["new_tokens"]) == (len(prompts), 8, 5)
 
@@ -120,6 +124,55 @@ def test_batches_do_not_show_the_seed_does_and_the_model_is_left_as_found(model:
     with torch.no_grad():
         model.model.layers[0].mlp.down_proj.weight[0] = torch.nan
     assert health(model, windows)["greedy"]["repeated_4grams"] is None
+
+
+def test_several_texts_share_the_prompts_and_instructions_are_answered(
+    model: Any, windows: TokenWindows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """16 prompts over three texts are five each; a text too short for two beginnings has one. Padded rows are
+    continued as they are alone."""
+    monkeypatch.setattr(module, "NEW_TOKENS", 6)
+    monkeypatch.setattr(module, "PROMPT_TOKENS", 4)
+    others = {"other": windows_of(np.random.default_rng(2).integers(4, 97, (1, 7)))}
+    chat = [(5, 6, 7), (8, 9, 10, 11, 12, 13), (14, 15), (16,) * 5, (17,) * 200, (18, 19), (20, 21, 22, 23, 24, 25, 26)]
+    written: dict[tuple[int, ...], list[np.ndarray]] = {}
+    continued = module._continued
+
+    def kept(model: Any, prompts: Any, chances: Any, size: int) -> np.ndarray:
+        texts = continued(model, prompts, chances, size)
+        for row, text in zip(prompts, texts[0], strict=False):
+            written.setdefault(tuple(row.tolist()), []).append(text)
+        return texts
+
+    monkeypatch.setattr(module, "_continued", kept)
+    found = health(model, windows, others=others, chat=chat)
+    assert {name: text["prompts"] for name, text in found["texts"].items()} == {"toy": 5, "other": 1, module.CHAT: 5}
+    assert (found["prompts"], found["dataset"], found["prompt_tokens"]) == (11, "toy,other,chat template", 6)
+    lengths = [text["greedy"]["length"] * text["prompts"] for text in found["texts"].values()]
+    assert found["greedy"]["length"] == pytest.approx(sum(lengths) / 11)
+    model.generation_config.eos_token_id = None
+    for row, (text,) in written.items():
+        expected = model.generate(torch.tensor([row]), max_new_tokens=6, do_sample=False, pad_token_id=0)
+        assert text.tolist() == expected[0, len(row) :].tolist()
+
+
+def test_a_chat_model_is_judged_by_its_answers(workspace: Workspace, tmp_path: Path) -> None:
+    chats = tmp_path / "chats"
+    shutil.copytree(workspace.model, chats)
+    template = "{% for m in messages %}<s> ba {{ m.role }} {% endfor %}{% if add_generation_prompt %}bo{% endif %}"
+    (chats / "chat_template.jinja").write_text(template)
+    arguments = ["--base_model", str(chats), "--run_evaluation", "generation", "--no_verify"]
+    arguments += ["--eval_datasets", f"{workspace.text},{workspace.other_text}"]
+    code, report, error = call([*workspace.base_arguments(), *arguments, "--output", str(tmp_path / "run")])
+    assert code == 0, error
+    found = observe(tmp_path / "run")["evaluation"]
+    names = [str(workspace.text), str(workspace.other_text), "chat template"]
+    for part in ("dense", "pruned"):
+        assert list(found[part]["generation"]["texts"]) == names
+        assert [text["prompts"] for text in found[part]["generation"]["texts"].values()] == [5, 5, 5]
+    results = json.loads((tmp_path / "run" / "evaluation" / "evaluation_results.json").read_text())
+    assert list(results["change"]["generation"]["texts"]) == names
+    assert "  after chat template" in report
 
 
 def test_a_run_tells_what_both_models_write(tmp_path: Path) -> None:

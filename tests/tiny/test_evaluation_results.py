@@ -155,6 +155,7 @@ def test_change_worked_by_hand() -> None:
         "generation": {
             "greedy": {"repeated_4grams": 0.25, "ended": None, "length": -8.0},
             "sampled": {"repeated_4grams": 0.0, "ended": None, "length": 0.0},
+            "texts": {},
         },
         "latency": {"prefill_tokens_per_s": 1.5, "decode_tokens_per_s": 1.1},
     }
