@@ -48,7 +48,8 @@ def model_options(group: argparse._ArgumentGroup) -> None:
         "--engine",
         choices=ENGINES,
         help="resident: hold all weights on the device; streamed: hold one layer there while the next is read, for "
-        "models of any size; auto: resident where weights and work fit into free memory (default auto)",
+        "models of any size; sharded: several processes hold a part each; auto: the first of resident, sharded, "
+        "streamed that has room in free memory (default auto)",
     )
     add(
         "--scratch",

@@ -59,18 +59,18 @@ class Carrier:
 
     def embed(self, copies: int = 1) -> Stream:
         """(N, T, C): what the first layer receives, resting where this many streams of its size have room."""
-        if not len(self.ids):  # more processes than windows
-            return torch.empty(*self.ids.shape, self.model.config.get_text_config().hidden_size, device=self.device)
         resting: list[Stream] = []
 
         def step(rows: slice) -> None:
-            values = self._record(rows)
+            values = self._record(rows.stop - rows.start, input_ids=self.ids[rows].to(self.device))
             if not resting:
                 resting.append(self._resting(values, copies))
             self.put(resting[0], rows, values)
 
-        with self.engine.keeping():
+        with self.engine.keeping(self.model.get_input_embeddings()):
             self.in_batches(step)
+        if not resting:  # more processes than windows
+            return torch.empty(*self.ids.shape, self.model.config.get_text_config().hidden_size, device=self.device)
         return resting[0]
 
     def like(self, hidden: Stream) -> Stream:
@@ -131,7 +131,7 @@ class Carrier:
     def call(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
         """Layer ``index`` on hidden (B, T, C)."""
         if len(hidden) not in self.calls:
-            self._record(slice(0, len(hidden)))
+            self._record(len(hidden), inputs_embeds=hidden)
         call = self.calls[len(hidden)][index]
         output = self.layers[index](hidden, *call.args, **call.kwargs)
         return output[0] if isinstance(output, tuple) else output
@@ -146,8 +146,9 @@ class Carrier:
         """Rows that ``logits`` should be asked for at once."""
         return max(1, HEAD_VALUES // vocabulary)
 
-    def _record(self, rows: slice) -> torch.Tensor:
-        """Note how the model calls its layers for this many windows; returns their embeddings."""
+    def _record(self, windows: int, **given: torch.Tensor) -> torch.Tensor:
+        """Note how the model calls its layers for this many windows, given their tokens or any hidden states; returns
+        what the first layer receives."""
         calls: list[_Call] = []
         hidden: list[torch.Tensor] = []
 
@@ -159,11 +160,11 @@ class Carrier:
         handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in self.layers]
         try:
             with bypassed(self.layers), torch.no_grad():
-                body(input_ids=self.ids[rows].to(self.device), use_cache=False)
+                body(**given, use_cache=False)
         finally:
             for handle in handles:
                 handle.remove()
-        self.calls[rows.stop - rows.start] = calls
+        self.calls[windows] = calls
         return hidden[0]
 
 

@@ -2,9 +2,11 @@
 
     resident   all weights are in the model, on its devices
     streamed   a layer's weights come when the layer is visited and go when the next one is (``models/streamed.py``)
+    sharded    the same, and each of several processes holds a part of every layer meanwhile (``models/sharded.py``)
 
 A streamed model is an ordinary module too: a module whose weights are not at hand fetches them for the time of its own
-forward. So whatever runs a whole model works with either engine, and whatever visits layers works at any size.
+forward. So whatever runs a whole model works with it as with a resident one, and whatever visits layers works at any
+size. A sharded model runs only by visits, which all processes make in the same order.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,10 +23,11 @@ class Engine:
     """All weights in the model: nothing comes, nothing goes.
 
     streams: whether layers must be visited for their weights to be at hand. family: of the model, and tensors: its
-    weights by name, each read when it is asked for; both where it streams. device: where a batch is sent.
+    weights by name, each read when it is asked for; both where it streams. together: whether all processes visit the
+    same layers at the same time. device: where a batch is sent.
     """
 
-    streams = False
+    streams = together = False
     family: Any = None
     tensors: Any = None
 
@@ -39,9 +42,20 @@ class Engine:
         """Each of these layers in turn, its weights at hand until the next one is asked for."""
         yield from layers
 
-    def keeping(self) -> AbstractContextManager[None]:
-        """Inside, modules outside the layers (embeddings, norm, head) hold on to the weights they fetched."""
+    def keeping(self, module: Any) -> AbstractContextManager[None]:
+        """Inside, embeddings or head, whichever ``module`` is, may run: it, like any module outside the layers, holds
+        on to the weights it fetched."""
         return nullcontext()
+
+    def begins_sweep(self, *, is_late: bool = False) -> bool:
+        """Where processes make different numbers of sweeps: said before each of them. Whether any process is late, of
+        those that visit layers together."""
+        return False
+
+    def takes_part(self) -> bool:
+        """Where processes make different numbers of sweeps: said after the last of them. Visits layers along with the
+        others until none sweeps any more; False where one of them is late."""
+        return True
 
     def at_hand(self, module: Any) -> AbstractContextManager[None]:
         """Inside, a module outside the layers has its weights."""
@@ -49,6 +63,9 @@ class Engine:
 
     def changed(self, modules: Iterable[Any]) -> None:
         """The weights of these modules of the layer being visited are others now, and stay so."""
+
+    def let_go(self) -> None:
+        """The model is not run again; of its weights only ``tensors`` are asked for."""
 
     @contextmanager
     def restoring(self, parameters: Iterable[Any]) -> Iterator[None]:

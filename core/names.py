@@ -5,7 +5,7 @@ NORM_METHODS = ("log", "minmax", "zscore", "sqrt")
 PRIORS = ("loss", "similarity")
 RATIO_OF = ("total", "prunable")
 HF, STOCK, VLLM, LLAMA_CPP = TARGETS = ("hf", "stock", "vllm", "llama.cpp")
-ENGINES = ("auto", "resident", "streamed")
+ENGINES = ("auto", "resident", "streamed", "sharded")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 SELF = "self"  # text that the dense model writes
 DATASETS = ("c4", "wikitext2", "ptb", "pydoc", "pycode", SELF)  # known by name; anything else is a path

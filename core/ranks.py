@@ -103,7 +103,7 @@ def gathered(value: T, what: str) -> list[T]:
     import torch.distributed as dist
 
     found: list[Any] = [None] * count()
-    with _meeting(what):
+    with meeting(what):
         dist.all_gather_object(found, value)
     return found
 
@@ -115,7 +115,7 @@ def from_first(value: T, what: str) -> T:
     import torch.distributed as dist
 
     held = [value if is_first() else None]
-    with _meeting(what):
+    with meeting(what):
         dist.broadcast_object_list(held, src=0)
     found: Any = held[0]
     return found
@@ -133,7 +133,7 @@ def send(tensors: "Iterable[torch.Tensor]", number: int, what: str) -> None:
 
 def _exchange(tensor: "torch.Tensor", collective: Callable[..., Any], what: str) -> None:
     whole = tensor.contiguous()  # itself, mostly
-    with _meeting(f"{what} {tuple(tensor.shape)} {tensor.dtype}"):
+    with meeting(f"{what} {tuple(tensor.shape)} {tensor.dtype}"):
         collective(whole)
     if whole is not tensor:
         tensor.copy_(whole)
@@ -148,7 +148,7 @@ def insist_on_same(value: bytes, what: str, way_out: str) -> None:
 
 
 @contextmanager
-def _meeting(place: str) -> Iterator[None]:
+def meeting(place: str) -> Iterator[None]:
     """Inside, all ranks are at the same place and exchange something. LostRankError where one has ended; RuntimeError
     where one is elsewhere, which is a bug."""
     import torch
@@ -156,7 +156,7 @@ def _meeting(place: str) -> Iterator[None]:
 
     mark = zlib.crc32(place.encode())
     extremes = torch.tensor([mark, -mark])
-    with _while_all_are_here():
+    with while_all_are_here():
         work = dist.all_reduce(extremes, dist.ReduceOp.MAX, async_op=True)
         nap_s = SHORTEST_NAP_S
         while not work.is_completed():  # naps, and no wait() that no signal could end
@@ -165,15 +165,20 @@ def _meeting(place: str) -> Iterator[None]:
         work.wait()
     if extremes[0] != -extremes[1]:
         raise RuntimeError(f"processes of one run are at different places; process {here().rank} is at {place!r}")
-    with _while_all_are_here():
+    with while_all_are_here():
         yield
 
 
 @contextmanager
-def _while_all_are_here() -> Iterator[None]:
+def while_all_are_here() -> Iterator[None]:
+    """Inside, this rank waits for what others do as well. LostRankError where one of them has ended."""
     try:
         yield
     except RuntimeError as error:  # what torch raises where it loses a connection
+        from core.batching import is_out_of_memory
+
+        if is_out_of_memory(error):
+            raise
         raise LostRankError("another process of this run has ended, so all of them end; run again") from error
 
 

@@ -162,7 +162,7 @@ def _layer_by_layer(
         hidden = carrier.embed()
         for layer in tqdm(carrier.visit(), total=len(carrier.layers), desc=description, unit="layer", leave=False):
             carrier.advance(layer, hidden)
-        with carrier.engine.keeping():
+        with carrier.engine.keeping(model.get_output_embeddings()):
             carrier.in_batches(losses)
     return np.array([float(nll[number]) for number in range(len(carrier.ids))])
 

@@ -39,8 +39,9 @@ def measure_block_losses(
     """float64 (L, kinds): Delta of every block (``GroupTable.spread``) at its part of ``keep``, bool (G,); 0 where
     nothing of it goes.
 
-    is_late: asked before every variant; once it says so the measurement ends with TimeUpError, as blocks would not be
-    comparable. The model is left as found. Raises NumericalError where a loss is NaN or Inf.
+    is_late: asked before every variant (before every sweep, where processes sweep together); once it says so the
+    measurement ends with TimeUpError, as blocks would not be comparable. The model is left as found. Raises
+    NumericalError where a loss is NaN or Inf.
     """
     groups = architecture.groups
     parts = {
@@ -73,8 +74,10 @@ class _NarrowedBlocks(Measurement):
         parts: dict[Key, np.ndarray],
         is_late: Callable[[], bool] | None,
     ) -> None:
-        self.loss, self.family, self.architecture = PrefixedLoss(model, family), family, architecture
-        self.parts, self.is_late = parts, is_late
+        together = engine_of(model).together
+        self.loss = PrefixedLoss(model, family, is_late if together else None)
+        self.family, self.architecture, self.parts = family, architecture, parts
+        self.is_late = None if together else is_late
         self.found: dict[Key, torch.Tensor] = {}
         self.device = engine_of(model).device
         self.total = {key: torch.zeros((), dtype=torch.float64, device=self.device) for key in parts}

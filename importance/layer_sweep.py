@@ -143,7 +143,7 @@ class LayerSweep:
                 self.fates.left_out[rows.start + i] = True
                 self.guard.skip([], loss_is_finite=False)
 
-        with self.carrier.engine.keeping():
+        with self.carrier.engine.keeping(self.model.get_output_embeddings()):
             self._in_batches(step)
 
     def _loss_of_window(self, window: torch.Tensor, number: int, scale: float) -> bool:
@@ -274,7 +274,7 @@ class LayerInputs:
     def __init__(self, carrier: Carrier) -> None:
         self.carrier, self.count = carrier, len(carrier.layers)
         self.kept: dict[int, Stream] = {}
-        self.every = self.spacing()
+        self.every = max(ranks.gathered(self.spacing(), "inputs kept"))  # all go the same way back
 
     @property
     def most(self) -> int:

@@ -100,9 +100,10 @@ class MomentMeter:
     @property
     def _weights(self) -> int:
         """Bytes of those that are held all the while."""
-        if self.engine.streams:
+        if self.engine.streams and not self.engine.together:
             return 0
-        return self.architecture.total_params * self.parameter.element_size()
+        weights = self.architecture.total_params * self.parameter.element_size()
+        return weights // ranks.count() if self.engine.together else weights
 
     def _most_bytes(self, gpu: int | None) -> int:
         """gpu: bytes there are on a GPU; None elsewhere."""

@@ -145,7 +145,7 @@ def passing(
 
         yield from LayerSweep(model, windows, run, measurement, batch_size, description)
         return
-    mine = ranks.share(len(windows))
+    mine, engine = ranks.share(len(windows)), engine_of(model)
     way = _Way(mine.start, len(windows), run, measurement, next(model.parameters()).dtype)
     first = run.first_windows(windows.seq_len)
     for layer in measurement.layers:
@@ -153,8 +153,9 @@ def passing(
     with left_as_found(model) as handles:
         measurement.attach(handles)
         with suppress(TimeUpError):
-            for_each_batch(windows.ids[mine], way.step, batch_size, description, first)
-            way.in_time = True
+            size = first if batch_size is None and engine.together else batch_size  # others cannot begin a sweep again
+            for_each_batch(windows.ids[mine], way.step, size, description, first)
+            way.in_time = engine.takes_part()
     if not all(ranks.gathered(way.in_time, description)):
         raise TimeUpError
     tally = tally_of_all((way.windows[0], way.windows[1]), way.guard, way.gradients, description)

@@ -15,7 +15,7 @@ from core.carrier import Carrier
 from core.engine import engine_of
 from core.families import Family
 from core.layers import bypassed
-from importance.over_windows import Key
+from importance.over_windows import Key, TimeUpError
 from importance.sums import IGNORED, targets_nll, token_nll
 
 # Inside, the layer computes what the variant does; None: what the layer receives goes past it.
@@ -24,10 +24,15 @@ Variants = Sequence[tuple[Key, Inside | None]]  # key: of a result, the layer's 
 
 
 class PrefixedLoss:
-    """Use it inside ``left_as_found`` and without gradients."""
+    """Use it inside ``left_as_found`` and without gradients.
 
-    def __init__(self, model: Any, family: Family) -> None:
+    is_late: asked before every sweep, of layers that come one at a time; TimeUpError where it says so, in whichever of
+    the processes that sweep together.
+    """
+
+    def __init__(self, model: Any, family: Family, is_late: Callable[[], bool] | None = None) -> None:
         self.model, self.family, self.engine = model, family, engine_of(model)
+        self.is_late = is_late or (lambda: False)
         self.layers = list(model.get_submodule(family.layers))
 
     def of(self, ids: torch.Tensor, variants: Variants) -> tuple[torch.Tensor, dict[Key, torch.Tensor]]:
@@ -60,6 +65,8 @@ class PrefixedLoss:
         return token_nll(self.model(input_ids=ids, use_cache=False).logits, ids).double().sum()
 
     def _riding(self, ids: torch.Tensor, variants: Variants) -> tuple[torch.Tensor, dict[Key, torch.Tensor]]:
+        if self.engine.begins_sweep(is_late=self.is_late()):
+            raise TimeUpError
         carrier = Carrier(self.model, self.family, ids.cpu().numpy(), len(ids))
         hidden = carrier.take(carrier.embed(), slice(None))
         streams: dict[Key, torch.Tensor] = {}
@@ -73,7 +80,7 @@ class PrefixedLoss:
                         with inside():
                             streams[key] = carrier.call(layer, hidden)
             hidden = carrier.call(layer, hidden)
-        with self.engine.keeping():
+        with self.engine.keeping(self.model.get_output_embeddings()):
             return self._behind(carrier, hidden), {key: self._behind(carrier, streams[key]) for key in streams}
 
     def _behind(self, carrier: Carrier, hidden: torch.Tensor) -> torch.Tensor:

@@ -7,74 +7,31 @@ there, on a stream of its own from pinned memory. Files are read through the sys
 free memory are read from the disk once.
 """
 
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from core.engine import Engine, bind
-from core.families import Family
-from core.memory import RESTING_SHARE, free_bytes, has_room
-from core.resting import TensorFile
-from models.rounding import check_tensor_finite
-from models.tensors import tied_names
-
-DISK_SHARE = 0.9  # of what a disk has left, for streams that rest there
+from models.away import WeightsAway
 
 
-class StreamedWeights(Engine):
-    """``model`` runs with the weights of ``tensors``, which are asked for by name and rounded to the model's dtypes.
+class StreamedWeights(WeightsAway):
+    """``model`` runs with the weights of ``tensors``, a layer of which is held at a time."""
 
-    model: empty (``models.loading.hollow_model``); its buffers are moved to ``device``. tensors: by the names of its
-    state dict, one name for tied ones; whoever asks may write to what it gets. scratch: a folder for what rests while
-    weights come and go; None: main memory, and where that is short files in ``beside`` (None: the system's folder for
-    temporary files). keeps_in: the dtype in which changed weights are kept, the one that they will be saved in and are
-    exact in; None: the model's.
-    Raises NumericalError for the first weight that is NaN or Inf, when it is read.
-    """
-
-    streams = True
-
-    def __init__(
-        self,
-        model: Any,
-        family: Family,
-        tensors: Mapping[str, torch.Tensor],
-        device: torch.device,
-        scratch: Path | None = None,
-        beside: Path | None = None,
-        keeps_in: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(model)
-        self.family, self.scratch, self._device = family, scratch, device
-        self._folder = scratch or beside or Path(tempfile.gettempdir())
-        self.tensors, self._keeps_in = Changed(tensors, self._folder), keeps_in
-        self._finite: set[str] = set()  # tensors that were found to be
-        self._sources = {name: names[0] for names in tied_names(model) for name in names}
-        self._modules = {path: module for path, module in model.named_modules() if module._parameters}
+    def __init__(self, *given: Any, **more: Any) -> None:
+        """As ``WeightsAway``."""
+        super().__init__(*given, **more)
         self._empty = {module: dict(module._parameters) for module in self._modules.values()}
-        self._paths = {module: path for path, module in self._modules.items()}
         self._held: set[nn.Module] = set()  # not to be emptied after their own forward
         self._keeps = False
         self._reader = ThreadPoolExecutor(1, "weights")
-        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
-        for module in model.modules():
-            for name, buffer in module._buffers.items():
-                module._buffers[name] = None if buffer is None else buffer.to(device)
+        self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         for module in self._modules.values():
             module.register_forward_pre_hook(self._come)
             module.register_forward_hook(self._go, always_call=True)
-        bind(model, self)
-
-    @property
-    def device(self) -> torch.device:
-        return self._device
 
     def visit(self, layers: Iterable[int]) -> Iterator[int]:
         order = list(layers)
@@ -93,14 +50,14 @@ class StreamedWeights(Engine):
                     self._drop(module)
 
     @contextmanager
-    def keeping(self) -> Iterator[None]:
+    def keeping(self, module: Any) -> Iterator[None]:
         before, self._keeps = self._keeps, True
         try:
             yield
         finally:
             self._keeps = before
-            for module in set(self._modules.values()) - self._held:
-                self._drop(module)
+            for every in set(self._modules.values()) - self._held:
+                self._drop(every)
 
     @contextmanager
     def at_hand(self, module: Any) -> Iterator[None]:
@@ -109,21 +66,6 @@ class StreamedWeights(Engine):
             yield
         finally:
             self._go(module, None, None)
-
-    def has_room(self, needed_bytes: int, device: Any) -> bool:
-        """Main memory is not for resting where the user named a folder for it."""
-        return not (self.scratch and device.type == "cpu") and has_room(needed_bytes, device)
-
-    def fits(self, needed_bytes: int) -> bool:
-        return self.has_room(needed_bytes, self.device) or needed_bytes <= self._elsewhere()
-
-    def _elsewhere(self) -> float:
-        """Bytes that may rest beside the device: in main memory, else in files."""
-        in_memory = 0.0 if self.scratch else RESTING_SHARE * (free_bytes() or 0)
-        return max(in_memory, DISK_SHARE * shutil.disk_usage(self._folder).free)
-
-    def scratch_for(self, needed_bytes: int) -> Path | None:
-        return None if has_room(needed_bytes, CPU) and not self.scratch else self._folder
 
     @torch.no_grad()
     def changed(self, modules: Iterable[Any]) -> None:
@@ -171,14 +113,6 @@ class StreamedWeights(Engine):
                 tensor.record_stream(torch.cuda.current_stream(self.device))
             module._parameters[name] = nn.Parameter(tensor, requires_grad=False)
 
-    def _source(self, module: nn.Module, name: str) -> str:
-        return self._sources[f"{self._paths[module]}.{name}"]
-
-    def _check(self, name: str, tensor: torch.Tensor) -> None:
-        if name not in self._finite:
-            check_tensor_finite(name, tensor)
-            self._finite.add(name)
-
     def _sent(self, module: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """On the device, in the dtype that the module computes in."""
         empty = self._empty[module][name]
@@ -197,45 +131,8 @@ class StreamedWeights(Engine):
         module._parameters.update(self._empty[module])
 
 
-class Changed(Mapping[str, torch.Tensor]):
-    """The tensors of a checkpoint, those that were replaced as they are now."""
-
-    def __init__(self, stored: Mapping[str, torch.Tensor], folder: Path) -> None:
-        self.stored, self.folder = stored, folder
-        self._file: TensorFile | None = None
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        replaced = self._file is not None and name in self._file
-        return self._file[name] if replaced and self._file is not None else self.stored[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.stored)
-
-    def __len__(self) -> int:
-        return len(self.stored)
-
-    def replace(self, name: str, tensor: torch.Tensor) -> None:
-        if self._file is None:
-            self._file = TensorFile(self.folder)
-        self._file[name] = tensor
-
-    @contextmanager
-    def restored(self) -> Iterator[None]:
-        """Afterwards the tensors are those of now."""
-        if self._file is None:
-            self._file = TensorFile(self.folder)
-        mark = self._file.mark
-        try:
-            yield
-        finally:
-            self._file.back_to(mark)
-
-
 class _Arrived:
     """tensors: by module and name. event: when they are on the GPU; None where there is none."""
 
     def __init__(self, tensors: dict[tuple[nn.Module, str], torch.Tensor], event: Any) -> None:
         self.tensors, self.event = tensors, event
-
-
-CPU = torch.device("cpu")

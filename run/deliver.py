@@ -36,7 +36,7 @@ from pruning.surgery import operate
 from run.decision import Ranked
 from run.result import Outcome
 from run.session import Session
-from run.streamed_model import save_streamed, streamed_pruned
+from run.streamed_model import for_one_process, save_streamed, streamed_pruned
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ def cut(session: Session, plan: PruningPlan) -> Cut:
     proves = output.verify and not output.no_save_model and session.writes
     with session.stages("surgery"):
         if session.streamed:
-            expected = expected_of(session, model, plan) if proves else None
+            expected = expected_of(session, for_one_process(model, session.streaming), plan) if proves else None
+            engine_of(model).let_go()
             return Cut(plan, streamed_pruned(model, plan, session.streaming, stock=stock), expected)
         round_parameters(model, session.saved_dtype)  # what is compared, measured and saved is one model
         expected = expected_of(session, model, plan) if proves else None

@@ -91,6 +91,7 @@ def _facts(session: Session, outcome: Outcome) -> dict[str, Any]:
         "repair_median_change": repaired.median_change if repaired else None,
         "recovery": recovered.facts() if recovered else None,
         "streamed": session.streamed,
+        "engine": session.engine.name,
         "cache": session.cache.outcomes,
         "warnings": session.warnings,
     }

@@ -7,6 +7,7 @@ from typing import Any
 
 from core import ranks
 from core.collection import collect_again
+from core.errors import UsageError
 from core.failures import warn
 from core.say import note, say
 from models.identity import model_identity
@@ -26,6 +27,11 @@ def open_session(settings: Settings, *, model: Any = None, tokenizer: Any = None
 
     Raises PruningError with one line for the first problem; an earlier run in the folder is then as it was.
     """
+    if ranks.count() == 1 and settings.model.engine == "sharded":
+        raise UsageError(
+            "--engine sharded deals weights out to several processes, and this is one: start it by torchrun, or use "
+            "--engine streamed"
+        )
     around = surroundings(settings.calibration.seed, model)
     with around, writable_folders() as replaced, _claimed_by_first(settings) as folder:
         for sentence in replaced:

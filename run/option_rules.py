@@ -97,8 +97,9 @@ CONFLICTS = (
         "--low_memory is another word for --engine streamed, and --engine is {s.model.engine}: leave one of them out",
     ),
     Conflict(
-        lambda s: s.model.engine == "streamed" and s.needs_whole_model is not None,
-        "{s.needs_whole_model} needs the whole model, and --engine streamed holds a layer: leave one of them out",
+        lambda s: s.model.engine in ("streamed", "sharded") and s.needs_whole_model is not None,
+        "{s.needs_whole_model} needs the whole model, and --engine {s.model.engine} runs a layer at a time: leave one "
+        "of them out",
     ),
 )
 

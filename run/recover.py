@@ -20,6 +20,7 @@ from run.distillation_checkpoints import checkpoints_of
 from run.distillation_windows import distillation_windows
 from run.session import Session
 from run.settings import RecoverySettings
+from run.streamed_model import for_one_process
 
 if TYPE_CHECKING:
     from pruning.recovery.distill import DistilSettings
@@ -41,7 +42,8 @@ def recover(session: Session, small: Cut) -> tuple[Cut, RecoveryReport | None]:
         write_recovery_report(session.folder / "analysis" / "recovery.json", report)
     if not isinstance(small.expected, Reference):
         return small, report
-    expected = reference_of(small.model, session.family, small.expected.windows)
+    trained = for_one_process(small.model, session.streaming)
+    expected = reference_of(trained, session.family, small.expected.windows)
     return Cut(small.plan, small.model, expected, surgery), report
 
 
@@ -116,7 +118,7 @@ def _block_settings(session: Session) -> BlockSettings:
 def _proved_surgery(session: Session, small: Cut) -> Check | None:
     if not isinstance(small.expected, Reference):
         return None
-    check = surgery_check(small.model, small.expected, session.dtype)
+    check = surgery_check(for_one_process(small.model, session.streaming), small.expected, session.dtype)
     if not check.passed:
         raise VerificationError(f"the cut model is not the dense model without the removed groups: {check.detail}")
     return check

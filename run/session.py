@@ -86,7 +86,7 @@ class Session:
                 round_to=settings.limits.round_to or default_round_to(source.architecture),
                 eval_seq_len=settings.evaluation.eval_seq_len or min(2048, source.context),
             )
-            self.engine = EngineChoice(False, "")
+            self.engine = EngineChoice("resident", "")
             if model is None and folder is not None:
                 self.engine = choose_engine(settings, source, self.device, self.dtype)
             if not self.engine.streams:
@@ -237,7 +237,7 @@ class Session:
 
     @property
     def streamed(self) -> bool:
-        """Whether the model is never held: its weights come and go, and are written one at a time."""
+        """Whether no process holds the model: its weights come and go, and are written one at a time."""
         return self.engine.streams
 
     @property
@@ -251,6 +251,7 @@ class Session:
             self.saved_dtype,
             self.settings.model.scratch,
             beside,
+            sharded=self.engine.sharded,
         )
 
     @cached_property

@@ -22,8 +22,8 @@ class ModelSettings:
     """Which model, and where and how it is computed. base_model: hub id, folder or ``demo``.
 
     gpu_memory: what tensors may take of a GPU, such as ``17GB``; None: all of it. What is no size: UsageError.
-    engine: ``resident``, ``streamed``, or ``auto``. scratch: a folder for what rests while weights are streamed.
-    low_memory: another word for ``streamed``.
+    engine: ``resident``, ``streamed``, ``sharded``, or ``auto``. scratch: a folder for what rests while weights come
+    and go. low_memory: another word for ``streamed``.
     """
 
     base_model: str

@@ -9,6 +9,7 @@ import torch
 
 from core.engine import engine_of
 from core.plan import PruningPlan
+from models.away import WeightsAway
 from models.loading import ModelSource, generation_config_of, hollow_model
 from models.narrow import empty_narrow_model
 from models.rounding import check_tensor_range
@@ -24,7 +25,7 @@ class Streaming:
     """How weights come and go. device, dtype: where and in what layers compute. rounded_to: weights are rounded to it
     as they are read; None: taken as stored. saved_dtype: of the pruned checkpoint. scratch: the folder that the user
     named for what rests meanwhile; beside: where it rests otherwise, once memory is short; None: among the system's
-    temporary files."""
+    temporary files. sharded: between visits the processes of a run hold them together."""
 
     device: torch.device
     dtype: torch.dtype
@@ -32,13 +33,14 @@ class Streaming:
     saved_dtype: torch.dtype
     scratch: Path | None
     beside: Path | None
+    sharded: bool = False
 
 
 def streamed_dense(source: ModelSource, how: Streaming) -> Any:
     """The dense model, none of whose weights is held. ModelError as for a model that is loaded."""
     model = hollow_model(source.config, source.family, how.dtype)
     model.generation_config = generation_config_of(source)
-    return _bound(model, source.family, open_tensors(source.folder, model, how.rounded_to), how)
+    return _bound(_engine(how), model, source.family, open_tensors(source.folder, model, how.rounded_to), how)
 
 
 def streamed_pruned(dense: Any, plan: PruningPlan, how: Streaming, *, stock: bool) -> Any:
@@ -47,12 +49,24 @@ def streamed_pruned(dense: Any, plan: PruningPlan, how: Streaming, *, stock: boo
     dense: of ``streamed_dense``, repaired or not; it may go on being used. stock: of the family's own class.
     """
     engine = engine_of(dense)
+    assert isinstance(engine, WeightsAway)
     narrow = empty_narrow_model(dense, engine.family, plan)
     config = (stock_model(narrow, engine.family)[0] if stock else narrow).config
     model = hollow_model(config, engine.family, how.dtype)
     model.generation_config = dense.generation_config
     cut = PrunedTensors(engine.tensors, engine.family, plan)
-    return _bound(model, engine.family, _Rounded(cut, how.saved_dtype), how)
+    return _bound(type(engine), model, engine.family, _Rounded(cut, how.saved_dtype), how)
+
+
+def for_one_process(model: Any, how: Streaming) -> Any:
+    """A model whose weights come and go, as it is now, for the first of several processes alone to run; itself, where
+    each process runs it alone in any case."""
+    engine = engine_of(model)
+    if not engine.together:
+        return model
+    alone = hollow_model(model.config, engine.family, how.dtype)
+    alone.generation_config = model.generation_config
+    return _bound(StreamedWeights, alone, engine.family, engine.tensors, how)
 
 
 def save_streamed(
@@ -66,8 +80,18 @@ def save_streamed(
     return save_tensors(engine.tensors, model, engine.family, tokenizer, folder, dtype, max_shard_size, base)
 
 
-def _bound(model: Any, family: Any, tensors: Mapping[str, torch.Tensor], how: Streaming) -> Any:
-    StreamedWeights(model, family, tensors, how.device, how.scratch, how.beside, how.saved_dtype)
+def _engine(how: Streaming) -> type[WeightsAway]:
+    if not how.sharded:
+        return StreamedWeights
+    from models.sharded import ShardedWeights  # torch's part for it takes a second to import
+
+    return ShardedWeights
+
+
+def _bound(
+    engine: type[WeightsAway], model: Any, family: Any, tensors: Mapping[str, torch.Tensor], how: Streaming
+) -> Any:
+    engine(model, family, tensors, how.device, how.scratch, how.beside, how.saved_dtype)
     return model
 
 

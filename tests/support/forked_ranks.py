@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers.models.llama.modeling_llama
-from streamed_models import streamed
+from measured_by_engine import by_engine, measured, with_a_window_of_inf
 from tiny_models import CONFIGS, build, random_plan, token_ids, windows_of
 from torch.distributed import TCPStore
 from workspace import Workspace
@@ -31,22 +31,14 @@ import run.finish
 import run_global_pruning
 from cli.doors import prune_command
 from core import ranks
-from core.criteria import CRITERIA
 from core.errors import NumericalError
-from core.plan import PruningPlan
-from core.windows import TokenWindows
-from evaluation.perplexity import window_nll
+from importance import layer_sweep
 from importance.block_losses import measure_block_losses
-from importance.measure import measure_importance
-from importance.outliers import find_outliers
 from importance.over_windows import TimeUpError
-from importance.priors import measure_prior
 from models.architecture import architecture_of
 from models.family_table import family_of
 from pruning.recovery import checkpoints, distill, trainer
-from pruning.recovery.blocks import BlockSettings, recover_blocks
 from pruning.recovery.distill import DistilSettings, distil
-from pruning.repair import RepairSettings, repair
 from run.deliver import cut_model
 
 COUNT, BROKEN = 2, 99
@@ -56,79 +48,8 @@ TOLERANCES |= {f"divergence, lora {lora}": (1e-3, 1e-6) for lora in (None, 4)}
 TOLERANCES |= {f"distilled weights, lora {lora}": (0.0, 2e-3) for lora in (None, 4)}
 IMPORTED = (diagnostics.page.run_page, run.deliver, run.finish, transformers.models.llama.modeling_llama)
 Run = Callable[..., Any]
+RECOVERED = ("--reconstruct", "least_squares", "--recover", "blocks", "--num_samples", "16")
 NOTHING = ["--base_model", "demo", "--dataset", "pydoc", "--output"]
-
-
-def measured(name: str) -> dict[str, np.ndarray]:
-    """Of one tiny model: every criterion, both priors, repaired weights, losses; on five windows, and on one."""
-    model = build(name)
-    family, windows = family_of(model.config.model_type), windows_of(token_ids(rows=5, length=12))
-    architecture = architecture_of(model, family)
-    plan = random_plan(architecture, seed=3)
-    found: dict[str, np.ndarray] = {}
-    for criterion in CRITERIA if name == "llama" else ("obs",):
-        for reduction in ("sequence", "sum") if CRITERIA[criterion].uses_gradient_reduction else ("",):
-            found |= importances(model, windows, criterion, gradient_reduction=reduction)
-    if name == "llama":
-        found |= importances(model, windows.head(1), "fisher")
-        for method in ("loss", "similarity"):
-            prior = measure_prior(model, family, windows, method=method)
-            found[f"prior {method}"] = np.append(prior.block, prior.dense_nll or 0.0)
-        found["outliers"] = find_outliers(model, family, architecture, windows).factor
-        found["blocks"] = measure_block_losses(model, family, architecture, windows, plan.keep)
-        small = cut_model(copy.deepcopy(model), family, plan, stock=False).requires_grad_(False)
-        recovered = recover_blocks(small, model, family, plan, windows, BlockSettings(steps=6, check_every=3))
-        found["recovery"] = np.array([block.curve for block in recovered.blocks])
-        found["recovered weights"] = torch.cat([p.flatten() for p in small.parameters()]).numpy()
-        found |= distilled(model, plan)
-    repaired = copy.deepcopy(model)
-    report = repair(repaired, family, plan, windows_of(token_ids(rows=32, length=14)), RepairSettings())
-    found["repaired"] = torch.cat([p.flatten() for p in repaired.parameters()]).numpy()
-    found["report"] = np.array([report.windows_fitted, report.windows_shuffled, report.windows_held_out])
-    found["nll"] = window_nll(model, windows.ids, batch_size=None, description="")
-    return found
-
-
-def distilled(model: Any, plan: PruningPlan) -> dict[str, np.ndarray]:
-    """Of a whole model and by adapters, six steps of four windows each, and what is left over where it is resumed."""
-    train, check = token_ids(rows=15, length=12, seed=8).numpy().repeat(2, 0)[:24], token_ids(rows=3, length=12).numpy()
-    found = {}
-    for lora in (None, 4):
-        small = cut_model(copy.deepcopy(model), family_of("llama"), plan, stock=False).requires_grad_(False)
-        settings = DistilSettings(6 * 4 * 12, lora=lora, step_tokens=4 * 12)
-        report = distil(small, model, family_of("llama"), train, check, settings)
-        assert report.kept
-        assert (report.steps, len(report.losses)) == (6, 6)
-        found[f"divergence, lora {lora}"] = np.array([report.kl_before, report.kl_after, report.nll_after])
-        found[f"distilled weights, lora {lora}"] = torch.cat([p.flatten() for p in small.parameters()]).numpy()
-    return found
-
-
-def importances(model: Any, windows: TokenWindows, criterion: str, **how: Any) -> dict[str, np.ndarray]:
-    """All that one criterion tells, from a resident model, and the same from one that is streamed."""
-    family = family_of(model.config.model_type)
-    architecture, found = architecture_of(model, family), {}
-    for engine, held in (("resident", model), ("streamed", streamed(model))):
-        if engine == "streamed" and not CRITERIA[criterion].reads_text:
-            continue
-        importance = measure_importance(held, family, architecture, windows, criterion=criterion, **how)
-        stem = f"{criterion} {how} on {len(windows)}, {engine}"
-        found[stem], gradients = importance.values, importance.gradients
-        found[f"{stem}: windows"] = np.array([importance.windows_used, importance.windows_skipped])
-        if importance.halves is not None:
-            found[f"{stem}: halves"] = importance.halves
-        for part in ("mean", "norm", "min", "max") if gradients is not None else ():
-            found[f"{stem}: {part}"] = getattr(gradients, part)
-    return found
-
-
-def with_a_window_of_inf() -> dict[str, np.ndarray]:
-    """The last of 24 windows, which one rank alone meets, is left out by both. Its embedding is finite until gemma's
-    scale is put on it."""
-    model, ids = build("gemma2"), token_ids(rows=24, length=8, vocabulary=90)
-    model.get_input_embeddings().weight[95] = torch.finfo(torch.float32).max
-    ids[-1, 3] = 95
-    return importances(model, windows_of(ids), "fisher")
 
 
 def measures(rank: int, folder: Path) -> int:
@@ -141,8 +62,10 @@ def measures(rank: int, folder: Path) -> int:
             for part, values in measure().items():
                 ranks.insist_on_same(values.tobytes(), f"{part} of {name}", "find out why")
                 if rank == 0:
-                    rtol, atol = TOLERANCES.get(part, (1e-4, 1e-12))
-                    np.testing.assert_allclose(values, alone[name][part], rtol, atol, err_msg=f"{name}: {part}")
+                    wanted = alone[name][part.replace("sharded", "resident")]
+                    what = part.removesuffix(", resident").removesuffix(", sharded")
+                    rtol, atol = TOLERANCES.get(what, (1e-4, 1e-12))
+                    np.testing.assert_allclose(values, wanted, rtol, atol, err_msg=f"{name}: {part}")
         assert _ends_in_time() is False
         return SimpleNamespace(report="all alike")
 
@@ -155,11 +78,14 @@ def _ends_in_time() -> bool:
     family, windows = family_of("llama"), windows_of(token_ids(rows=4, length=12))
     architecture = architecture_of(model, family)
     keep = random_plan(architecture, seed=3).keep
-    try:
-        measure_block_losses(model, family, architecture, windows, keep, is_late=lambda: not ranks.is_first())
-    except TimeUpError:
-        return False
-    return True
+    in_time = []
+    for held in by_engine(model).values():
+        try:
+            measure_block_losses(held, family, architecture, windows, keep, is_late=lambda: not ranks.is_first())
+            in_time.append(True)
+        except TimeUpError:
+            in_time.append(False)
+    return any(in_time)
 
 
 def fails(rank: int, folder: Path) -> int:
@@ -260,8 +186,26 @@ def killed(victim: int, rank: int, folder: Path) -> int:
         return []
 
     vars(run.deliver)["prove"] = die
+    return whole(rank, folder)
+
+
+def dies_in_a_sweep(rank: int, folder: Path) -> int:
+    """The second rank is killed between two exchanges of weights."""
+
+    class Dying(layer_sweep.LayerSweep):
+        def _count(self, layer: int, *given: Any) -> None:
+            if rank == 1 and layer == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            super()._count(layer, *given)
+
+    vars(layer_sweep)["LayerSweep"] = Dying
+    return whole(rank, folder, "--engine", "sharded")
+
+
+def whole(rank: int, folder: Path, *asked: str) -> int:
+    """A run from door to door."""
     workspace = Workspace(folder.parent, *(folder.parent / name for name in ("model", "text.txt", "", "")))
-    return run_global_pruning.main([*workspace.base_arguments(), "--output", str(folder)])
+    return run_global_pruning.main([*workspace.base_arguments(), *asked, "--output", str(folder)])
 
 
 CASES: dict[str, Callable[[int, Path], int]] = {
@@ -271,6 +215,8 @@ CASES: dict[str, Callable[[int, Path], int]] = {
     "distils": distils,
     "differs": differs,
     "strays": strays,
+    "sharded": lambda rank, folder: whole(rank, folder, "--engine", "sharded", *RECOVERED),
+    "sharded_killed": dies_in_a_sweep,
     "first_killed": lambda rank, folder: killed(0, rank, folder),
     "second_killed": lambda rank, folder: killed(1, rank, folder),
 }

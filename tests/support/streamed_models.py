@@ -13,9 +13,20 @@ from models.streamed import StreamedWeights
 
 def streamed(model: Any, scratch: Path | None = None) -> Any:
     """The same model, its weights (as they are now) elsewhere."""
+    return _bound(StreamedWeights, model, scratch)
+
+
+def sharded(model: Any) -> Any:
+    """The same model, its weights (as they are now) dealt out to all processes of the run."""
+    from models.sharded import ShardedWeights
+
+    return _bound(ShardedWeights, model, None)
+
+
+def _bound(engine: Any, model: Any, scratch: Path | None) -> Any:
     family = family_of(model.config.model_type)
     hollow = hollow_model(model.config, family, model.dtype)
-    StreamedWeights(hollow, family, _Copies(copy.deepcopy(model).state_dict()), torch.device("cpu"), scratch)
+    engine(hollow, family, _Copies(copy.deepcopy(model).state_dict()), torch.device("cpu"), scratch)
     return hollow
 
 

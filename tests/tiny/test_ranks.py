@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from workspace import Workspace
 
 from core import ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 SUPPORT = ROOT / "tests" / "support"
+RECOVERED = ("--reconstruct", "least_squares", "--recover", "blocks", "--num_samples", "16")  # as in forked_ranks
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(SUPPORT)])}
 
 
@@ -75,6 +78,29 @@ def test_a_killed_rank_leaves_nothing_finished_and_the_next_run_finishes(
     assert "run.json" not in case["files"]
     again = workspace.run(victim, *["--overwrite"] * ("unfinished.json" in case["files"]))
     assert {path.name for path in again.iterdir()} == {"analysis", "model", "evaluation", *REPORTS}
+
+
+def test_weights_dealt_out_to_two_ranks_make_the_run_of_one_process(
+    cases: dict[str, Any], workspace: Workspace
+) -> None:
+    """Scored, repaired, cut, recovered, saved, proved and judged."""
+    assert cases["sharded"]["codes"] == [0, 0], cases["sharded"]["err"][-2000:]
+    assert "engine: sharded, as asked\n" in cases["sharded"]["err"]
+    assert cases["sharded"]["err"].count("verified: ") == 1
+    together, alone = workspace.root / "sharded", workspace.run("held", *RECOVERED)
+    plans = [(folder / "analysis" / "pruning_plan.json").read_bytes() for folder in (alone, together)]
+    assert plans[0] == plans[1]
+    assert _pruned_nll(together) == pytest.approx(_pruned_nll(alone), rel=1e-4)
+    weights = [load_file(folder / "model" / "model.safetensors") for folder in (alone, together)]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=0.05, atol=0.01)  # bfloat16, and steps of Adam
+
+
+def test_a_rank_killed_among_sharded_weights_ends_the_other_in_one_line(cases: dict[str, Any]) -> None:
+    assert cases["sharded_killed"]["codes"] == [2, -9]
+    assert "run.json" not in cases["sharded_killed"]["files"]
+    errors = [line for line in cases["sharded_killed"]["err"].splitlines() if line.startswith("error: ")]
+    assert errors == ["error: another process of this run has ended, so all of them end; run again"]
 
 
 REPORTS = {"report.html", "run.json", "visualization"}
