@@ -67,8 +67,10 @@ class EmptyModel(torch.nn.Module):
         largest = int(input_ids.max())
         if largest >= self.config.vocab_size:
             raise ValueError(f"token id {largest} is beyond the model's vocabulary of {self.config.vocab_size}")
+        from transformers import DynamicCache
+
         logits = torch.zeros(1, 1, 1).expand(*input_ids.shape, self.config.vocab_size)
-        return SimpleNamespace(logits=logits)
+        return SimpleNamespace(logits=logits, past_key_values=DynamicCache())
 
     def generate(self, input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
         return torch.cat([input_ids, input_ids[:, -1:]], dim=1)

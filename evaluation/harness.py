@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from core.as_found import evaluating
 from core.batching import with_batch_that_fits
+from core.engine import engine_of
 from core.errors import DataError
 from evaluation.catalogue import load
 from evaluation.quiet import quiet
 from evaluation.seeding import seeded
+from evaluation.shared_contexts import Score, scores_of, shared_contexts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -91,13 +93,24 @@ def _with_tokenizer(model: Any, tokenizer: Any, batch_size: int) -> Any:
     A text of its own starts with BOS or EOS; without either, with ``starting_token``. Without EOS no text ends before
     its length is reached, and padding, whose value never matters, takes the starting token where nothing else is there.
     """
-    from lm_eval.models.huggingface import HFLM
+    from lm_eval.models import huggingface
 
-    class AnyTokenizer(HFLM):
+    class AnyTokenizer(huggingface.HFLM):
         def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str:
             if tokens is None:  # asked for the text of EOS where there is none: one that no text holds
                 return "\0"
             return super().tok_decode(tokens, skip_special_tokens=skip_special_tokens)
+
+        def _loglikelihood_tokens(self, requests: Any, **how: Any) -> list[Score]:
+            """lm-eval's, but contexts of several answers run once. Streamed weights, which are read again for every
+            pass, are better off with fewer passes."""
+            shared = [] if engine_of(model).streams else shared_contexts(requests, self.max_length)
+            answers, total = scores_of(model, shared, batch_size, self.softmax_dtype), sum(map(len, shared))
+            found = dict(huggingface.tqdm(answers, total=total, desc="answers", disable=total == 0))
+            others = [place for place in range(len(requests)) if place not in found]
+            alone = super()._loglikelihood_tokens([requests[place] for place in others], **how) if others else []
+            found |= dict(zip(others, alone, strict=True))
+            return [found[place] for place in range(len(requests))]
 
     tokenizer = copy.deepcopy(tokenizer)  # it may be given a padding token
     start = None
