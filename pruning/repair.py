@@ -32,6 +32,7 @@ from core.engine import engine_of
 from core.errors import NumericalError, UsageError
 from core.families import IN, Family, Member, member_rows
 from core.kinds import TABLE
+from core.narrowed import narrowed, narrows
 from core.plan import PruningPlan
 from core.products import product
 from core.progress import tqdm
@@ -208,8 +209,8 @@ class LayerwiseRepair:
         self._part()
 
         def step(moments: Moments, rows: slice) -> None:
-            received, seen = self._seen(block, rows, as_dense, alike=alike)
-            k, y = received[..., kept], self.target.of(seen).flatten(0, 1)
+            k, seen = self._seen(block, kept, rows, as_dense, alike=alike)
+            y = self.target.of(seen).flatten(0, 1)
             weight = self.target.token_weight(seen)
             tokens = k.flatten(0, 1)
             lack = y - (product(tokens, left.T, left.dtype) + bias)
@@ -229,16 +230,28 @@ class LayerwiseRepair:
             module.bias.copy_(choice.bias)
         return inputs
 
-    def _seen(self, block: Block, rows: slice, as_dense: AsDense, *, alike: bool) -> tuple[torch.Tensor, Seen]:
-        """What the writing module receives in the pruned stream, (B, T, inputs), and what the target is made of.
+    def _seen(
+        self, block: Block, kept: torch.Tensor, rows: slice, as_dense: AsDense, *, alike: bool
+    ) -> tuple[torch.Tensor, Seen]:
+        """What is left to the writing module in the pruned stream, (B, T, n), and what the target is made of.
 
         alike: nothing before this block changed, so the two streams give the same."""
         pruned = self.runner.take(self.pruned, rows)
         dense = pruned if self.dense is None or alike else self.runner.take(self.dense, rows)
         with as_dense():
             whole = self.runner.through(block, dense)
-        received = whole.inputs if dense is pruned else self.runner.inputs(block, pruned)
-        return received, Seen(whole.output, dense, pruned, whole.stream, block.norm)
+        left = whole.inputs[..., kept] if dense is pruned else self._inputs_left(block, kept, pruned)
+        return left, Seen(whole.output, dense, pruned, whole.stream, block.norm)
+
+    def _inputs_left(self, block: Block, kept: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+        """What the writing module receives of the groups that stay, (B, T, n); the others are not even computed where
+        the block's modules allow for that."""
+        layer, family = self.runner.layers[block.layer], self.runner.family
+        keep = self.plan.keep[self.plan.groups.rows(block.layer, block.kind)]
+        if not narrows(layer, family, block.kind, keep):
+            return self.runner.inputs(block, before)[..., kept]
+        with narrowed(layer, family, self.plan.architecture.layers[block.layer], block.kind, keep):
+            return self.runner.inputs(block, before)
 
     def _advance_pruned(self, block: Block, kept: torch.Tensor, inputs: torch.Tensor | None) -> None:
         if inputs is None:

@@ -4,6 +4,7 @@ measured."""
 from collections.abc import Mapping
 from typing import Any
 
+from core.narrowed import left_out
 from core.plan import PruningPlan
 from core.say import note, say
 from core.windows import TokenWindows
@@ -46,12 +47,13 @@ def evaluate_dense(session: Session) -> dict[str, Any] | None:
 
 def evaluate_unrepaired(session: Session, plan: PruningPlan) -> dict[str, Any] | None:
     """{"perplexity": {dataset: ...}, "distance": {dataset: ...}} of the pruned model as it would be without the repair:
-    its groups are silenced by hooks. None where nothing is repaired or no perplexity is asked for. The model is left as
-    found."""
+    the dense one computes without its groups. None where nothing is repaired or no perplexity is asked for. The model
+    is left as found."""
     if not (session.settings.repairs and _own_texts(session)):
         return None
     layers = decoder_layers(session.dense(), session.family)
-    with session.stages("evaluate before repair"), without_removed_groups(layers, session.family, plan):
+    without = without_removed_groups(layers, session.family, plan, left_out)
+    with session.stages("evaluate before repair"), without:
         return on_texts(
             session.dense(),
             _own_texts(session),
