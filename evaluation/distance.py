@@ -13,6 +13,7 @@ the text.
 
 import math
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,16 +96,14 @@ class Distance:
 
     def __init__(self, dense: DenseStates) -> None:
         self.dense = dense
-        self._divergence = torch.full((len(dense.rows),), math.nan, dtype=torch.float64)
-        self._agreement = torch.full((len(dense.rows),), math.nan, dtype=torch.float64)
+        self._found: dict[int, torch.Tensor] = {}  # by place: mean KL and agreement, on the model's device
         self._head: Head | None = None
 
     def __call__(self, first: int, states: torch.Tensor, logits: torch.Tensor) -> None:
         for place, row in _within(self.dense.rows, first, len(logits)):
             head = self._head_on(logits.device)
             dense = self.dense.states[place].to(logits.device)
-            divergence, agreement = token_distances(head, dense, logits[row, :-1])
-            self._divergence[place], self._agreement[place] = divergence.mean(), agreement.mean()
+            self._found[place] = torch.stack(token_distances(head, dense, logits[row, :-1])).mean(1)
 
     def result(self) -> dict[str, Any]:
         """{"kl_nats_per_token", "kl_standard_error", "top1_agreement", "num_windows", "num_tokens"}.
@@ -112,8 +111,10 @@ class Distance:
         The error is that of the mean over windows, None for one window. The first three are None where the model
         yields NaN or Inf.
         """
-        mine = self._divergence[self.dense.here], self._agreement[self.dense.here]
-        divergence, agreement = map(torch.cat, zip(*ranks.gathered(mine, "distance"), strict=True))
+        missing = torch.full((2,), math.nan, dtype=torch.float64)
+        places = range(len(self.dense.rows))[self.dense.here]
+        mine = [self._found.get(place, missing).cpu() for place in places]
+        divergence, agreement = torch.stack(list(chain.from_iterable(ranks.gathered(mine, "distance")))).T
         windows = len(divergence)
         finite = bool(divergence.isfinite().all())
         error = float(divergence.std()) / math.sqrt(windows) if finite and windows > 1 else None

@@ -1,15 +1,14 @@
 """What criteria do on a GPU, done here: halves multiplied as they are, sums that cast as they read, gradients in
 pieces, several windows a pass. Only speed differs there, so results are those of a CPU."""
 
-from collections import Counter
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from operators import Operators
 from test_importance import IDS, measured
 from tiny_models import build, windows_of
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from core import products
 from core.batching import busy_tokens
@@ -21,24 +20,6 @@ from models.architecture import architecture_of
 from models.family_table import family_of
 
 BF16 = torch.bfloat16
-
-
-class Operators(TorchDispatchMode):
-    """Counts what a device would launch, by name; views cost nothing there."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not function.is_view:
-            self.seen[str(function)] += 1
-        return function(*args, **(kwargs or {}))
-
-    @property
-    def waits(self) -> int:
-        """Values handed to Python, and tensors whose shape depends on values."""
-        return self.seen["aten._local_scalar_dense.default"] + self.seen["aten.nonzero.default"]
 
 
 @pytest.fixture
