@@ -68,7 +68,7 @@ def main() -> int:
         alone = [*bare, "--importance_method", "magnitude", "--run_evaluation", "none"]
         text = ["--num_samples", str(options.windows), "--seq_len", str(options.tokens)]
         fisher = ["--importance_method", "fisher", *text, "--eval_seq_len", str(options.tokens)]
-        fisher += ["--eval_samples", str(options.windows)]
+        fisher += ["--eval_samples", str(options.windows), "--run_evaluation", "ppl"]
         obs = [*prune, "--no_verify", "--importance_method", "obs", *text, "--run_evaluation", "none"]
         plan, streamed = work / "run" / "analysis" / "pruning_plan.json", ["--engine", "streamed", "--scratch", name]
         for label, command, kind in (
