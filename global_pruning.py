@@ -67,7 +67,7 @@ def prune(
     model: Any,
     *,
     ratio: float = 0.2,
-    dataset: str | Path = "wikitext2",
+    dataset: str | Path | None = None,
     output: str | Path | None = None,
     tokenizer: Any = None,
     say: Say = say_on_stderr,
@@ -76,8 +76,9 @@ def prune(
     """Do everything that the command does: measure, plan, explain, repair, cut, save, prove, evaluate, report.
 
     model: hub id, folder or ``demo``, or a transformers model in memory, which needs its ``tokenizer`` and is left as
-    found. ratio: ``--pruning_ratio``. output: the folder for results; None: as the command chooses. say: hears what the
-    command prints on the way. options: any other option of the command, by its name without dashes.
+    found. ratio: ``--pruning_ratio``. dataset, output: the text to calibrate on, the folder for results; None: as the
+    command chooses. say: hears what the command prints on the way. options: any other option of the command, by its
+    name without dashes.
     Returns a ``Result``: ``.plan``, ``.findings``, ``.evaluation``, ``.perplexity``, ``.model``, ``.path``.
     Raises PruningError.
     """
@@ -100,7 +101,7 @@ def prune(
 def open(
     model: Any,
     *,
-    dataset: str | Path | None = "wikitext2",
+    dataset: str | Path | None = "wikitext2,self",
     tokenizer: Any = None,
     say: Say = say_on_stderr,
     **options: Any,

@@ -10,8 +10,9 @@ def argv_of(settings: Settings) -> tuple[str, ...]:
     """Words after the program's name."""
     default = complete({"base_model": settings.model.base_model, "dataset": settings.calibration.dataset}).record()
     words = ["--base_model", settings.model.base_model]
+    always = ("output",) if settings.if_streamed else ("dataset", "output")
     for name, value in settings.record().items():
-        if name == "base_model" or (value == default[name] and name not in ("dataset", "output")):
+        if name == "base_model" or (value == default[name] and name not in always):
             continue
         words += _words(name, value)
     return tuple(words)

@@ -77,7 +77,8 @@ def calibration_options(group: argparse._ArgumentGroup) -> None:
         metavar="DATA",
         help="calibration text: c4, wikitext2, ptb, pydoc and pycode (offline), self (what the dense model writes; "
         "offline), or your own file (.txt .md .jsonl .csv .parquet .arrow and others, compressed or not) or folder of "
-        "files; several with commas are mixed evenly, notes.txt:0.7,self:0.3 by share (default wikitext2)",
+        "files; several with commas are mixed evenly, notes.txt:0.7,self:0.3 by share (default wikitext2,self, or "
+        "wikitext2 where nothing calibrates or weights are streamed)",
     )
     add(
         "--text_column",

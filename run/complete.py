@@ -11,7 +11,7 @@ from core.errors import UsageError
 from core.names import DATASETS, DEFAULT_TASK, RECOVERIES
 from run.naming import default_folder
 from run.option_rules import refuse_conflicts
-from run.settings import OPTIONS, SECTIONS, Settings
+from run.settings import OPTIONS, READ_TEXT, SECTIONS, Settings
 
 _DEFAULTS = {
     option.name: None if option.default is MISSING else option.default
@@ -37,6 +37,15 @@ def complete(asked: Mapping[str, Any]) -> Settings:
     given = {name: _typed(name, value) for name, value in asked.items() if value is not None}
     if "base_model" not in given:
         raise UsageError("--base_model is missing; give a hub id, a folder, or demo")
+    if "dataset" in given:
+        return _whole(given)
+    read = _whole(given | {"dataset": READ_TEXT})
+    if read.model.engine in ("streamed", "sharded") or not read.reads_calibration:
+        return read
+    return replace(_whole(given), if_streamed=read)
+
+
+def _whole(given: Mapping[str, Any]) -> Settings:
     settings = _sections(given)
     if settings.model.low_memory and "engine" not in given:
         settings = replace(settings, model=replace(settings.model, engine="streamed"))

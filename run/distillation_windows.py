@@ -9,7 +9,7 @@ from run.self_windows import written_to_distil
 from run.session import Session
 
 HELD_OUT = 16
-READ_AGAIN = 4  # times that a window of the model's own text is read: a token costs a fourth of a step's to write
+READ_AGAIN = 4  # times that a window of the model's own text is read, since writing takes time as well
 
 
 def distillation_windows(session: Session, tokens: int) -> tuple[np.ndarray, np.ndarray]:

@@ -60,10 +60,11 @@ def choose_engine(settings: Settings, source: ModelSource, device: torch.device,
     sizes = f"weights and work need {_gigabytes(room.whole)}, {_gigabytes(room.free)} are free"
     if room.holds(room.whole):
         return EngineChoice("resident", f"engine: resident ({sizes})")
-    if settings.needs_whole_model is not None:
+    needs = (settings.if_streamed or settings).needs_whole_model
+    if needs is not None:
         raise UsageError(
-            f"{sizes} on {device}, so the model would be streamed, and {settings.needs_whole_model} needs the whole of "
-            "it: leave that out, or add --engine resident"
+            f"{sizes} on {device}, so the model would be streamed, and {needs} needs the whole of it: leave that out, "
+            "or add --engine resident"
         )
     if ranks.count() == 1 or not _computes(settings):
         return EngineChoice("streamed", f"engine: streamed ({sizes})")

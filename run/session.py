@@ -82,13 +82,19 @@ class Session:
             if model is not None:
                 self.dtype = model.dtype
             self.saved_dtype = source.stored_dtype if settings.model.dtype == "auto" else self.dtype
+            self.engine = EngineChoice("resident", "")
+            if model is None and folder is not None:
+                self.engine = choose_engine(settings, source, self.device, self.dtype)
+            if self.engine.streams and settings.if_streamed is not None:
+                note(
+                    "weights are streamed, so the model cannot write its half of the calibration text: "
+                    f"{settings.if_streamed.calibration.dataset} alone calibrates"
+                )
+                settings = settings.if_streamed
             self.settings = settings.resolved(
                 round_to=settings.limits.round_to or default_round_to(source.architecture),
                 eval_seq_len=settings.evaluation.eval_seq_len or min(2048, source.context),
             )
-            self.engine = EngineChoice("resident", "")
-            if model is None and folder is not None:
-                self.engine = choose_engine(settings, source, self.device, self.dtype)
             if not self.engine.streams:
                 check_gpu_memory(settings, source, self.device, self.dtype)
             self.limits, shapes = limits_of(source, self.settings.limits)

@@ -16,6 +16,9 @@ from core.names import SELF
 from core.sources import Source, sources_of
 from core.transforms import Transforms
 
+READ_TEXT = "wikitext2"
+DEFAULT_TEXT = f"{READ_TEXT},{SELF}"
+
 
 @dataclass(frozen=True)
 class ModelSettings:
@@ -119,7 +122,7 @@ class CalibrationSettings:
     dataset: one text or a mixture. What cannot be read as one: UsageError.
     """
 
-    dataset: str = "wikitext2"
+    dataset: str = DEFAULT_TEXT
     text_column: str = "text"
     num_samples: int = 128
     seq_len: int = 256
@@ -212,7 +215,8 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """A whole run, in the order of ``--help``."""
+    """A whole run, in the order of ``--help``. if_streamed: what takes the place of these where the model has to be
+    streamed, so that it cannot write its half of the default text; None: nothing does."""
 
     model: ModelSettings
     budget: BudgetSettings = BudgetSettings()
@@ -224,6 +228,7 @@ class Settings:
     recovery: RecoverySettings = RecoverySettings()
     output: OutputSettings = field(default_factory=OutputSettings)
     evaluation: EvaluationSettings = EvaluationSettings()
+    if_streamed: "Settings | None" = field(default=None, repr=False)
 
     @property
     def replays(self) -> bool:
@@ -304,8 +309,8 @@ class Settings:
     def record(self) -> dict[str, Any]:
         """Option -> value, flat, as run.json keeps it: paths as text, ``none`` for an empty list of steps."""
         values: dict[str, Any] = {}
-        for part in fields(self):
-            section = getattr(self, part.name)
+        for name in SECTIONS:
+            section = getattr(self, name)
             values |= {option.name: getattr(section, option.name) for option in fields(section)}
         values |= {name: values[name] or ("none",) for name in ("recover", "report_to", "run_evaluation")}
         return {name: _plain(value) for name, value in values.items()}

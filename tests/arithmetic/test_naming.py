@@ -86,8 +86,8 @@ def test_names_are_short_and_say_what_was_asked() -> None:
         "results/demo/obs_0.5-of-prunable_dry_c4"
     )
     transforms = "--enable_grad_norm --norm_method log --enable_grad_clip --temperature 1 --tau 0"
-    assert folder(transforms) == Path("results/demo/obs_0.2_log_clip5-95_T1_tau0_wikitext2")
-    assert folder("--plan look/analysis/pruning_plan.json").name.startswith("replayed_look_wikitext2_")
+    assert folder(transforms) == Path("results/demo/obs_0.2_log_clip5-95_T1_tau0_wikitext2+self")
+    assert folder("--plan look/analysis/pruning_plan.json").name.startswith("replayed_look_wikitext2+self_")
 
 
 @pytest.mark.parametrize("model", ["x" * 400, "ü" * 300, "with space/and\nline", "...", "~"])

@@ -1,6 +1,7 @@
 """``--low_memory`` and runs that choose it by themselves: the same plan and the same folder, without the model."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from workspace import Workspace, call, write_model
 
 from core import memory
 from run import engine_choice
+from run.complete import complete
+from run_global_pruning import run
 
 DATA_FREE = ["--importance_method", "magnitude", "--run_evaluation", "none"]
 
@@ -58,6 +61,23 @@ def test_a_model_over_half_of_the_free_memory_is_streamed_unasked(
     dry = workspace.run("dry", *DATA_FREE, "--dry_run")
     assert streamed(dry)
     assert not (dry / "model").exists()
+
+
+def test_the_default_text_is_read_alone_where_the_model_has_to_be_streamed(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As for a run that names no text; the hub's is stood in for by a file."""
+    asked = {"base_model": str(workspace.model), "importance_method": "fisher", "num_samples": 4, "seq_len": 16}
+    asked |= {"output": workspace.root / "default-text", "run_evaluation": "ppl", "eval_samples": 4, "eval_seq_len": 16}
+    alone = complete(asked | {"dataset": str(workspace.text)})
+    settings = replace(complete(asked | {"dataset": f"{workspace.text},self"}), if_streamed=alone)
+    monkeypatch.setattr(engine_choice, "free_bytes", lambda _device: 1)
+    result = run(settings)
+    assert streamed(result.path)
+    record = json.loads((result.path / "run.json").read_text())
+    assert record["options"]["dataset"] == str(workspace.text)
+    assert set(record["windows"]) == {"calibration", f"evaluation {workspace.text}", "evaluation pydoc"}
+    assert f"{workspace.text} alone calibrates" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -58,3 +58,26 @@ def test_whether_a_remedy_would_be_refused(arguments: list[str], remedy: Remedy,
     said = refusal(parse_options(["--base_model", "demo", *arguments]).settings, remedy)
     assert (said is None) == (word is None), said
     assert (word or "") in (said or "")
+
+
+def test_a_run_that_names_no_text_calibrates_on_the_models_own_too() -> None:
+    settings = complete({"base_model": "demo"})
+    assert settings.calibration.dataset == "wikitext2,self"
+    assert settings.evaluation.eval_datasets == ("wikitext2", "self")
+    assert settings.if_streamed is not None
+    assert settings.if_streamed.calibration.dataset == "wikitext2"
+    assert settings.if_streamed.evaluation.eval_datasets == ("wikitext2",)
+    assert settings.if_streamed.needs_whole_model is None
+
+
+@pytest.mark.parametrize(
+    "options", [{"engine": "streamed"}, {"engine": "sharded"}, {"low_memory": True}, {"importance_method": "magnitude"}]
+)
+def test_where_the_model_cannot_or_need_not_write_text_is_read_alone(options: dict[str, object]) -> None:
+    settings = complete({"base_model": "demo"} | options)
+    assert (settings.calibration.dataset, settings.if_streamed) == ("wikitext2", None)
+
+
+def test_a_text_that_is_named_is_the_only_one() -> None:
+    settings = complete({"base_model": "demo", "dataset": "wikitext2"})
+    assert (settings.calibration.dataset, settings.if_streamed) == ("wikitext2", None)

@@ -67,7 +67,7 @@ def test_the_default_that_is_told_is_the_default(name: str) -> None:
     """Of the settings of a run that is told nothing but its model."""
     default = complete({"base_model": "demo"}).record()[name]
     (told,) = (help_parts(action)[1] for action in build_parser()._actions if f"--{name}" in action.option_strings)
-    value = re.split("[:,]", told)[0]
+    value = re.split(":|, ", told)[0]
     if isinstance(default, float):
         assert float(value) == default
     elif isinstance(default, list):
