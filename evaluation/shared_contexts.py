@@ -18,9 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-Request = tuple[
-    Any, list[int], list[int]
-]  # lm-eval's: whatever it was made of, tokens of the context and of the answer
+# lm-eval's: whatever it was made of, tokens of the context and of the answer.
+Request = tuple[Any, list[int], list[int]]
 Score = tuple[float, bool]  # ln p of the answer, in nats, and whether each of its tokens is the likeliest one
 
 
