@@ -8,7 +8,9 @@ model's. The rate follows the width, RATE / hidden size, as maximal update param
 Half-precision layers are trained as float32 masters. With LoRA (arXiv:2106.09685) only adapters are trained, then
 merged.
 
-Windows that no step sees decide whether the model is kept.
+Windows that no step sees decide what is kept: weights go from where they were towards where training ended, the whole
+way, three quarters, half, a quarter of it, or not at all, whichever is nearest to the dense model there. A short
+training at a rate that a badly damaged model needs would else leave a good one worse for its noise.
 
 Several processes share the windows of a step, each with both models; torch's DistributedDataParallel, which Trainer
 puts around the model, averages their gradients. Memory is tried by each alone first, since a process that gave up in
@@ -49,6 +51,7 @@ from pruning.recovery.trainer import (
 
 RATE, LORA_RATE = 0.12, 0.6  # over the hidden size
 STEPS, STEP_TOKENS = 1000, (1024, 4096)  # steps that a budget is divided into, and what one takes at least and at most
+SHARES = (1.0, 0.75, 0.5, 0.25)  # of the way to the trained weights
 LOOKS = 20  # losses that the report keeps
 MEMORY = "memory"  # what a process lacks
 
@@ -82,7 +85,7 @@ def distil(
     settings: DistilSettings,
     checkpoints: Checkpoints | None = None,
 ) -> DistilReport:
-    """Train ``small`` in place; its weights are as before where the divergence on ``check`` does not fall.
+    """Train ``small`` in place, as far as the divergence on ``check`` falls; else its weights are as before.
 
     train, check: int64 (N, T) and (M, T), windows that share no token. dense: on the same device, only read.
     checkpoints: what an earlier run that was killed left, and where this one leaves its own; None for none.
@@ -94,16 +97,19 @@ def distil(
         before = held_out(small, dense, check)
         weights = [parameter.detach().to("cpu", copy=True) for parameter in layers.parameters()]
         watching, steps = _trained_with_what_fits(small, dense, family, weights, train, settings, checkpoints)
-        dtype = settings.stored_dtype
         with torch.no_grad():
-            for parameter in layers.parameters() if dtype is not None else ():
-                parameter.copy_(parameter.to(dtype))
             ranks.send(layers.parameters(), 0, "distilled weights")  # equal already, where all machines compute alike
-        after = held_out(small, dense, check)
-        kept = after.kl < before.kl
-        if not kept:
-            _put_back(layers, weights)
-    return _report(train, check, settings, steps, kept, before, after, watching)
+        trained = [parameter.detach().to("cpu", copy=True) for parameter in layers.parameters()]
+        found = {}
+        for share in SHARES:
+            _go(layers, weights, trained, share, settings.stored_dtype)
+            found[share] = held_out(small, dense, check)
+        share = min(found, key=lambda share: found[share].kl)
+        after = found[share]
+        if not after.kl < before.kl:
+            share = 0.0
+        _go(layers, weights, trained, share, settings.stored_dtype)
+    return _report(train, check, settings, steps, share, before, after, watching)
 
 
 def _trained_with_what_fits(
@@ -265,6 +271,16 @@ def _recomputing(small: Any, wanted: bool) -> Iterator[None]:
 
 
 @torch.no_grad()
+def _go(
+    layers: Any, before: list[torch.Tensor], trained: list[torch.Tensor], share: float, dtype: torch.dtype | None
+) -> None:
+    """Weights that far on the way from one to the other, rounded to ``dtype``; those before as they were."""
+    for parameter, start, end in zip(layers.parameters(), before, trained, strict=True):
+        between = start.float().lerp(end.float(), share) if share else start
+        parameter.copy_(between.to(dtype) if dtype is not None and share else between)
+
+
+@torch.no_grad()
 def _put_back(layers: Any, weights: list[torch.Tensor]) -> None:
     for parameter, values in zip(layers.parameters(), weights, strict=True):
         parameter.copy_(values)
@@ -275,7 +291,7 @@ def _report(
     check: np.ndarray,
     settings: DistilSettings,
     steps: int,
-    kept: bool,
+    share: float,
     before: HeldOut,
     after: HeldOut,
     watching: Watching,
@@ -288,7 +304,8 @@ def _report(
         windows_held_out=len(check),
         seq_len=train.shape[1],
         lora=settings.lora,
-        kept=kept,
+        kept=share > 0,
+        share=share,
         kl_before=before.kl,
         kl_after=after.kl,
         nll_before=before.nll,

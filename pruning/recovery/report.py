@@ -66,9 +66,10 @@ class BlocksReport:
 
 @dataclass(frozen=True)
 class DistilReport:
-    """kept: whether the trained weights are. kl, nll: on windows held out, nats per token, before training and after
-    it, kept or not. windows: that the text has, read again where tokens ask for more. losses: (step, mean divergence
-    since the one before). resumed_from_step: of the checkpoint that an interrupted run had left, None: of none."""
+    """share: of the way from the weights before to the trained ones, as far as they went; kept: whether anywhere. kl,
+    nll: on windows held out, nats per token, before training and that far, or as far as is best where none is kept.
+    windows: that the text has, read again where tokens ask for more. losses: (step, mean divergence since the one
+    before). resumed_from_step: of the checkpoint that an interrupted run had left, None: of none."""
 
     tokens: int
     steps: int
@@ -78,6 +79,7 @@ class DistilReport:
     seq_len: int
     lora: int | None
     kept: bool
+    share: float
     kl_before: float
     kl_after: float
     nll_before: float

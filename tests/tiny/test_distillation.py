@@ -224,3 +224,14 @@ def test_the_model_writes_for_a_distillation_what_calibration_could_not_divide(w
 def test_a_small_budget_takes_many_small_steps(tokens: int, a_step: int) -> None:
     assert DistilSettings(tokens).a_step == a_step
     assert DistilSettings(tokens, step_tokens=7).a_step == 7
+
+
+def test_weights_go_as_far_as_held_out_divergence_falls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a rate under which the whole way is too far, part of it is kept, and it is the part that is told."""
+    monkeypatch.setattr(distill, "RATE", 1.0)
+    model = build("llama")
+    before, small = cut(model, plan_for(model)), cut(model, plan_for(model))
+    report = distil(small, model, family(model), TRAIN, CHECK, DistilSettings(3000, step_tokens=224))
+    assert (report.kept, 0 < report.share < 1) == (True, True)
+    assert report.kl_after < report.kl_before == held_out(before, model, CHECK).kl
+    assert report.kl_after == held_out(small, model, CHECK).kl
