@@ -16,7 +16,10 @@ from calibration.text_files import documents
 from core.errors import DataError
 
 PROBE_TIMEOUT_S = 5.0
-OFFLINE_CHOICES = "offline choices: --dataset pydoc, or --dataset PATH (.txt .jsonl .json.gz .parquet or a folder)"
+OFFLINE_CHOICES = (
+    "offline choices: pydoc, pycode, self (the model writes it; not with --engine streamed or sharded), or a PATH "
+    "(.txt .jsonl .json.gz .parquet or a folder)"
+)
 
 WIKITEXT_ID, WIKITEXT_CONFIG = "Salesforce/wikitext", "wikitext-2-raw-v1"
 WIKITEXT_SPLITS = {"calibration": "train", "evaluation": "test"}

@@ -93,7 +93,10 @@ def _measures(session: Session) -> set[str]:
     """Those of ``--run_evaluation``, without what would read all weights again for every token."""
     measures = set(session.settings.evaluation.run_evaluation)
     if session.streamed and "generation" in measures:
-        note("weights are streamed, so what the models write is not measured (generation of --run_evaluation)")
+        note(
+            f"weights are {session.engine.name}, so what the models write is not measured (generation of "
+            "--run_evaluation)"
+        )
         measures.remove("generation")
     return measures
 

@@ -87,7 +87,7 @@ class Session:
                 self.engine = choose_engine(settings, source, self.device, self.dtype)
             if self.engine.streams and settings.if_streamed is not None:
                 note(
-                    "weights are streamed, so the model cannot write its half of the calibration text: "
+                    f"weights are {self.engine.name}, so the model cannot write its half of the calibration text: "
                     f"{settings.if_streamed.calibration.dataset} alone calibrates"
                 )
                 settings = settings.if_streamed

@@ -14,7 +14,7 @@ from calibration_cases import byte_tokenizer, numbered_paragraphs
 from calibration import calibration_windows, check_dataset, evaluation_windows, hub_text
 from core.errors import DataError
 
-OFFLINE = r"offline choices: --dataset pydoc, or --dataset PATH"
+OFFLINE = r"offline choices: pydoc, pycode, self \(.*not with --engine streamed.*\), or a PATH \(\.txt"
 
 
 @pytest.fixture(autouse=True)

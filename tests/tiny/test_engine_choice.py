@@ -1,6 +1,7 @@
 """Which engine works on a model: the first that has room in every process; what cannot work is one line."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,9 +11,9 @@ from workspace import Workspace, call
 from core import ranks
 from core.errors import UsageError
 from models.loading import ModelSource, check_model
-from run import engine_choice
+from run import before_after, engine_choice
 from run.complete import complete
-from run.engine_choice import choose_engine
+from run.engine_choice import EngineChoice, choose_engine
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,16 @@ def test_several_processes_share_what_none_of_them_holds(source: ModelSource, mo
     assert chosen(source, importance_method="magnitude", reconstruct="none", run_evaluation="none") == "streamed"
     with pytest.raises(UsageError, match="--run_evaluation speed needs the whole of it"):
         chosen(source, run_evaluation="speed", **fisher)
+
+
+@pytest.mark.parametrize("engine", ["streamed", "sharded"])
+def test_a_note_names_the_engine_that_cannot_write(
+    engine: str, source: ModelSource, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = complete({"base_model": source.path, "dataset": "pydoc"})
+    session: Any = SimpleNamespace(settings=settings, streamed=True, engine=EngineChoice(engine, ""))
+    assert before_after._measures(session) == {"ppl"}
+    assert f"weights are {engine}, so what the models write is not measured" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
