@@ -6,14 +6,17 @@ in its thread alone.
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 
 Say = Callable[[str], None]
 
 
 def say_on_stderr(line: str) -> None:
-    if sys.stderr is not None:
+    if sys.stderr is None:
+        return
+    bars = sys.modules.get("tqdm")  # --help draws none, and does without it
+    with bars.tqdm.external_write_mode(sys.stderr) if bars else nullcontext():  # else it is glued to the bar
         print(line, file=sys.stderr, flush=True)
 
 
