@@ -23,6 +23,7 @@ from core.as_found import evaluating
 from core.batching import with_batch_that_fits
 from core.progress import tqdm
 from core.sampling import drawn_tokens
+from core.say import note
 from core.windows import TokenWindows
 
 if TYPE_CHECKING:
@@ -56,6 +57,11 @@ def generation_health(
     """
     context = getattr(model.config.get_text_config(), "max_position_embeddings", PROMPT_TOKENS + NEW_TOKENS)
     longest, turns = max(2, min(PROMPT_TOKENS, context // 2)), [ids for ids in chat if len(ids) <= context // 2]
+    if chat and not turns:
+        note(
+            f"every instruction in the chat template takes over half of the model's context of {context} tokens, so "
+            "what is written after one is not measured"
+        )
     most = max(FEWEST, PROMPTS // (len(texts) + bool(turns)))
     prompts = {name: prompts_of(windows, tokenizer.bos_token_id, longest, most) for name, windows in texts.items()}
     rows: dict[str, list[np.ndarray]] = {name: list(found) for name, found in prompts.items()}

@@ -12,6 +12,7 @@ import torch
 from tiny_models import build
 from workspace import Workspace, call, observe
 
+from core.say import heard_by
 from core.windows import TokenWindows
 from evaluation import generation as module
 from evaluation.generation import end_tokens, generation_health, health_of, prompts_of, repeated_share
@@ -154,6 +155,14 @@ def test_several_texts_share_the_prompts_and_instructions_are_answered(
     for row, (text,) in written.items():
         expected = model.generate(torch.tensor([row]), max_new_tokens=6, do_sample=False, pad_token_id=0)
         assert text.tolist() == expected[0, len(row) :].tolist()
+
+
+def test_instructions_without_room_are_left_out_with_a_note(model: Any, windows: TokenWindows) -> None:
+    heard: list[str] = []
+    with heard_by(heard.append):
+        found = health(model, windows, chat=[(5,) * 200, (6,) * 300])
+    assert found["dataset"] == "toy"
+    assert [line.split(" takes over ")[0] for line in heard] == ["note: every instruction in the chat template"]
 
 
 def test_a_chat_model_is_judged_by_its_answers(workspace: Workspace, tmp_path: Path) -> None:
