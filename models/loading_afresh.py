@@ -1,9 +1,7 @@
 """A saved folder loaded as its users load it, with the Python it brings; or why this machine cannot."""
 
-import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import transformers
 
 from core.errors import ModelError
 from core.families import Family
+from core.loggers import only_errors_of
 from core.memory import free_bytes
 from models.faults import fault_of_the_machine, first_line
 from models.stored import tensor_shapes
@@ -36,7 +35,7 @@ def load_afresh(
         _insist_on_memory(folder, device, dtype)
     placed = {} if places is None else {"device_map": places, "offload_folder": folder.parent}
     try:
-        with _quiet_about_places():
+        with only_errors_of("accelerate.big_modeling"):  # it warns that layers are on the disk, where they are to be
             model, report = transformers.AutoModelForCausalLM.from_pretrained(
                 folder, trust_remote_code=True, dtype=dtype, use_safetensors=True, output_loading_info=True, **placed
             )
@@ -61,18 +60,6 @@ def places_on_disk(model: Any, family: Family, device: torch.device) -> dict[str
     outside |= {name for name, _ in model.named_children() if name != body}
     here = "cpu" if device.type == "cpu" else device.index or 0  # as accelerate names devices
     return dict.fromkeys(sorted(outside), here) | {family.layers: "disk"}
-
-
-@contextmanager
-def _quiet_about_places() -> Iterator[None]:
-    """Without a warning that layers are on the disk, where they were put on purpose."""
-    logger = logging.getLogger("accelerate.big_modeling")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def _insist_on_memory(folder: Path, device: torch.device, dtype: torch.dtype) -> None:

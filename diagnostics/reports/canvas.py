@@ -5,7 +5,6 @@ neither the backend nor the settings of a calling program are touched or acted o
 which colour-blind readers can tell apart. Places are given in inches and do not depend on what is drawn.
 """
 
-import logging
 import math
 import os
 import warnings
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.files import write_atomically
+from core.loggers import only_errors_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,9 +44,9 @@ def drawing() -> Iterator[None]:
     Notebooks name one for all their child processes, and matplotlib fails at import where it is not installed. ``$`` in
     a name is a dollar, not a formula. What matplotlib says about caches and fonts stays off the console.
     """
-    with _without_backend(), _quiet_logger():
+    with _without_backend(), only_errors_of("matplotlib"):
         import matplotlib
-    with _quiet_logger(), matplotlib.rc_context(), warnings.catch_warnings():
+    with only_errors_of("matplotlib"), matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         matplotlib.rcdefaults()
         matplotlib.rcParams["text.parse_math"] = False
@@ -62,17 +62,6 @@ def _without_backend() -> Iterator[None]:
     finally:
         if backend is not None:
             os.environ[BACKEND] = backend
-
-
-@contextmanager
-def _quiet_logger() -> Iterator[None]:
-    logger = logging.getLogger("matplotlib")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def new_figure(
