@@ -17,7 +17,7 @@ puts around the model, averages their gradients. Memory is tried by each alone f
 the middle of an exchange would leave the others waiting.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,13 +102,15 @@ def distil(
         trained = [parameter.detach().to("cpu", copy=True) for parameter in layers.parameters()]
         found = {}
         for share in SHARES:
-            _go(layers, weights, trained, share, settings.stored_dtype)
+            _set(layers, _between(weights, trained, share, settings.stored_dtype))
             found[share] = held_out(small, dense, check)
         share = min(found, key=lambda share: found[share].kl)
         after = found[share]
-        if not after.kl < before.kl:
+        if after.kl < before.kl:
+            _set(layers, _between(weights, trained, share, settings.stored_dtype))
+        else:
             share = 0.0
-        _go(layers, weights, trained, share, settings.stored_dtype)
+            _set(layers, weights)
     return _report(train, check, settings, steps, share, before, after, watching)
 
 
@@ -144,7 +146,7 @@ def _trained_with_what_fits(
                 ) from error
             else:
                 at_once, recompute = (max(1, at_once // 2), True) if recompute else (at_once, True)
-        _put_back(small.get_submodule(family.layers), weights)
+        _set(small.get_submodule(family.layers), weights)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -270,18 +272,16 @@ def _recomputing(small: Any, wanted: bool) -> Iterator[None]:
                 small.gradient_checkpointing_disable()
 
 
-@torch.no_grad()
-def _go(
-    layers: Any, before: list[torch.Tensor], trained: list[torch.Tensor], share: float, dtype: torch.dtype | None
-) -> None:
-    """Weights that far on the way from one to the other, rounded to ``dtype``; those before as they were."""
-    for parameter, start, end in zip(layers.parameters(), before, trained, strict=True):
-        between = start.float().lerp(end.float(), share) if share else start
-        parameter.copy_(between.to(dtype) if dtype is not None and share else between)
+def _between(
+    before: list[torch.Tensor], trained: list[torch.Tensor], share: float, dtype: torch.dtype | None
+) -> Iterator[torch.Tensor]:
+    """Weights that far on the way from one to the other, rounded to ``dtype``."""
+    for start, end in zip(before, trained, strict=True):
+        yield start.float().lerp(end.float(), share).to(dtype or start.dtype)
 
 
 @torch.no_grad()
-def _put_back(layers: Any, weights: list[torch.Tensor]) -> None:
+def _set(layers: Any, weights: Iterable[torch.Tensor]) -> None:
     for parameter, values in zip(layers.parameters(), weights, strict=True):
         parameter.copy_(values)
 
