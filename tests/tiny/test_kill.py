@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from workspace import Workspace
@@ -51,11 +52,10 @@ print(json.dumps(outcomes))
 """
 
 
-@pytest.mark.slow
-def test_killed_at_twenty_moments_a_run_leaves_the_earlier_one_or_its_own(workspace: Workspace) -> None:
-    run = workspace.root / "killed"
+def told_by(program: str, *arguments: str) -> Any:
+    """What a program in a process of its own prints last, as JSON."""
     done = subprocess.run(
-        [sys.executable, "-c", KILLER, str(run), *workspace.base_arguments(), *CHEAP, "--output", str(run)],
+        [sys.executable, "-c", program, *arguments],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -63,7 +63,13 @@ def test_killed_at_twenty_moments_a_run_leaves_the_earlier_one_or_its_own(worksp
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    outcomes = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_moments_a_run_leaves_the_earlier_one_or_its_own(workspace: Workspace) -> None:
+    run = workspace.root / "killed"
+    outcomes = told_by(KILLER, str(run), *workspace.base_arguments(), *CHEAP, "--output", str(run))
     assert len(outcomes) == 20
     for refused, _, finished, same_names in outcomes:
         assert refused == 2  # for a folder that is not empty, and for no other reason
@@ -116,16 +122,7 @@ def test_a_streamed_run_killed_at_any_step_leaves_nothing_that_looks_finished_no
     scratch.mkdir()
     asked = [*workspace.base_arguments(), "--importance_method", "fisher", "--reconstruct", "least_squares"]
     asked += ["--engine", "streamed", "--scratch", str(scratch), "--run_evaluation", "none", "--output", str(output)]
-    done = subprocess.run(
-        [sys.executable, "-c", STREAMED_KILLER, str(output), str(scratch), *asked],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    outcomes = json.loads(done.stdout.splitlines()[-1])
+    outcomes = told_by(STREAMED_KILLER, str(output), str(scratch), *asked)
     code, names, _ = outcomes.pop("never")
     assert (code, names) == (0, ["analysis", "model", "report.html", "run.json", "visualization"])
     for moment, (code, names, rest) in outcomes.items():
