@@ -1,17 +1,20 @@
 """What options come to before anything runs: defaults, notes on those that cannot act, refused remedies."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
 from workspace import Workspace, notes_on
 
+import global_pruning as gp
 from calibration.texts import NAMED
 from cli.options import parse_options
 from core.names import DATASETS, SELF
 from core.transforms import Remedy
 from run.complete import complete
 from run.option_rules import refusal
+from run.settings import DEFAULT_TEXT
 
 
 def test_default_output_is_named_after_what_was_asked() -> None:
@@ -81,3 +84,7 @@ def test_where_the_model_cannot_or_need_not_write_text_is_read_alone(options: di
 def test_a_text_that_is_named_is_the_only_one() -> None:
     settings = complete({"base_model": "demo", "dataset": "wikitext2"})
     assert (settings.calibration.dataset, settings.if_streamed) == ("wikitext2", None)
+
+
+def test_python_names_the_same_default_text() -> None:
+    assert inspect.signature(gp.open).parameters["dataset"].default == DEFAULT_TEXT
