@@ -1,49 +1,63 @@
 """The text of a distillation: windows of every text that calibrates, by its share, and some held out to judge by."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from calibration import training_windows
 from core.names import SELF
-from core.sources import windows_by_share
+from core.sources import Source, windows_by_share
 from run.self_windows import written_to_distil
 from run.session import Session
 
 HELD_OUT = 16
 READ_AGAIN = 4  # times that a window of the model's own text is read, since writing takes time as well
+Divided = tuple[np.ndarray, np.ndarray]  # int64 (N, T) to train on, (M, T) that share no token with them
 
 
-def distillation_windows(session: Session, tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """int64 (N, T) for so many tokens, fewer where the text has fewer, and (M, T) that share no token with them.
+def distillation_windows(session: Session, tokens: int) -> Divided:
+    """Windows for so many tokens, fewer where the text has fewer, and some to judge by.
 
     Texts that exist are drawn from anew, and the dense model writes anew. Raises DataError for a text too short to be
     divided.
     """
     text = session.settings.calibration
-    most = max(1, tokens // text.seq_len)
-    wanted, aside = (windows_by_share(text.sources, count) for count in (most, HELD_OUT))
+
+    def read(name: str, count: int, held: int) -> Divided:
+        train, check = training_windows(
+            name,
+            session.tokenizer,
+            count,
+            held,
+            text.seq_len,
+            text.seed,
+            text_column=text.text_column,
+            vocab_rows=session.source.config.get_text_config().vocab_size,
+        )
+        return train.ids, check.ids
+
+    return divided(text.sources, tokens, text.seq_len, read, lambda count: written_to_distil(session, count))
+
+
+def divided(
+    sources: tuple[Source, ...],
+    tokens: int,
+    seq_len: int,
+    read: Callable[[str, int, int], Divided],
+    write: Callable[[int], np.ndarray],
+) -> Divided:
+    """The same of any sources. read: (name, windows to train on, windows to judge by) of a text that exists. write: so
+    many windows of the model's own."""
+    wanted, aside = (windows_by_share(sources, count) for count in (max(1, tokens // seq_len), HELD_OUT))
     train, check = [], []
-    for source, *counts in zip(text.sources, wanted, aside, strict=True):
+    for source, *counts in zip(sources, wanted, aside, strict=True):
         count, held = (max(1, number) for number in counts)
         if source.name == SELF:
-            drawn = _written(session, count, held)
+            different = -(-count // READ_AGAIN)
+            ids, judge = np.split(write(different + held), [different])
+            ids = np.tile(ids, (READ_AGAIN, 1))[:count]
         else:
-            both = training_windows(
-                source.name,
-                session.tokenizer,
-                count,
-                held,
-                text.seq_len,
-                text.seed,
-                text_column=text.text_column,
-                vocab_rows=session.source.config.get_text_config().vocab_size,
-            )
-            drawn = both[0].ids, both[1].ids
-        train.append(drawn[0])
-        check.append(drawn[1])
+            ids, judge = read(source.name, count, held)
+        train.append(ids)
+        check.append(judge)
     return np.concatenate(train), np.concatenate(check)
-
-
-def _written(session: Session, count: int, held: int) -> tuple[np.ndarray, np.ndarray]:
-    different = -(-count // READ_AGAIN)
-    ids, check = np.split(written_to_distil(session, different + held), [different])
-    return np.tile(ids, (READ_AGAIN, 1))[:count], check

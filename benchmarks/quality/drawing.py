@@ -24,10 +24,10 @@ from calibration.self_text import (
     written_windows,
 )
 from core.names import SELF
-from core.sources import sources_of, windows_by_share
+from core.sources import sources_of
 from core.windows import TokenWindows
 from models.loading import ModelSource, generation_config_of
-from run.distillation_windows import HELD_OUT, READ_AGAIN
+from run.distillation_windows import Divided, divided
 
 
 @dataclass
@@ -60,23 +60,16 @@ class Texts:
         return mixed(parts, dataset, seed)
 
     def training(self, dataset: str, seed: int, tokens: int) -> Training:
-        """Text as a run of the program trains on: of texts that exist windows for all tokens; the model writes anew,
-        and what it wrote is read READ_AGAIN times."""
-        sources = sources_of(dataset)
-        wanted, aside = (windows_by_share(sources, n) for n in (max(1, tokens // self.seq_len), HELD_OUT))
-        text, check = [], []
-        for source, *counts in zip(sources, wanted, aside, strict=True):
-            count, held = (max(1, number) for number in counts)
-            if source.name == SELF:
-                different = -(-count // READ_AGAIN)
-                train, judge = np.split(self.written(different + held, DISTILLING, seed).ids, [different])
-                train = np.tile(train, (READ_AGAIN, 1))[:count]
-            else:
-                drawn = training_windows(source.name, self.tokenizer, count, held, self.seq_len, seed)
-                train, judge = (windows.ids for windows in drawn)
-            text.append(train)
-            check.append(judge)
-        return Training(tokens, np.concatenate(text), np.concatenate(check))
+        """Text as a run of the program trains on."""
+
+        def read(name: str, count: int, held: int) -> Divided:
+            train, check = training_windows(name, self.tokenizer, count, held, self.seq_len, seed)
+            return train.ids, check.ids
+
+        def write(count: int) -> np.ndarray:
+            return self.written(count, DISTILLING, seed).ids
+
+        return Training(tokens, *divided(sources_of(dataset), tokens, self.seq_len, read, write))
 
     def held_out(self, names: Sequence[str], part: str, count: int) -> dict[str, TokenWindows]:
         """Up to ``count`` windows of one part of each text."""
