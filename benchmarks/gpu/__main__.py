@@ -2,6 +2,7 @@
 
     python -m benchmarks.gpu                                # Mistral-7B's and SmolLM2-135M's shapes, the embedded model
     python -m benchmarks.gpu --layers 8 --json gpu.json     # fewer layers of the large shape
+    python -m benchmarks.gpu --only gradients run-large     # some of the rows
 
 Random weights, built on the device; nothing is downloaded. Without a GPU the same stages run on a tiny shape: those
 figures say only that the command works.
@@ -67,62 +68,92 @@ TINY = Sizes(
 )
 
 
+STAGES = ("elimination", "gradients", "obs", "repair", "small")
+RUNS = ("run-large", "run-small", "run-embedded")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
     parser.add_argument("--layers", type=int, help="of the large shape (default all)")
-    parser.add_argument("--stages_only", action="store_true", help="leave the whole runs out")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=(*STAGES, *RUNS),
+        default=(*STAGES, *RUNS),
+        metavar="ROWS",
+        help=f"of {', '.join((*STAGES, *RUNS))} (all)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", default=Path("gpu-benchmark.json"))
     options = parser.parse_args()
     device = choose_device(options.device)
     sizes, dtype = (ON_A_GPU, torch.bfloat16) if device.type == "cuda" else (TINY, torch.float32)
     rows: list[Row] = []
     with surroundings(0), tempfile.TemporaryDirectory() as folder:
-        rate = matmul_rate(device, dtype)
+        rate, about = matmul_rate(device, dtype), environment(device)
+        record: dict[str, Any] = {"environment": about, "matmul_flop_per_s": rate, "dtype": str(dtype)}
         for row in measured(sizes, options, device, dtype, Path(folder)):
-            print(f"{row.what}: {row.seconds:.3g} s", file=sys.stderr)
+            print(f"{row.what}: {row.seconds:.3g} s", file=sys.stderr, flush=True)
             rows.append(row)
-    about = environment(device)
+            record["rows"] = [row.record(rate) for row in rows]
+            options.json.write_text(
+                json.dumps(record, indent=1) + "\n", encoding="utf-8"
+            )  # now, in case the next fails
     print(f"{about['device_name']}, torch {about['packages']['torch']}, {rate / 1e12:.3g} TFLOP/s measured\n")
     print(table(rows, rate))
-    record: dict[str, Any] = {"environment": about, "matmul_flop_per_s": rate, "dtype": str(dtype)}
-    record["rows"] = [row.record(rate) for row in rows]
-    options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
 def measured(
     sizes: Sizes, options: argparse.Namespace, device: torch.device, dtype: torch.dtype, folder: Path
 ) -> Iterator[Row]:
-    yield elimination_row(sizes.channels, device, aim=1.5)
-    large = Subject.of(sizes.large, build(sizes.large, options.layers, device, dtype), device)
-    checkpoints = [] if options.stages_only else [save(large.model, folder / "large")]
-    plain = backward_row(large, sizes.windows, sizes.seq_len)
-    yield plain
-    yield gradient_row(large, "fisher", sizes.windows, sizes.seq_len, plain, aim=0.75)
-    yield gradient_row(large, "taylor", sizes.windows, sizes.seq_len, plain, aim=1.15)
-    yield obs_row(large, sizes.obs_windows, sizes.seq_len, aim=90.0)
-    yield repair_row(large, *sizes.short)
-    weights = large.weight_bytes
-    del large
+    asked = set(options.only)
+    if "elimination" in asked:
+        yield elimination_row(sizes.channels, device, aim=1.5)
+    if asked & {"gradients", "obs", "repair", "run-large"}:
+        yield from of_large(sizes, asked, options.layers, device, dtype, folder)
+    if asked & {"small", "run-small"}:
+        yield from of_small(sizes, asked, device, dtype, folder)
+    if "run-embedded" in asked:
+        text = [] if device.type == "cuda" else list(TINY.text)
+        yield whole_run_row("the embedded model", "demo", text, str(device), aim=sizes.runs[2])
+
+
+def of_large(
+    sizes: Sizes, asked: set[str], layers: int | None, device: torch.device, dtype: torch.dtype, folder: Path
+) -> Iterator[Row]:
+    subject = Subject.of(sizes.large, build(sizes.large, layers, device, dtype), device)
+    checkpoint = save(subject.model, folder / "large") if "run-large" in asked else None
+    if "gradients" in asked:
+        plain = backward_row(subject, sizes.windows, sizes.seq_len)
+        yield plain
+        yield gradient_row(subject, "fisher", sizes.windows, sizes.seq_len, plain, aim=0.75)
+        yield gradient_row(subject, "taylor", sizes.windows, sizes.seq_len, plain, aim=1.15)
+    if "obs" in asked:
+        yield obs_row(subject, sizes.obs_windows, sizes.seq_len, aim=90.0)
+    if "repair" in asked:
+        yield repair_row(subject, *sizes.short)
+    weights = subject.weight_bytes
+    del subject
     free(device)
-    small = Subject.of(sizes.small, build(sizes.small, None, device, dtype), device)
-    if not options.stages_only:
-        checkpoints.append(save(small.model, folder / "small"))
-    yield backward_row(small, min(8, sizes.short[0]), sizes.short[1])
-    yield criterion_row(small, "taylor", *sizes.short, aim=None)
-    yield obs_row(small, *sizes.short, aim=None)
-    del small
+    if checkpoint is not None:
+        run = whole_run_row(
+            sizes.large, str(checkpoint), list(sizes.text), str(device), aim=sizes.runs[0], weight_bytes=weights
+        )
+        yield run
+
+
+def of_small(sizes: Sizes, asked: set[str], device: torch.device, dtype: torch.dtype, folder: Path) -> Iterator[Row]:
+    subject = Subject.of(sizes.small, build(sizes.small, None, device, dtype), device)
+    checkpoint = save(subject.model, folder / "small") if "run-small" in asked else None
+    if "small" in asked:
+        yield backward_row(subject, min(8, sizes.short[0]), sizes.short[1])
+        yield criterion_row(subject, "taylor", *sizes.short, aim=None)
+        yield obs_row(subject, *sizes.short, aim=None)
+    del subject
     free(device)
-    if options.stages_only:
-        return
-    texts = (sizes.text, sizes.small_text)
-    for name, path, text, aim, most in zip(
-        (sizes.large, sizes.small), checkpoints, texts, sizes.runs[:2], (weights, None), strict=True
-    ):
-        yield whole_run_row(name, str(path), list(text), str(device), aim=aim, weight_bytes=most)
-    embedded = [] if device.type == "cuda" else list(TINY.text)
-    yield whole_run_row("the embedded model", "demo", embedded, str(device), aim=sizes.runs[2])
+    if checkpoint is not None:
+        yield whole_run_row(sizes.small, str(checkpoint), list(sizes.small_text), str(device), aim=sizes.runs[1])
 
 
 def free(device: torch.device) -> None:

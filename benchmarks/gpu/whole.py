@@ -18,7 +18,7 @@ def whole_run_row(
     """text: options that say how much is calibrated and evaluated on. weight_bytes: with them 16 GB more are the most
     that tensors may take, and ``--gpu_memory`` says so; None: no bound."""
     most = None if weight_bytes is None or device == "cpu" else weight_bytes + 16 * 10**9
-    command = [sys.executable, str(PROGRAM), "--base_model", base_model, "--dataset", "pydoc", "--device", device]
+    command = [sys.executable, str(PROGRAM), "--base_model", base_model, "--dataset", "pydoc,self", "--device", device]
     command += ["--run_evaluation", "ppl", "--eval_elsewhere", "none", *text]
     if most is not None:
         command += ["--gpu_memory", f"{most // 10**6}MB"]
