@@ -12,7 +12,7 @@ import transformers
 from core.errors import ModelError, UsageError, reason_of
 from core.families import Family
 from core.groups import Architecture
-from core.ranks import Ranks
+from core.ranks import ALONE, Ranks
 from models.architecture import architecture_of
 from models.attention import runnable_attention
 from models.checkpoint_files import check_files, download_weights, find_folder, read_config
@@ -179,36 +179,36 @@ def generation_config_of(source: ModelSource) -> "transformers.GenerationConfig"
         )
 
 
-def choose_device(name: str) -> torch.device:
-    """``auto``, ``cpu``, ``cuda`` or ``cuda:N`` as a torch device. UsageError for one this machine lacks."""
+def choose_device(name: str, here: Ranks = ALONE) -> torch.device:
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N`` as a torch device; a GPU always comes with its number, which torch
+    wants wherever it is asked about memory.
+
+    One process takes the current GPU where none is named, of several on one machine each takes its own. UsageError for
+    a device that this machine lacks, for one GPU that is named for all, and where there are too few.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise UsageError(f"--device {name} is not one of auto, cpu, cuda, cuda:N") from error
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"--device {name} is not one of auto, cpu, cuda, cuda:N")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise UsageError(f"--device {name}: this machine has {count} CUDA devices; use --device cpu")
-    return device
-
-
-def own_device(device: torch.device, here: Ranks) -> torch.device:
-    """Of several processes on one machine each takes a GPU of its own: ``cuda`` becomes ``cuda:N``, N its number there.
-    UsageError where one GPU is named for all, or there are too few."""
-    if device.type != "cuda":
+    if device.type == "cpu":
         return device
-    if device.index is not None and here.local_count > 1:
+    named, count = ":" in name, torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if (device.index or 0) >= count:
+        raise UsageError(f"--device {name}: this machine has {count} CUDA devices; use --device cpu")
+    if named and here.local_count > 1:
         raise UsageError(f"--device {device} names one GPU for {here.local_count} processes; use cuda, or leave it out")
-    gpus = torch.cuda.device_count()
-    if here.local >= gpus:
+    if here.local >= count:
         raise UsageError(
-            f"{here.local_count} processes were started on a machine with {gpus} CUDA devices: "
-            f"use --nproc_per_node {gpus}, or --device cpu"
+            f"{here.local_count} processes were started on a machine with {count} CUDA devices: "
+            f"use --nproc_per_node {count}, or --device cpu"
         )
-    return torch.device("cuda", here.local if device.index is None else device.index)
+    if named:
+        return device
+    return torch.device("cuda", torch.cuda.current_device() if here.local_count == 1 else here.local)
 
 
 def choose_dtype(name: str, device: torch.device, stored: torch.dtype) -> torch.dtype:

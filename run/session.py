@@ -28,7 +28,7 @@ from importance.from_disk import streamed_magnitude
 from importance.measure import measure_importance
 from models.gguf import check_gguf
 from models.in_memory import source_of
-from models.loading import ModelSource, check_context, choose_device, choose_dtype, load_model, own_device
+from models.loading import ModelSource, check_context, choose_device, choose_dtype, load_model
 from models.rounding import check_finite, check_range
 from models.stock import possible_kv_widths
 from models.travel import dense_folder
@@ -77,7 +77,9 @@ class Session:
         self.cache = self._cache(settings)
         with self.stages("check", quietly=True):
             self.source = source = self._source(settings, model, tokenizer)
-            self.device = _device(settings) if model is None else next(model.parameters()).device
+            self.device = (
+                choose_device(settings.model.device, ranks.here()) if model is None else next(model.parameters()).device
+            )
             self.dtype = choose_dtype(settings.model.dtype, self.device, source.stored_dtype)
             if model is not None:
                 self.dtype = model.dtype
@@ -371,8 +373,3 @@ def limits_of(source: ModelSource, asked: LimitSettings) -> tuple[Limits, dict[s
         epsilon=asked.epsilon,
     )
     return limits_for(asked.target, source.architecture, limits, **shapes), shapes
-
-
-def _device(settings: Settings) -> torch.device:
-    device = choose_device(settings.model.device)
-    return device if ranks.count() == 1 else own_device(device, ranks.here())

@@ -12,12 +12,15 @@ from tiny_models import build, windows_of
 
 from core import products
 from core.batching import busy_tokens
+from core.errors import UsageError
+from core.ranks import Ranks
 from importance import obs_moments, over_windows, passes, reductions
 from importance.obs_moments import MomentMeter
 from importance.passes import Backward, Batch, Forward
 from importance.reductions import column_squares, piece_rows, sums_of_absolutes, times, window_norms
 from models.architecture import architecture_of
 from models.family_table import family_of
+from models.loading import choose_device
 
 BF16 = torch.bfloat16
 
@@ -40,6 +43,13 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     monkeypatch.setattr(reductions, "reads_are_dear", lambda _device: True)
     monkeypatch.setattr(reductions, "PIECE_BYTES", 8192)
     return multiplied
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-biased-tied-mha", "phi3"])
@@ -189,3 +199,32 @@ def test_moments_of_all_layers_share_a_pass_where_a_gpu_has_room(llama: Any, mon
     assert (busy.sets, busy.passes()) == (2, [range(1), range(1, 2), range(2, 3)])
     small = meter(2 * each, weights + 2 * each - 2)
     assert (small.sets, small.passes()) == (1, [range(3)])
+
+
+@pytest.mark.parametrize(
+    ("name", "here", "expected"),
+    [
+        ("auto", Ranks(), "cuda:1"),
+        ("cuda", Ranks(), "cuda:1"),
+        ("cuda:0", Ranks(), "cuda:0"),
+        ("auto", Ranks(rank=3, count=4, local=0, local_count=2), "cuda:0"),
+        ("cuda", Ranks(rank=1, count=2, local=1, local_count=2), "cuda:1"),
+        ("cpu", Ranks(rank=1, count=2, local=1, local_count=2), "cpu"),
+    ],
+)
+def test_a_gpu_comes_with_its_number(two_gpus: None, name: str, here: Ranks, expected: str) -> None:
+    """torch refuses to tell the memory of a GPU without one. Alone: the current one, here the second."""
+    assert str(choose_device(name, here)) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "here", "words"),
+    [
+        ("cuda:2", Ranks(), "has 2 CUDA devices"),
+        ("cuda:0", Ranks(count=2, local_count=2), "names one GPU for 2 processes"),
+        ("auto", Ranks(rank=2, count=3, local=2, local_count=3), "--nproc_per_node 2"),
+    ],
+)
+def test_a_gpu_that_is_not_there_or_not_free_is_refused(two_gpus: None, name: str, here: Ranks, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        choose_device(name, here)
