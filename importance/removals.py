@@ -5,14 +5,23 @@ Of H^-1 and G only the diagonals, a and g, are kept up to date. A removed input 
     s = (H^-1)_c,: / a_c        h = G_c,: - g_c s / 2
 
 so that H^-1 loses a_c s^T s and G loses s^T h + h^T s. The next input's rows are those of the matrices as they were
-when the block began, less what these vectors take. On a GPU nothing waits for the host. On a CPU numpy does the same
-in less than half the time: torch takes longer to call an operator than to compute it.
+when the block began, less what these vectors take. On a GPU nothing waits for the host, and one kernel does it all
+where Triton can compile it (``removal_kernels``). On a CPU numpy does the same in less than half the time: torch takes
+longer to call an operator than to compute it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
+
+from core.batching import is_out_of_memory
+from core.errors import reason_of
+from core.say import note
+
+Remove = Callable[[torch.Tensor, torch.Tensor, "Removals"], None]
 
 
 @dataclass(frozen=True)
@@ -36,12 +45,36 @@ class Removals:
 def cheapest(inverse: torch.Tensor, gram: torch.Tensor, size: int) -> Removals:
     """Remove the cheapest input, of equal ones that with the lowest index, ``size`` times. inverse, gram: (R, R)."""
     found = Removals.room_for(size, gram)
-    (_on_host if is_host(gram.device) else _on_device)(inverse, gram, found)
+    (_on_host if is_host(gram.device) else _on_gpu)(inverse, gram, found)
     return found
 
 
 def is_host(device: torch.device) -> bool:
     return device.type == "cpu"
+
+
+def _on_gpu(inverse: torch.Tensor, gram: torch.Tensor, found: Removals) -> None:
+    for remove in _kernels():
+        try:
+            remove(inverse, gram, found)
+        except Exception as error:  # of a compiler, of whatever kind: there may be none
+            if isinstance(error, RuntimeError) and is_out_of_memory(error):
+                raise
+            _kernels().remove(remove)
+            note(f"obs takes several times as long as with Triton's kernels, which fail: {reason_of(error, 160)}")
+        else:
+            return
+    _on_device(inverse, gram, found)
+
+
+@cache
+def _kernels() -> list[Remove]:
+    """One, or none where Triton is missing or its kernel has failed."""
+    try:
+        from importance.removal_kernels import remove
+    except ImportError:
+        return []
+    return [remove]
 
 
 def _on_host(inverse: torch.Tensor, gram: torch.Tensor, found: Removals) -> None:

@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
 os.environ["GLOBAL_PRUNING_CACHE"] = "none"  # neither the user's cache nor an earlier test has a say
 
 from typing import Any

@@ -18,6 +18,7 @@ from importance.elimination import Elimination, convex, eliminate, in_order
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The way of a GPU, done here: removals by operators alone, products whole."""
     monkeypatch.setattr(removals, "is_host", lambda _device: False)
+    monkeypatch.setattr(removals, "_kernels", list)
     monkeypatch.setattr(symmetric, "halves_pay", lambda _device: False)
 
 

@@ -1,0 +1,129 @@
+"""``removals`` on a GPU with one kernel a removal, in Triton, which torch brings along there; importing this needs it.
+
+The two dozen small operators of a removal take ten times as long to launch as to compute. Here every program keeps some
+columns up to date. It begins with the best columns that all programs left behind in the step before, so that no step
+has a second part that waits for the first, and the host waits for none.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import triton
+import triton.language as tl
+
+if TYPE_CHECKING:
+    from importance.removals import Removals
+
+PROGRAMS = 256  # at most, a power of two
+COLUMNS = (32, 128, 512, 2048)  # of a program: as few as PROGRAMS allow
+ROWS = 16  # of s and h that are read at a time
+NOWHERE = tl.constexpr(2**31 - 1)
+
+
+def remove(inverse: torch.Tensor, gram: torch.Tensor, found: "Removals") -> None:
+    """Fill ``found``. inverse, gram: float64 (R, R), the columns of a row side by side, R at most 524,288."""
+    n = len(gram)
+    columns = next(columns for columns in COLUMNS if n <= PROGRAMS * columns)
+    grid = (-(-n // columns),)
+    a, g = inverse.diagonal().clone(), gram.diagonal().clone()
+    # What a step leaves to the next one, which leaves it in the other half: of each program's cheapest column the
+    # error, a and g; its place. Programs that are not there have an infinite error.
+    best = torch.full((2, 3, PROGRAMS), torch.inf, dtype=torch.float64, device=gram.device)
+    places = torch.zeros((2, PROGRAMS), dtype=torch.int64, device=gram.device)
+    sizes: dict[str, Any] = {"COLUMNS": columns, "PROGRAMS": PROGRAMS}
+    _begin[grid](a, g, best, places, n, **sizes)
+    matrices = (inverse, inverse.stride(0), gram, gram.stride(0))
+    results = (found.gone, found.cost, found.pivots, found.s, found.h)
+    for step in range(len(found.gone)):
+        _remove_one[grid](*matrices, a, g, best, places, *results, step, n, ROWS=ROWS, **sizes)
+
+
+@triton.jit
+def _leave_best(a, g, columns, inside, best, places, half, PROGRAMS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The cheapest of a program's columns; of equal ones the lowest."""
+    errors = tl.where(inside, tl.maximum(g / a, 0.0), float("inf"))
+    error = tl.min(errors, 0)
+    place = tl.min(tl.where(errors == error, columns, NOWHERE), 0)
+    own = best + half * 3 * PROGRAMS + tl.program_id(0)
+    tl.store(own, error)
+    tl.store(own + PROGRAMS, tl.sum(tl.where(columns == place, a, 0.0), 0))
+    tl.store(own + 2 * PROGRAMS, tl.sum(tl.where(columns == place, g, 0.0), 0))
+    tl.store(places + half * PROGRAMS + tl.program_id(0), place.to(tl.int64))
+
+
+@triton.jit(do_not_specialize=["n"])
+def _begin(all_a, all_g, best, places, n, COLUMNS: tl.constexpr, PROGRAMS: tl.constexpr):  # type: ignore[no-untyped-def]
+    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = columns < n
+    a = tl.load(all_a + columns, inside, 1.0)
+    g = tl.load(all_g + columns, inside, 0.0)
+    _leave_best(a, g, columns, inside, best, places, 0, PROGRAMS)
+
+
+@triton.jit(do_not_specialize=["inverse_stride", "gram_stride", "step", "n"])
+def _remove_one(  # type: ignore[no-untyped-def]
+    inverse,
+    inverse_stride,
+    gram,
+    gram_stride,
+    all_a,
+    all_g,
+    best,
+    places,
+    gone,
+    cost,
+    pivots,
+    all_s,
+    all_h,
+    step,
+    n,
+    COLUMNS: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """all_a, all_g: (n,). all_s, all_h: (.., n), of which the rows before ``step`` are there."""
+    programs = tl.arange(0, PROGRAMS)
+    left = best + (step % 2) * 3 * PROGRAMS + programs
+    errors = tl.load(left)
+    error = tl.min(errors, 0)
+    candidates = tl.load(places + (step % 2) * PROGRAMS + programs)
+    c = tl.min(tl.where(errors == error, candidates, NOWHERE), 0)
+    mine = (errors == error) & (candidates == c)
+    a_c = tl.sum(tl.where(mine, tl.load(left + PROGRAMS), 0.0), 0)
+    g_c = tl.sum(tl.where(mine, tl.load(left + 2 * PROGRAMS), 0.0), 0)
+    c = tl.minimum(c, n - 1).to(tl.int64)  # NaN has no place
+
+    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = columns < n
+    row = tl.load(inverse + c * inverse_stride + columns, inside, 0.0)
+    g_row = tl.load(gram + c * gram_stride + columns, inside, 0.0)
+    for first in range(0, step, ROWS):
+        rows = first + tl.arange(0, ROWS)
+        before = rows < step
+        start = rows.to(tl.int64) * n
+        s_c = tl.load(all_s + start + c, before, 0.0)
+        h_c = tl.load(all_h + start + c, before, 0.0)
+        scaled = tl.load(pivots + rows, before, 0.0) * s_c
+        tile = start[:, None] + columns[None, :]
+        both = before[:, None] & inside[None, :]
+        s = tl.load(all_s + tile, both, 0.0)
+        h = tl.load(all_h + tile, both, 0.0)
+        row -= tl.sum(scaled[:, None] * s, 0)
+        g_row -= tl.sum(h_c[:, None] * s + s_c[:, None] * h, 0)
+
+    s = row / a_c
+    h = g_row - 0.5 * g_c * s
+    own = step.to(tl.int64) * n + columns
+    tl.store(all_s + own, s, inside)
+    tl.store(all_h + own, h, inside)
+    a = tl.load(all_a + columns, inside, 1.0) - row * s
+    g = tl.load(all_g + columns, inside, 0.0) - 2.0 * s * h
+    a = tl.where(columns == c, 1.0, a)
+    g = tl.where(columns == c, float("inf"), g)  # never the cheapest again
+    tl.store(all_a + columns, a, inside)
+    tl.store(all_g + columns, g, inside)
+    if tl.program_id(0) == 0:
+        tl.store(gone + step, c)
+        tl.store(cost + step, error)
+        tl.store(pivots + step, a_c)
+    _leave_best(a, g, columns, inside, best, places, (step + 1) % 2, PROGRAMS)
