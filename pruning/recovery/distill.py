@@ -44,6 +44,7 @@ from pruning.recovery.trainer import (
     Windows,
     arguments,
     collate,
+    forward_kept,
     newer_names_unsaid,
     products_of,
     surroundings_kept,
@@ -173,6 +174,7 @@ def _trained(
         nullcontext(kept.folder) if kept else TemporaryDirectory(prefix="global-pruning-") as folder,
         surroundings_kept(small.device),
         _open(small, family, settings) as student,
+        forward_kept(student),
         _recomputing(small, recompute),
         only_deterministic(small.device, strict),
     ):

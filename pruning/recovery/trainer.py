@@ -179,6 +179,20 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 
 @contextmanager
+def forward_kept(model: Any) -> Iterator[None]:
+    """Inside, accelerate may wrap the model's ``forward`` (autocast, logits in float32); afterwards it is what it was,
+    which Trainer does not see to."""
+    names = ("forward", "_original_forward")
+    before = {name: model.__dict__[name] for name in names if name in model.__dict__}
+    try:
+        yield
+    finally:
+        for name in names:
+            model.__dict__.pop(name, None)
+        model.__dict__.update(before)
+
+
+@contextmanager
 def newer_names_unsaid() -> Iterator[None]:
     """Inside, transformers does not warn of names that only its next release takes away; older ones know no others."""
     with warnings.catch_warnings():

@@ -113,6 +113,8 @@ def test_half_precision_trains_masters_and_keeps_its_dtype() -> None:
     assert report.kept
     assert changed(before, small)
     assert {parameter.dtype for parameter in small.parameters()} == {torch.bfloat16}
+    assert "forward" not in vars(small)  # no autocast is left around it
+    assert small(input_ids=IDS[:1]).logits.dtype == torch.bfloat16
 
 
 def test_memory_that_does_not_suffice_means_smaller_passes_and_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
