@@ -86,8 +86,9 @@ def gradient_row(subject: Subject, criterion: str, windows: int, seq_len: int, r
     drawn = subject.windows(windows, seq_len)
     subject.importance(criterion, drawn.head(min(2, windows)))()
     found = timed(subject.importance(criterion, drawn), subject.device)
-    launched, waited = launches_and_waits(subject.importance(criterion, drawn), subject.device)
-    share = windows * subject.architecture.num_layers
+    few = drawn.head(min(4, windows))
+    launched, waited = launches_and_waits(subject.importance(criterion, few), subject.device)
+    share = len(few) * subject.architecture.num_layers
     per_param = 6 if criterion == "taylor" else 4
     return Row(
         f"{criterion}, {subject.name}, a window of {seq_len}",
