@@ -136,29 +136,30 @@ class LayerSweep:
 
         def step(rows: slice) -> None:
             scale = self._batch(rows).scale
-            values = self.carrier.take(hidden, rows)
-            finite = [self._loss_of_window(window, rows.start + i, scale) for i, window in enumerate(values)]
+            values = self.carrier.take(hidden, rows).clone()  # the stream's own may be needed once more
+            losses = [self._loss_of_window(window, rows.start + i, scale) for i, window in enumerate(values)]
             self.carrier.put(hidden, rows, values)
-            for i in np.flatnonzero(~np.array(finite)).tolist():
+            for i in torch.stack(losses).isfinite().logical_not().cpu().nonzero().flatten().tolist():
                 self.fates.left_out[rows.start + i] = True
                 self.guard.skip([], loss_is_finite=False)
 
         with self.carrier.engine.keeping(self.model.get_output_embeddings()):
             self._in_batches(step)
 
-    def _loss_of_window(self, window: torch.Tensor, number: int, scale: float) -> bool:
-        """Whether the loss of one window is finite; window (T, C) becomes its gradient, some rows at a time."""
+    def _loss_of_window(self, window: torch.Tensor, number: int, scale: float) -> torch.Tensor:
+        """float64 (): the loss of one window, on its device; window (T, C) becomes its gradient, some rows at a
+        time."""
         targets = torch.full((len(window),), IGNORED, device=window.device)
         targets[:-1] = self.carrier.ids[number, 1:].to(window.device)
-        total = 0.0
+        total = torch.zeros((), dtype=torch.float64, device=window.device)
         for rows, wanted in zip(*(values.split(self.head_rows) for values in (window, targets)), strict=True):
             with torch.enable_grad():
                 values = rows.detach().clone().requires_grad_()
                 loss = sum_of_nll(self.carrier.logits(values), wanted)
                 loss.backward(torch.full_like(loss, scale))
-            total += float(loss.detach())
+            total += loss.detach()
             rows.copy_(values.grad)
-        return bool(np.isfinite(total))
+        return total
 
     def _back(self, layer: int, hidden: Stream, gradient: Stream, rows: slice) -> None:
         batch = self._batch(rows)

@@ -84,6 +84,22 @@ def test_what_rests_in_files_or_is_computed_again_changes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_head_that_runs_out_of_memory_finds_the_stream_as_it_was(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the third window, when two have their gradients: the batch comes again in halves."""
+    calls: list[int] = []
+    original = layer_sweep.sum_of_nll
+
+    def full_once(*given: Any) -> torch.Tensor:
+        calls.append(len(calls))
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("pretended")
+        return original(*given)
+
+    monkeypatch.setattr(layer_sweep, "sum_of_nll", full_once)
+    assert_same(measured(streamed(llama), "fisher", IDS), measured(llama, "fisher", IDS))
+    assert len(calls) == 3 + len(IDS)
+
+
 def test_inputs_are_kept_as_densely_as_there_is_room(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """81 layers, streams of 5 · 8 · 64 float32: all inputs and the stream behind are 82, with k = 9 there are 9 + 9."""
     hollow, stream = streamed(llama), 5 * 8 * 64 * 4
