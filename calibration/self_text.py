@@ -13,7 +13,6 @@ model then answers. So the turns and end-of-text tokens occur that such a model 
 """
 
 import re
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -126,9 +125,7 @@ def written_windows(
     rows: list[np.ndarray] = []
     size, done = batch_size or _first_rows(model, seq_len), 0
     bar = tqdm(total=count * seq_len, desc=f"writing text for {purpose}", unit="token", unit_scale=True, leave=False)
-    with bar, evaluating(model), warnings.catch_warnings():
-        # On a GPU sums of float64 in another order: they differ by less than a uniform number can fall between.
-        warnings.filterwarnings("ignore", message="cumsum_cuda_kernel does not have a deterministic implementation")
+    with bar, evaluating(model):
         while done < count:
             attempt = partial(_next_rows, model, begin, numbers[done:], bar)
             written, size = with_batch_that_fits(attempt, size, fixed=batch_size is not None)

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 TOKENS_A_BATCH = 2048  # what "auto" starts from: all that caches of a CPU hold, and little enough for a 7B on one card
+OUT_OF_MEMORY = (
+    "DefaultCPUAllocator",
+    "CUDA error: out of memory",
+    *(f"{library}_STATUS_ALLOC_FAILED" for library in ("CUBLAS", "CUSOLVER", "CUDNN")),
+)
 BUSY_BYTES = 2**28  # on a GPU: float32 values of the widest module that a batch makes, at first
 
 
@@ -75,7 +80,8 @@ def with_batch_that_fits(attempt: Callable[[int], T], size: int, *, fixed: bool)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an accelerator (its own exception) or the CPU allocator (a plain RuntimeError) ran out of memory."""
+    """Whether an accelerator or the CPU ran out of memory: torch's allocator for the former has an exception of its
+    own, the others (of the CPU, of the driver, of libraries that keep some for themselves) have only words."""
     import torch
 
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)

@@ -1,5 +1,6 @@
 """Tokens drawn from what a model expects. torch is imported where it is used."""
 
+import warnings
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,6 +16,10 @@ def drawn_tokens(logits: "torch.Tensor", chances: "torch.Tensor") -> "torch.Tens
     """
     import torch
 
-    cumulative = torch.softmax(logits.double(), dim=-1).cumsum(-1)
+    probabilities = torch.softmax(logits.double(), dim=-1)
+    with warnings.catch_warnings():
+        # On a GPU sums of float64 in another order: they differ by less than a uniform number can fall between.
+        warnings.filterwarnings("ignore", message="cumsum_cuda_kernel does not have a deterministic implementation")
+        cumulative = probabilities.cumsum(-1)
     place = torch.searchsorted(cumulative, (chances * cumulative[:, -1])[:, None], right=True)[:, 0]
     return torch.where(logits.isfinite().all(-1), place.clamp(max=logits.shape[-1] - 1), -1)

@@ -12,7 +12,8 @@ import torch
 def seeded(seed: int) -> Iterator[None]:
     """The global random generators start at ``seed`` inside and are put back afterwards."""
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 (what other code uses)
-    with torch.random.fork_rng():
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []  # unnamed, torch warns of several
+    with torch.random.fork_rng(devices):
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002
         torch.manual_seed(seed)

@@ -1,6 +1,8 @@
 """What criteria do on a GPU, done here: halves multiplied as they are, sums that cast as they read, gradients in
 pieces, several windows a pass. Only speed differs there, so results are those of a CPU."""
 
+import warnings
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,11 @@ from test_importance import IDS, measured
 from tiny_models import build, windows_of
 
 from core import products
-from core.batching import busy_tokens
+from core.batching import busy_tokens, is_out_of_memory
 from core.errors import UsageError
 from core.ranks import Ranks
+from core.sampling import drawn_tokens
+from evaluation.seeding import seeded
 from importance import obs_moments, over_windows, passes, reductions
 from importance.obs_moments import MomentMeter
 from importance.passes import Backward, Batch, Forward
@@ -199,6 +203,47 @@ def test_moments_of_all_layers_share_a_pass_where_a_gpu_has_room(llama: Any, mon
     assert (busy.sets, busy.passes()) == (2, [range(1), range(1, 2), range(2, 3)])
     small = meter(2 * each, weights + 2 * each - 2)
     assert (small.sets, small.passes()) == (1, [range(3)])
+
+
+def test_drawing_tokens_warns_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU has no deterministic cumsum, and torch is told to warn of such; warnings are errors here."""
+    cumsum = torch.Tensor.cumsum
+
+    def warning(values: torch.Tensor, dim: int) -> torch.Tensor:
+        warnings.warn(f"cumsum_cuda_kernel does not have a deterministic implementation, but {dim}", stacklevel=1)
+        return cumsum(values, dim)
+
+    monkeypatch.setattr(torch.Tensor, "cumsum", warning)
+    logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, torch.nan, 0.0]])
+    assert drawn_tokens(logits, torch.tensor([0.6, 0.6], dtype=torch.float64)).tolist() == [2, -1]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate`"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+    ],
+)
+def test_libraries_that_have_no_memory_left_are_out_of_memory(error: RuntimeError, expected: bool) -> None:
+    assert is_out_of_memory(error) is expected
+
+
+def test_the_generators_of_all_gpus_are_named(two_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch warns where there are several and none is named."""
+    asked: list[list[int]] = []
+
+    def fork(devices: Any = None) -> AbstractContextManager[None]:
+        asked.append(list(devices))
+        return nullcontext()
+
+    monkeypatch.setattr(torch.random, "fork_rng", fork)
+    with seeded(1):
+        pass
+    assert asked == [[0, 1]]
 
 
 @pytest.mark.parametrize(
