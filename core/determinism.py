@@ -2,7 +2,8 @@
 
 Attention's backward adds up in no fixed order by default (flash and memory-efficient kernels), and cuDNN's has no other
 way. Where torch is told to refuse such algorithms, and not only to warn, it picks the first two's deterministic form
-and passes cuDNN over.
+and passes cuDNN over. So cuDNN's is off altogether, else the same layer would round otherwise without gradients than
+with; and it prepares itself anew for every shape, which is for every token while text is written.
 """
 
 from collections.abc import Iterator
@@ -20,13 +21,16 @@ def deterministic(*, strict: bool) -> Iterator[None]:
     import torch
 
     was, utils = torch.get_deterministic_debug_mode(), torch.utils.deterministic
+    attends = torch.backends.cuda.cudnn_sdp_enabled()
     filled = utils.fill_uninitialized_memory  # type: ignore[attr-defined]
     try:
         torch.set_deterministic_debug_mode("error" if strict else "warn")
         # The other half of that switch writes every buffer before its use, which helps debugging only.
         utils.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        torch.backends.cuda.enable_cudnn_sdp(False)
         yield
     finally:
+        torch.backends.cuda.enable_cudnn_sdp(attends)
         torch.set_deterministic_debug_mode(was)
         utils.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
 

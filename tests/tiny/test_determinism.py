@@ -23,24 +23,27 @@ REFUSED = (
 )
 
 
-def told() -> tuple[bool, bool, bool]:
+def told() -> tuple[bool, bool, bool, bool]:
+    """Determinism, whether it only warns, whether it fills memory; and cuDNN's attention, which is never the same."""
     return (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
         torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
+        torch.backends.cuda.cudnn_sdp_enabled(),
     )
 
 
 def test_a_gpu_refuses_what_is_not_deterministic_and_is_told_back() -> None:
     before = told()
+    assert before[3]
     with surroundings(0):
         outside = told()
         with suppress(KeyError), only_deterministic(CUDA):
-            assert told() == (True, False, False)
+            assert told() == (True, False, False, False)
             raise KeyError
         for device, strict in ((CUDA, False), (torch.device("cpu"), True)):
             with only_deterministic(device, strict):
-                assert told() == outside == (True, True, False)
+                assert told() == outside == (True, True, False, False)
         assert told() == outside
     assert told() == before
 
@@ -80,7 +83,7 @@ def test_a_gradient_pass_is_strict_forward_and_backward(llama: Any, monkeypatch:
 
     llama.model.layers[2].mlp.register_forward_hook(watch)
     measured(llama, "fisher")
-    assert set(seen) == {(True, False, False)}
+    assert set(seen) == {(True, False, False, False)}
     assert len(seen) == 2
 
 
