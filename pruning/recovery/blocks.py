@@ -231,8 +231,9 @@ class BlockwiseRecovery:
         """(B, T, C) on the device; rows: consecutive windows, or any."""
         if isinstance(rows, slice):
             return self.small.take(stream, rows)
-        if isinstance(stream, torch.Tensor):
-            return stream[rows.to(stream.device)].to(self.small.device)
+        if isinstance(stream, torch.Tensor) and stream.device == self.small.device:
+            return stream[rows.to(stream.device)]
+        # Beside a GPU what was put there may still be under way: the device takes it in order, indexing here would not.
         return torch.cat([self.small.take(stream, slice(row, row + 1)) for row in rows.tolist()])
 
     @torch.no_grad()
