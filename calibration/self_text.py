@@ -23,6 +23,7 @@ import torch
 from core.as_found import evaluating
 from core.batching import with_batch_that_fits
 from core.errors import NumericalError, reason_of
+from core.memory import gpu_capacity
 from core.names import SELF
 from core.progress import tqdm
 from core.sampling import drawn_tokens
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
 
 CALIBRATING, EVALUATING, JUDGING, DISTILLING = PURPOSES = ("calibration", "evaluation", "judging", "distillation")
 USUAL_BEGINNINGS = 256  # capitalised words of the vocabulary that begin a text where there is no BOS
-ROWS_AT_ONCE = 64
+ROWS_AT_ONCE, ROWS_ON_A_GPU = 64, 256  # there a token of many rows takes as long as one of a few
 CACHE_BYTES = 2**31  # keys and values of the first batch that is tried take at most this much
+SHARE_OF_GPU = 8  # or this part of what a GPU has beside the weights
 INSTRUCTIONS = (
     "Explain in a few sentences how rain forms.",
     "Write a short story about a lighthouse keeper and a lost dog.",
@@ -192,7 +194,11 @@ def _first_rows(model: Any, seq_len: int) -> int:
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     a_row = 2 * config.num_hidden_layers * heads * width * seq_len * model.dtype.itemsize
-    return int(min(ROWS_AT_ONCE, max(1, CACHE_BYTES // a_row)))
+    room = gpu_capacity(model.device)
+    if room is None:
+        return int(min(ROWS_AT_ONCE, max(1, CACHE_BYTES // a_row)))
+    room -= sum(parameter.nbytes for parameter in model.parameters())
+    return int(min(ROWS_ON_A_GPU, max(1, max(CACHE_BYTES, room // SHARE_OF_GPU) // a_row)))
 
 
 def _usual_first_tokens(tokenizer: "PreTrainedTokenizerBase", vocabulary: int) -> tuple[tuple[int, ...], ...]:

@@ -19,6 +19,7 @@ OUT_OF_MEMORY = (
     "CUDA error: out of memory",
     *(f"{library}_STATUS_ALLOC_FAILED" for library in ("CUBLAS", "CUSOLVER", "CUDNN")),
 )
+GPU_PIECE = 8  # times what a CPU works on at a time
 BUSY_BYTES = 2**28  # on a GPU: float32 values of the widest module that a batch makes, at first
 
 
@@ -29,6 +30,12 @@ def busy_tokens(device: "torch.device", widest: int) -> int:
     fixed number for a model, so that rounding does not depend on what else runs there.
     """
     return TOKENS_A_BATCH if device.type == "cpu" else max(TOKENS_A_BATCH, BUSY_BYTES // (4 * widest))
+
+
+def values_at_once(on_a_cpu: int, device: "torch.device") -> int:
+    """Of rows that are worked on some at a time: on a CPU so many values as its caches hold, on a GPU more, since each
+    piece is a dozen kernels to launch, and its memory is as fast as those caches."""
+    return on_a_cpu if device.type == "cpu" else GPU_PIECE * on_a_cpu
 
 
 def for_each_batch(

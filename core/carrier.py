@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from core.batching import TOKENS_A_BATCH, busy_tokens, with_batch_that_fits
+from core.batching import TOKENS_A_BATCH, busy_tokens, values_at_once, with_batch_that_fits
 from core.engine import engine_of
 from core.families import IN, Family
 from core.layers import bypassed
 from core.resting import FileStream
 
 Stream = torch.Tensor | FileStream  # (N, T, C)
-HEAD_VALUES = 1 << 24  # logits that exist at once: 64 MiB in float32
+HEAD_VALUES = 1 << 24  # logits that exist at once on a CPU: 64 MiB in float32
 
 
 class _Call(NamedTuple):
@@ -144,7 +144,7 @@ class Carrier:
 
     def head_rows(self, vocabulary: int) -> int:
         """Rows that ``logits`` should be asked for at once."""
-        return max(1, HEAD_VALUES // vocabulary)
+        return max(1, values_at_once(HEAD_VALUES, self.device) // vocabulary)
 
     def _record(self, windows: int, **given: torch.Tensor) -> torch.Tensor:
         """Note how the model calls its layers for this many windows, given their tokens or any hidden states; returns

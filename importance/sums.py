@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from core.batching import values_at_once
 from core.families import Family, Member, rows_per_group
 from core.groups import LayerShape
 
@@ -75,8 +76,8 @@ class _SummedNLL(torch.autograd.Function):
 
 
 def rows_at_a_time(logits: torch.Tensor) -> int:
-    """How many rows of logits (P, V) are made float32 at a time: 16 MiB of them."""
-    return max(1, (1 << 22) // logits.shape[-1])
+    """How many rows of logits (P, V) are made float32 at a time: on a CPU 16 MiB of them."""
+    return max(1, values_at_once(1 << 22, logits.device) // logits.shape[-1])
 
 
 def group_sums(member: Member, shape: LayerShape, along_axis: torch.Tensor) -> torch.Tensor:

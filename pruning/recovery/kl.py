@@ -17,9 +17,10 @@ import torch.nn.functional as F
 
 from core import ranks
 from core.as_found import evaluating
+from core.batching import values_at_once
 
-CHUNK_VALUES = 1 << 22  # logits that are float32 at once: 16 MiB, twice
-BATCH_VALUES = 1 << 24  # logits of a batch that is judged: 64 MiB in float32
+CHUNK_VALUES = 1 << 22  # logits that are float32 at once on a CPU: 16 MiB, twice
+BATCH_VALUES = 1 << 24  # logits of a batch that is judged on a CPU: 64 MiB in float32
 
 
 def divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
@@ -33,7 +34,7 @@ class _Divergence(torch.autograd.Function):
     def forward(ctx: Any, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         """The gradient is kept without the mean's 1/P, which could take it out of float16's range."""
         total, gradient = torch.zeros((), device=student.device), torch.empty_like(student)
-        for rows in _chunks(*student.shape):
+        for rows in _chunks(*student.shape, values_at_once(CHUNK_VALUES, student.device)):
             p, q = (F.log_softmax(logits[rows].float(), -1) for logits in (teacher, student))
             total += F.kl_div(q, p, reduction="sum", log_target=True)
             gradient[rows] = (q.exp() - p.exp()).to(gradient.dtype)
@@ -59,7 +60,7 @@ def held_out(student: Any, teacher: Any, ids: np.ndarray) -> HeldOut:
     """ids: int64 (N, T), of which several processes take a share each. Both models are left as found."""
     sums = torch.zeros(2, dtype=torch.float64)
     share = ids[ranks.share(len(ids))]
-    batch_size = max(1, BATCH_VALUES // (ids.shape[1] * student.config.vocab_size))
+    batch_size = max(1, values_at_once(BATCH_VALUES, student.device) // (ids.shape[1] * student.config.vocab_size))
     with evaluating(student), evaluating(teacher):
         for start in range(0, len(share), batch_size):
             rows = torch.from_numpy(share[start : start + batch_size]).to(student.device)
@@ -72,6 +73,6 @@ def held_out(student: Any, teacher: Any, ids: np.ndarray) -> HeldOut:
     return HeldOut(*(sums / len(ids)).tolist())
 
 
-def _chunks(positions: int, vocabulary: int) -> Iterator[slice]:
-    step = max(1, CHUNK_VALUES // vocabulary)
+def _chunks(positions: int, vocabulary: int, values: int) -> Iterator[slice]:
+    step = max(1, values // vocabulary)
     return (slice(start, start + step) for start in range(0, positions, step))

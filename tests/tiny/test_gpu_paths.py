@@ -12,6 +12,7 @@ from operators import Operators
 from test_importance import IDS, measured
 from tiny_models import build, windows_of
 
+from calibration import self_text
 from core import products
 from core.batching import busy_tokens, is_out_of_memory
 from core.errors import UsageError
@@ -22,6 +23,7 @@ from importance import obs_moments, over_windows, passes, reductions
 from importance.obs_moments import MomentMeter
 from importance.passes import Backward, Batch, Forward
 from importance.reductions import column_squares, piece_rows, sums_of_absolutes, times, window_norms
+from importance.sums import rows_at_a_time
 from models.architecture import architecture_of
 from models.family_table import family_of
 from models.loading import choose_device
@@ -184,6 +186,25 @@ def test_first_batches_are_what_keeps_a_gpu_busy_and_memory_holds(llama: Any, mo
     assert forward.first_windows(1024) == 1024
     monkeypatch.setattr(passes, "LOGITS_BYTES", 4 * 97 * 5000)
     assert forward.first_windows(1000) == 5
+
+
+def test_a_gpu_writes_many_rows_at_once_as_far_as_keys_and_values_have_room(
+    llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row of 100 tokens: 2 for keys and values, 3 layers, 2 KV heads of 16 float32, 76,800 bytes."""
+    heads, width = llama.config.num_key_value_heads, llama.config.head_dim
+    assert 2 * 3 * heads * width * 100 * 4 == 76_800
+    weights = sum(parameter.nbytes for parameter in llama.parameters())
+    assert self_text._first_rows(llama, 100) == 64
+    monkeypatch.setattr(self_text, "CACHE_BYTES", 76_800)
+    for capacity, rows in ((weights, 1), (weights + 8 * 76_800 * 3, 3), (10**12, 256)):
+        monkeypatch.setattr(self_text, "gpu_capacity", lambda _device, capacity=capacity: capacity)
+        assert self_text._first_rows(llama, 100) == rows
+
+
+def test_a_gpu_takes_larger_pieces_of_logits() -> None:
+    assert rows_at_a_time(torch.empty(5000, 4096)) == 1024
+    assert rows_at_a_time(torch.empty(5000, 4096, device="meta")) == 8192
 
 
 def test_moments_of_all_layers_share_a_pass_where_a_gpu_has_room(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
