@@ -34,7 +34,7 @@ class _Divergence(torch.autograd.Function):
     def forward(ctx: Any, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         """The gradient is kept without the mean's 1/P, which could take it out of float16's range."""
         total, gradient = torch.zeros((), device=student.device), torch.empty_like(student)
-        for rows in _chunks(*student.shape, values_at_once(CHUNK_VALUES, student.device)):
+        for rows in _chunks(student):
             p, q = (F.log_softmax(logits[rows].float(), -1) for logits in (teacher, student))
             total += F.kl_div(q, p, reduction="sum", log_target=True)
             gradient[rows] = (q.exp() - p.exp()).to(gradient.dtype)
@@ -73,6 +73,7 @@ def held_out(student: Any, teacher: Any, ids: np.ndarray) -> HeldOut:
     return HeldOut(*(sums / len(ids)).tolist())
 
 
-def _chunks(positions: int, vocabulary: int, values: int) -> Iterator[slice]:
-    step = max(1, values // vocabulary)
-    return (slice(start, start + step) for start in range(0, positions, step))
+def _chunks(logits: torch.Tensor) -> Iterator[slice]:
+    """Positions of logits (P, V) that are worked on together."""
+    step = max(1, values_at_once(CHUNK_VALUES, logits.device) // logits.shape[1])
+    return (slice(start, start + step) for start in range(0, len(logits), step))
