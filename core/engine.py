@@ -69,11 +69,13 @@ class Engine:
 
     @contextmanager
     def restoring(self, parameters: Iterable[Any]) -> Iterator[None]:
-        """Afterwards these weights, and whatever else was ``changed`` inside, are what they were."""
+        """Afterwards these weights, and whatever else was ``changed`` inside, are what they were; meanwhile they rest
+        on the device, where they have room."""
         import torch
 
-        touched = list(parameters)
-        before = [parameter.detach().to("cpu", copy=True) for parameter in touched]
+        touched, device = list(parameters), self.device
+        stay = self.has_room(sum(parameter.nbytes for parameter in touched), device)
+        before = [parameter.detach().to(parameter.device if stay else "cpu", copy=True) for parameter in touched]
         try:
             yield
         finally:

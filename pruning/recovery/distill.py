@@ -103,12 +103,12 @@ def distil(
         trained = [parameter.detach().to("cpu", copy=True) for parameter in layers.parameters()]
         found = {}
         for share in SHARES:
-            _set(layers, _between(weights, trained, share, settings.stored_dtype))
+            _set(layers, _between(weights, trained, share, settings.stored_dtype, small.device))
             found[share] = held_out(small, dense, check)
         share = min(found, key=lambda share: found[share].kl)
         after = found[share]
         if after.kl < before.kl:
-            _set(layers, _between(weights, trained, share, settings.stored_dtype))
+            _set(layers, _between(weights, trained, share, settings.stored_dtype, small.device))
         else:
             share = 0.0
             _set(layers, weights)
@@ -275,11 +275,15 @@ def _recomputing(small: Any, wanted: bool) -> Iterator[None]:
 
 
 def _between(
-    before: list[torch.Tensor], trained: list[torch.Tensor], share: float, dtype: torch.dtype | None
+    before: list[torch.Tensor],
+    trained: list[torch.Tensor],
+    share: float,
+    dtype: torch.dtype | None,
+    device: torch.device,
 ) -> Iterator[torch.Tensor]:
-    """Weights that far on the way from one to the other, rounded to ``dtype``."""
+    """Weights that far on the way from one to the other, rounded to ``dtype``; computed on ``device``."""
     for start, end in zip(before, trained, strict=True):
-        yield start.float().lerp(end.float(), share).to(dtype or start.dtype)
+        yield start.to(device).float().lerp(end.to(device).float(), share).to(dtype or start.dtype)
 
 
 @torch.no_grad()
