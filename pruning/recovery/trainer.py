@@ -165,6 +165,8 @@ def arguments(device: torch.device, half: bool, folder: Path, report_to: Sequenc
     )
     # The device of the session, and no other GPU that the process sees.
     made.__dict__["_setup_devices"], made._n_gpu = device, min(made.n_gpu, 1)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # which TrainingArguments set to the first one
     return made
 
 
