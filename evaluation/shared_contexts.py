@@ -77,8 +77,8 @@ def _scored(
         wanted = _padded([answer for _, _, answer in some], model.device)
         logits = model(input_ids=given, past_key_values=_selected(known, numbers), use_cache=True).logits
         log_p = F.log_softmax(logits, -1, dtype=softmax_dtype)
-        likeliest = log_p.argmax(-1) == wanted
-        chosen = log_p.gather(2, wanted[..., None])[..., 0]
+        likeliest = (log_p.argmax(-1) == wanted).cpu()  # once: each answer is read by itself
+        chosen = log_p.gather(2, wanted[..., None])[..., 0].cpu()
         for (_, place, answer), nats, hit in zip(some, chosen, likeliest, strict=True):
             yield place, (float(nats[: len(answer)].sum()), bool(hit[: len(answer)].all()))
 
