@@ -37,17 +37,18 @@ def mirror(matrix: torch.Tensor) -> torch.Tensor:
     return matrix
 
 
-def invert(matrix: torch.Tensor, *, least: int = 256) -> torch.Tensor:
+def invert(matrix: torch.Tensor, *, least: int | None = None) -> torch.Tensor:
     """The inverse of a positive definite matrix, in its place. LinAlgError where it is not, or holds NaN or Inf.
 
-    On a CPU by halves, as products: with A = [[P, R^T], [R, Q]], T = R P^-1 and the Schur complement S = Q - T R^T,
+    Down to ``least`` rows (256 on a CPU, 2,048 on a GPU) by halves, as products: with A = [[P, R^T], [R, Q]],
+    T = R P^-1 and the Schur complement S = Q - T R^T,
 
         A^-1 = [[P^-1 + T^T S^-1 T, -T^T S^-1], [-S^-1 T, S^-1]]
 
     which takes n^3 operations like Cholesky factors and their inverse, but at the speed of products.
     """
-    n = len(matrix)
-    if n <= least or not halves_pay(matrix.device):
+    n, least = len(matrix), least or (256 if halves_pay(matrix.device) else 2048)
+    if n <= least:
         return matrix.copy_(torch.cholesky_inverse(torch.linalg.cholesky(matrix)))
     first, rest = slice(n // 2), slice(n // 2, n)
     p, r, q = matrix[first, first], matrix[rest, first], matrix[rest, rest]

@@ -19,10 +19,10 @@ g = G_c,: and h = g - g_c s / 2 a removal makes
 
     H^-1  <-  H^-1 - (H^-1)_cc s^T s        G  <-  G - s^T h - h^T s
 
-Only diagonals are kept up to date at each step (``removals``); after BLOCK removals their vectors update both matrices
-at once, as products. That is exact and takes about 4 n^3 operations with the inverse, half of them where symmetric
-products are computed by halves (``core.symmetric``). On a GPU no step waits for the host. Everything is float64, up to
-four matrices (n, n) at once.
+Only diagonals are kept up to date at each step (``removals``); after a block of removals their vectors update both
+matrices at once, as products. That is exact and takes about 4 n^3 operations with the inverse, half of them where
+symmetric products are computed by halves (``core.symmetric``). On a GPU no step waits for the host. Everything is
+float64, up to four matrices (n, n) at once.
 """
 
 from dataclasses import dataclass
@@ -31,10 +31,11 @@ import numpy as np
 import torch
 
 from core import symmetric
-from importance.removals import cheapest
+from importance.removals import cheapest, is_host
 
 RIDGE = 0.01  # of the mean diagonal of H
-BLOCK = 128  # removals between two updates of the matrices
+# Removals between two updates of the matrices. A GPU reads twice as many vectors while the next kernel is launched.
+BLOCK, BLOCK_ON_GPU = 128, 256
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,10 @@ def _damped_inverse(moment: torch.Tensor, ridge: float) -> torch.Tensor:
 def _single_inputs(inverse: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Order and costs, both (n,), on the device."""
     gram = symmetric.add_product(torch.zeros_like(inverse), weight, weight)
-    left = torch.arange(len(gram), device=gram.device)
+    left, most = torch.arange(len(gram), device=gram.device), BLOCK if is_host(gram.device) else BLOCK_ON_GPU
     order, cost = [], []
     while len(left):
-        block = cheapest(inverse, gram, min(BLOCK, len(left)))
+        block = cheapest(inverse, gram, min(most, len(left)))
         order.append(left[block.gone])
         cost.append(block.cost)
         stays = _stays(block.gone, len(left))

@@ -19,7 +19,7 @@ from core.windows import TokenWindows
 from importance.gradient_scale import GradientNorms
 from importance.over_windows import Key, Measurement, by_group, over_windows
 from importance.passes import Backward, Batch
-from importance.reductions import times, window_norms
+from importance.reductions import products_summed
 from importance.sums import group_sums, output_projections
 
 
@@ -91,10 +91,10 @@ class _Squares(Measurement):
         return (watched, *args[1:])
 
     def _reduce(self, inputs: torch.Tensor, gradient: torch.Tensor, layer: int, member: Member) -> None:
-        per_input = times(inputs, gradient).sum(1)  # (B, rows): sum over tokens
+        per_input, l1, l2 = products_summed(gradient, inputs, 1, absolute=False)  # (B, rows): sum over tokens
         per_group = group_sums(member, self.architecture.layers[layer], per_input)  # (B, K or F)
         self.squared[layer, member.kind] = per_group.double().square()
-        self.norms.add(layer, *window_norms(gradient), gradient[0].numel())
+        self.norms.add(layer, l1, l2, gradient[0].numel())
 
     def start(self, batch: Batch) -> None:
         self.squared.clear()

@@ -1,17 +1,40 @@
 """Sums over gradients, in float32 whatever the gradients come in.
 
-On a GPU time goes into reading, so halves are cast inside the kernels that reduce them: no float32 copy is written.
-Where a gradient can be had in pieces (``piece_rows``) all reductions of a piece find it in the card's cache.
+On a GPU time goes into reading and into launches. One kernel reads a gradient for all its sums
+(``reduction_kernels``), where Triton can compile it. Elsewhere halves are cast inside the kernels that reduce them, so
+that no float32 copy is written, and where a gradient can be had in pieces (``piece_rows``) all reductions of a piece
+find it in the card's cache.
 """
 
 import torch
 
+from core import kernels
+
 PIECE_BYTES = 32 << 20  # float32; an H100's cache holds 50 MiB
+PIECE_BYTES_READ_ONCE = 256 << 20
 
 
 def reads_are_dear(device: torch.device) -> bool:
     """Whether a sum that casts and squares as it reads is worth its rounding; on a CPU such sums are slower."""
     return device.type != "cpu"
+
+
+def products_summed(
+    gradient: torch.Tensor, factor: torch.Tensor, dim: int, *, absolute: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(sums over ``dim`` of gradient * factor, or of its absolute value; L1 and L2 norm of gradient), by window.
+
+    gradient (B, R, C), which may be overwritten where it is float32; factor (R, C) or (B, R, C); dim 1 or 2. float32
+    (B, C or R), (B,), (B,).
+    """
+    if kernels.have(gradient.device):
+        found = kernels.attempt("importance.reduction_kernels", "products_summed", gradient, factor, dim, absolute)
+        if found is not None:
+            sums, l1, l2 = found
+            return sums, l1, l2
+    norms = window_norms(gradient)
+    products = gradient.mul_(factor) if gradient.dtype == torch.float32 and absolute else times(gradient, factor)
+    return (sums_of_absolutes(products, dim) if absolute else products.sum(dim)), *norms
 
 
 def times(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -42,5 +65,6 @@ def sums_of_absolutes(values: torch.Tensor, dim: int) -> torch.Tensor:
 
 def piece_rows(rows: int, row_bytes: int, device: torch.device) -> list[range]:
     """Of a gradient with so many rows of so many bytes: rows that are computed and reduced together, all on a CPU."""
-    step = rows if not reads_are_dear(device) else max(1, PIECE_BYTES // row_bytes)
+    most = PIECE_BYTES_READ_ONCE if kernels.have(device) else PIECE_BYTES
+    step = rows if not reads_are_dear(device) else max(1, most // row_bytes)
     return [range(start, min(start + step, rows)) for start in range(0, rows, step)]

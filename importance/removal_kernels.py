@@ -1,4 +1,4 @@
-"""``removals`` on a GPU with one kernel a removal, in Triton, which torch brings along there; importing this needs it.
+"""``removals`` on a GPU with one kernel a removal, in Triton, which torch brings along there (``core.kernels``).
 
 The two dozen small operators of a removal take ten times as long to launch as to compute. Here every program keeps some
 columns up to date. It begins with the best columns that all programs left behind in the step before, so that no step
@@ -20,8 +20,9 @@ ROWS = 16  # of s and h that are read at a time
 NOWHERE = tl.constexpr(2**31 - 1)
 
 
-def remove(inverse: torch.Tensor, gram: torch.Tensor, found: "Removals") -> None:
-    """Fill ``found``. inverse, gram: float64 (R, R), the columns of a row side by side, R at most 524,288."""
+def remove(inverse: torch.Tensor, gram: torch.Tensor, found: "Removals") -> "Removals":
+    """Fill ``found``, and return it. inverse, gram: float64 (R, R), the columns of a row side by side; R at most
+    524,288."""
     n = len(gram)
     columns = next(columns for columns in COLUMNS if n <= PROGRAMS * columns)
     grid = (-(-n // columns),)
@@ -36,6 +37,7 @@ def remove(inverse: torch.Tensor, gram: torch.Tensor, found: "Removals") -> None
     results = (found.gone, found.cost, found.pivots, found.s, found.h)
     for step in range(len(found.gone)):
         _remove_one[grid](*matrices, a, g, best, places, *results, step, n, ROWS=ROWS, **sizes)
+    return found
 
 
 @triton.jit

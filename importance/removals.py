@@ -10,18 +10,12 @@ where Triton can compile it (``removal_kernels``). On a CPU numpy does the same 
 longer to call an operator than to compute it.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import torch
 
-from core.batching import is_out_of_memory
-from core.errors import reason_of
-from core.say import note
-
-Remove = Callable[[torch.Tensor, torch.Tensor, "Removals"], None]
+from core import kernels
 
 
 @dataclass(frozen=True)
@@ -54,27 +48,9 @@ def is_host(device: torch.device) -> bool:
 
 
 def _on_gpu(inverse: torch.Tensor, gram: torch.Tensor, found: Removals) -> None:
-    for remove in _kernels():
-        try:
-            remove(inverse, gram, found)
-        except Exception as error:  # of a compiler, of whatever kind: there may be none
-            if isinstance(error, RuntimeError) and is_out_of_memory(error):
-                raise
-            _kernels().remove(remove)
-            note(f"obs takes several times as long as with Triton's kernels, which fail: {reason_of(error, 160)}")
-        else:
-            return
-    _on_device(inverse, gram, found)
-
-
-@cache
-def _kernels() -> list[Remove]:
-    """One, or none where Triton is missing or its kernel has failed."""
-    try:
-        from importance.removal_kernels import remove
-    except ImportError:
-        return []
-    return [remove]
+    by_kernels = kernels.have(gram.device)
+    if not by_kernels or kernels.attempt("importance.removal_kernels", "remove", inverse, gram, found) is None:
+        _on_device(inverse, gram, found)
 
 
 def _on_host(inverse: torch.Tensor, gram: torch.Tensor, found: Removals) -> None:

@@ -26,7 +26,7 @@ from core.windows import TokenWindows
 from importance.gradient_scale import GradientNorms
 from importance.over_windows import Key, Measurement, by_group, over_windows
 from importance.passes import Backward, Batch
-from importance.reductions import piece_rows, sums_of_absolutes, window_norms
+from importance.reductions import piece_rows, products_summed, sums_of_absolutes, window_norms
 from importance.sums import group_sums
 from importance.tally import Tally
 
@@ -145,6 +145,10 @@ class _Products(Measurement):
         self, parameter: torch.Tensor, index: Any, gradient: torch.Tensor, layer: int, dim: int | None = None
     ) -> list[torch.Tensor]:
         """Of gradient, float32 (B, ...) of parameter[index], both terms summed over ``dim``, none where nothing is."""
+        if dim is not None and not self.keep_sum and not self.second_order:
+            sums, l1, l2 = products_summed(gradient, parameter.detach()[index], dim, absolute=True)
+            self.norms.add(layer, l1, l2, gradient[0].numel())
+            return [sums]
         self.norms.add(layer, *window_norms(gradient), gradient[0].numel())
         if self.keep_sum:
             self._sum_of(parameter)[index] += gradient.sum(0) / self.scale

@@ -51,7 +51,10 @@ class Subject:
 
 
 def backward_row(subject: Subject, windows: int, seq_len: int) -> Row:
-    """``loss.backward()`` with gradients of all weights, one window a pass as training code would, after a warm-up."""
+    """``loss.backward()`` with gradients of all weights, one window a pass as training code would, after a warm-up.
+
+    Attention may be cuDNN's, the fastest, which a run passes over: its sums come in no fixed order.
+    """
     ids = subject.windows(windows, seq_len).ids
 
     def step(row: np.ndarray) -> None:
@@ -61,10 +64,13 @@ def backward_row(subject: Subject, windows: int, seq_len: int) -> Row:
         subject.model.zero_grad(set_to_none=True)
 
     subject.model.requires_grad_(True)
+    of_a_run = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(True)
     try:
         step(ids[0])
         found = timed(partial(for_each, step, ids), subject.device)
     finally:
+        torch.backends.cuda.enable_cudnn_sdp(of_a_run)
         subject.model.requires_grad_(False)
     flop = 6 * subject.architecture.total_params * seq_len
     return Row(

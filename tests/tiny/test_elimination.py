@@ -18,7 +18,6 @@ from importance.elimination import Elimination, convex, eliminate, in_order
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The way of a GPU, done here: removals by operators alone, products whole."""
     monkeypatch.setattr(removals, "is_host", lambda _device: False)
-    monkeypatch.setattr(removals, "_kernels", list)
     monkeypatch.setattr(symmetric, "halves_pay", lambda _device: False)
 
 
@@ -134,6 +133,7 @@ def test_blocks_of_removals_equal_one_at_a_time(inputs: int, tokens: int) -> Non
 def test_equal_inputs_go_by_index_in_every_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """Uncorrelated inputs that cost 1, 2, 1, 2, ...: all ones by index, then all twos, whatever the blocks."""
     monkeypatch.setattr(elimination, "BLOCK", 3)
+    monkeypatch.setattr(elimination, "BLOCK_ON_GPU", 3)
     found = eliminate(torch.eye(10), torch.tensor([[1.0, 2.0**0.5] * 5]), 1, ridge=0.0)
     assert found.order.tolist() == [0, 2, 4, 6, 8, 1, 3, 5, 7, 9]
     np.testing.assert_allclose(found.cost, [1] * 5 + [2] * 5)
@@ -183,12 +183,12 @@ def test_a_removal_costs_few_operators() -> None:
             return function(*args, **(kwargs or {}))
 
     counts = []
-    for inputs in (2 * elimination.BLOCK, 4 * elimination.BLOCK):
+    for inputs in (2 * elimination.BLOCK_ON_GPU, 4 * elimination.BLOCK_ON_GPU):
         x, weight = problem(tokens=600, inputs=inputs)
         with Counter() as counter:
             eliminate(x.T @ x, weight, 1)
         counts.append(counter.count)
-    assert (counts[1] - counts[0]) / (2 * elimination.BLOCK) < 24
+    assert (counts[1] - counts[0]) / (2 * elimination.BLOCK_ON_GPU) < 24
 
 
 @pytest.mark.parametrize("halves", [True, False])

@@ -1,4 +1,4 @@
-"""The kernel that removes inputs on a GPU, interpreted by Triton; what happens where it cannot be compiled."""
+"""The kernel that removes inputs on a GPU, interpreted by Triton."""
 
 from types import ModuleType
 
@@ -6,8 +6,6 @@ import pytest
 import torch
 
 from benchmarks.elimination import problem
-from core.say import heard_by
-from importance import removals
 from importance.removals import Removals, cheapest
 
 
@@ -45,31 +43,3 @@ def test_of_equal_inputs_the_lowest_goes_first(kernels: ModuleType) -> None:
     found = Removals.room_for(3, gram)
     kernels.remove(torch.eye(len(gram), dtype=torch.float64), gram, found)
     assert found.gone.tolist() == [1, 66, 0]
-
-
-def test_a_kernel_that_cannot_be_compiled_is_said_and_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_compiler(*_: object) -> None:
-        raise RuntimeError("Failed to find C compiler")
-
-    tried = [no_compiler]
-    monkeypatch.setattr(removals, "is_host", lambda _device: False)
-    monkeypatch.setattr(removals, "_kernels", lambda: tried)
-    inverse, gram = matrices(12, outputs=4)
-    said: list[str] = []
-    with heard_by(said.append):
-        found = [cheapest(inverse, gram, 12).gone.tolist() for _ in range(2)]
-    assert found[0] == found[1]
-    assert len(said) == 1
-    assert "Failed to find C compiler" in said[0]
-
-
-def test_memory_that_does_not_suffice_is_no_fault_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    def too_large(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    tried = [too_large]
-    monkeypatch.setattr(removals, "is_host", lambda _device: False)
-    monkeypatch.setattr(removals, "_kernels", lambda: tried)
-    with pytest.raises(torch.OutOfMemoryError):
-        cheapest(*matrices(12, outputs=4), 12)
-    assert tried == [too_large]

@@ -1,0 +1,50 @@
+"""Kernels that Triton compiles for a GPU, for as long as they work; whoever asks for one knows how to do without.
+
+torch brings Triton along where there is a GPU. It needs a C compiler, which some machines lack.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from core.batching import is_out_of_memory
+from core.errors import reason_of
+from core.say import note
+
+if TYPE_CHECKING:
+    import torch
+
+
+def have(device: "torch.device") -> bool:
+    """Whether kernels are worth a try there."""
+    return device.type == "cuda" and not _FAILED and _triton_is_there()
+
+
+def attempt(module: str, function: str, *arguments: Any) -> Any:
+    """What the function of a module of kernels gives; None where it fails, which is said once, and ends all of them."""
+    if _FAILED:
+        return None
+    try:
+        run: Callable[..., Any] = getattr(import_module(module), function)
+        return run(*arguments)
+    except Exception as error:  # of a compiler, of whatever kind
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            raise
+        _FAILED.append(function)
+        note(
+            f"measuring takes several times as long as with Triton's kernels, which fail here: {reason_of(error, 160)}"
+        )
+        return None
+
+
+_FAILED: list[str] = []
+
+
+@cache
+def _triton_is_there() -> bool:
+    try:
+        import_module("triton")
+    except ImportError:
+        return False
+    return True

@@ -1,0 +1,121 @@
+"""Kernels of a GPU: those that reduce gradients, interpreted by Triton; what happens where none can be compiled."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_importance import measured
+from tiny_models import build
+
+from core import kernels
+from core.say import heard_by
+from importance import reductions, removals
+from importance.reductions import products_summed
+from importance.removals import cheapest
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Kernels as on a GPU, interpreted (tests/conftest.py); the names of those that ran."""
+    pytest.importorskip("triton")
+    ran: list[str] = []
+    attempt = kernels.attempt
+
+    def noted(module: str, function: str, *arguments: Any) -> Any:
+        ran.append(function)
+        return attempt(module, function, *arguments)
+
+    monkeypatch.setattr(kernels, "have", lambda _device: True)
+    monkeypatch.setattr(kernels, "attempt", noted)
+    return ran
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], list[str]]:
+    """Kernels of which each fails with a given error; the names of those that have failed for good."""
+
+    def make(error: Exception) -> list[str]:
+        class Module:
+            def __getattr__(self, _name: str) -> Callable[..., Any]:
+                return self.fail
+
+            def fail(self, *_: Any) -> None:
+                raise error
+
+        failed: list[str] = []
+        monkeypatch.setattr(kernels, "_FAILED", failed)
+        monkeypatch.setattr(kernels, "have", lambda _device: not failed)
+        monkeypatch.setattr(kernels, "import_module", lambda _name: Module())
+        return failed
+
+    return make
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dim", [1, 2])
+@pytest.mark.parametrize("rows_are_neighbours", [False, True])
+def test_one_reading_gives_sums_and_norms(
+    compiled: list[str], dtype: torch.dtype, dim: int, rows_are_neighbours: bool
+) -> None:
+    """More rows than one program adds up, and sizes that no tile divides."""
+    torch.manual_seed(0)
+    gradient, weight = torch.randn(2, 1031, 21).to(dtype), torch.randn(1031, 21).to(dtype)
+    if rows_are_neighbours:
+        gradient = gradient.transpose(1, 2).contiguous().transpose(1, 2)
+    sums, l1, l2 = products_summed(gradient, weight, dim, absolute=True)
+    exact = gradient.double()
+    np.testing.assert_allclose(sums, (exact * weight.double()).abs().sum(dim), rtol=1e-4)
+    np.testing.assert_allclose(l1, exact.abs().sum((1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(l2, exact.square().sum((1, 2)).sqrt(), rtol=1e-4)
+    inputs = torch.randn(2, 1031, 21).to(dtype)
+    signed, _, _ = products_summed(gradient, inputs, dim, absolute=False)
+    np.testing.assert_allclose(signed, (exact * inputs.double()).sum(dim), rtol=1e-4, atol=1e-3)
+    assert compiled == ["products_summed"] * 2
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "fisher", "obs"])
+def test_criteria_by_kernels_are_those_by_operators(
+    compiled: list[str], criterion: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build("llama")
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(kernels, "have", lambda _device: False)
+        expected = measured(model, criterion)
+    monkeypatch.setattr(removals, "is_host", lambda _device: False)
+    found = measured(model, criterion)
+    np.testing.assert_allclose(found.values, expected.values, rtol=1e-4, atol=1e-12)
+    np.testing.assert_allclose(found.gradients.norm, expected.gradients.norm, rtol=1e-4)
+    assert set(compiled) == {"remove" if criterion == "obs" else "products_summed"}
+
+
+def test_a_kernel_that_cannot_be_compiled_is_said_once_and_done_without(
+    failing: Callable[[Exception], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = failing(RuntimeError("Failed to find C compiler"))
+    monkeypatch.setattr(removals, "is_host", lambda _device: False)
+    gradient, weight, matrix = torch.full((1, 2, 3), 2.0), torch.full((2, 3), -3.0), torch.eye(4, dtype=torch.float64)
+    said: list[str] = []
+    with heard_by(said.append):
+        sums, l1, _ = products_summed(gradient, weight, 1, absolute=True)
+        order = cheapest(matrix, matrix.clone(), 4).gone
+    assert (sums.tolist(), l1.tolist(), order.tolist()) == ([[12.0] * 3], [12.0], [0, 1, 2, 3])
+    assert failed == ["products_summed"]
+    assert len(said) == 1
+    assert "Failed to find C compiler" in said[0]
+
+
+def test_memory_that_does_not_suffice_is_no_fault_of_the_kernels(failing: Callable[[Exception], list[str]]) -> None:
+    failed = failing(torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(torch.OutOfMemoryError):
+        products_summed(torch.ones(1, 2, 3), torch.ones(2, 3), 1, absolute=False)
+    assert failed == []
+
+
+def test_a_gradient_that_is_read_once_comes_in_larger_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reductions, "PIECE_BYTES", 100)
+    monkeypatch.setattr(reductions, "PIECE_BYTES_READ_ONCE", 300)
+    assert len(reductions.piece_rows(6, 100, torch.device("meta"))) == 6
+    monkeypatch.setattr(kernels, "have", lambda _device: True)
+    assert len(reductions.piece_rows(6, 100, torch.device("meta"))) == 2
