@@ -26,7 +26,7 @@ from benchmarks.baselines import (
 )
 from benchmarks.quality.case import Case, Keep, Method
 from benchmarks.quality.stream import Stream, feature_mask, output_members, silence
-from benchmarks.quality.trained import blocks, distilled, next_token_lora, trained
+from benchmarks.quality.trained import blocks, blocks_and_distilled, distilled, next_token_lora, trained
 from core.groups import Architecture
 from core.transforms import Transforms
 from importance.elimination import eliminate, in_order
@@ -264,6 +264,12 @@ METHODS: dict[str, Method] = {
     "ours+blocks": Method(trained(by_default, blocks), "the defaults, then --recover blocks", refits=True, trains=True),
     "ours+distill": Method(
         trained(by_default, distilled), "the defaults, then --recover distill", refits=True, trains=True
+    ),
+    "ours+blocks+distill": Method(
+        trained(by_default, blocks_and_distilled),
+        "the defaults, then --recover blocks,distill, half of the tokens at most for the former",
+        refits=True,
+        trains=True,
     ),
     "ours-no-repair": Method(ranked("obs"), "without the repair"),
     "ours-by-taylor": Method(repaired(ranked("taylor")), "taylor in place of obs"),

@@ -55,15 +55,20 @@ def put_back(narrow: Any, wide: Any, family: Family, plan: PruningPlan) -> None:
                 if member is None or (name == "bias" and member.axis == IN):
                     into.copy_(values)
                 else:
-                    into.index_copy_(member.axis, torch.from_numpy(plan.columns(layer, member)), values.to(into.dtype))
+                    columns = torch.from_numpy(plan.columns(layer, member)).to(into.device)
+                    into.index_copy_(member.axis, columns, values.to(into.dtype))
 
 
 def blocks(narrow: Any, dense: Any, case: Case, plan: PruningPlan, training: Training) -> None:
     """``--recover blocks``: of its steps as many as the tokens pay for, each token passing through every block once."""
-    usual = BlockSettings()
-    steps = max(1, min(usual.steps, training.tokens // usual.step_tokens))
-    settings = BlockSettings(seed=case.seed, steps=steps)
+    settings = BlockSettings(seed=case.seed, steps=steps_of(training.tokens))
     recover_blocks(narrow, dense, case.family, plan, case.windows, settings)
+
+
+def steps_of(tokens: int) -> int:
+    """Steps a block that so many tokens pay for, at least one and at most the usual number."""
+    usual = BlockSettings()
+    return max(1, min(usual.steps, tokens // usual.step_tokens))
 
 
 def distilled(narrow: Any, dense: Any, case: Case, plan: PruningPlan, training: Training) -> None:
@@ -72,6 +77,14 @@ def distilled(narrow: Any, dense: Any, case: Case, plan: PruningPlan, training: 
 
     settings = DistilSettings(tokens=training.tokens, seed=case.seed)
     distil(narrow, dense, case.family, training.text, training.check, settings)
+
+
+def blocks_and_distilled(narrow: Any, dense: Any, case: Case, plan: PruningPlan, training: Training) -> None:
+    """``--recover blocks,distill``: the first on at most half of the tokens, the second on what is left of them."""
+    half = training.tokens // 2
+    spent = min(half, steps_of(half) * BlockSettings().step_tokens)
+    blocks(narrow, dense, case, plan, training._replace(tokens=half))
+    distilled(narrow, dense, case, plan, training._replace(tokens=training.tokens - spent))
 
 
 def next_token_lora(narrow: Any, dense: Any, case: Case, plan: PruningPlan, training: Training) -> None:

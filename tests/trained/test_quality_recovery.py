@@ -10,6 +10,7 @@ from tiny_models import build, random_plan
 
 from benchmarks.baselines import ranked_keep
 from benchmarks.pretrained import default_folder
+from benchmarks.quality import trained
 from benchmarks.quality.case import Case, pruned
 from benchmarks.quality.drawing import Texts
 from benchmarks.quality.methods import GISP_STEP, METHODS
@@ -22,6 +23,7 @@ from calibration.self_text import CALIBRATING, Beginnings
 from core.groups import MLP
 from core.plan import PruningPlan
 from models.narrow import empty_narrow_model
+from pruning.recovery import distill
 from pruning.surgery import operate
 
 
@@ -101,6 +103,20 @@ def test_recoveries_train_on_what_the_dense_model_gave_them() -> None:
     for ratio in (0.25, 0.4):
         kept(case, "ours+blocks", ratio)
     assert seen == [True]
+
+
+def test_blocks_leave_half_of_the_tokens_or_more_to_the_distillation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of 20,000 pays for 3 steps of 3,072; of 1,000,000 for more than the usual 100, which take 307,200."""
+    seen: list[int] = []
+    monkeypatch.setattr(trained, "recover_blocks", lambda *given: seen.append(given[-1].steps))
+    monkeypatch.setattr(distill, "distil", lambda *given: seen.append(given[-1].tokens))
+    case = case_of("llama")
+    plan = random_plan(case.architecture)
+    for tokens in (20_000, 1_000_000):
+        assert case.training is not None
+        training = case.training()._replace(tokens=tokens)
+        trained.blocks_and_distilled(None, None, case, plan, training)
+    assert seen == [3, 20_000 - 3 * 3072, 100, 1_000_000 - 307_200]
 
 
 # Text and models
