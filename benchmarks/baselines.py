@@ -153,7 +153,8 @@ def fluctuation(variance: np.ndarray, weight: np.ndarray, groups: int, kind: int
 
 def compensating_bias(weight: torch.Tensor, mean: torch.Tensor, gone: torch.Tensor) -> torch.Tensor:
     """(out,): W_:gone · mean_gone, what the removed features gave on average. mean (in,); gone bool (in,)."""
-    return weight[:, gone] @ mean[gone].to(weight.dtype)
+    gone = gone.to(weight.device)
+    return weight[:, gone] @ mean.to(weight)[gone]
 
 
 def redundant_layers(architecture: Architecture, influence: np.ndarray, ratio: float) -> tuple[int, ...]:
@@ -171,7 +172,7 @@ def redundant_layers(architecture: Architecture, influence: np.ndarray, ratio: f
 def damped(gram: torch.Tensor, share: float = DAMPING) -> torch.Tensor:
     """X^T X + λI, float64 (in, in), λ = ``share`` of the mean diagonal; I alone where all inputs are 0."""
     strength = float(gram.diagonal().mean()) * share
-    return gram + torch.eye(len(gram), dtype=gram.dtype) * (strength if strength > 0 else 1.0)
+    return gram + torch.eye(len(gram), dtype=gram.dtype, device=gram.device) * (strength if strength > 0 else 1.0)
 
 
 def least_squares(weight: torch.Tensor, gram: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
@@ -204,11 +205,12 @@ def greedy_surgeon(weight: torch.Tensor, gram: torch.Tensor, groups: int, count:
     becomes W − W_S (P_SS)^-1 P_S: (Hassibi and Stork 1993, for blocks of features). float64.
     """
     w, inverse = weight.double().clone(), torch.linalg.inv(damped(gram))
-    features = torch.arange(len(gram)).view(groups, -1)
-    keep = torch.ones(groups, dtype=torch.bool)
+    features = torch.arange(len(gram), device=gram.device).view(groups, -1)
+    keep = torch.ones(groups, dtype=torch.bool, device=gram.device)
+    nothing = torch.eye(features.shape[1], dtype=w.dtype, device=gram.device)  # what is gone has no inverse
     for _ in range(count):
         own = inverse[features[:, :, None], features[:, None, :]]  # (groups, s, s)
-        own[~keep] = torch.eye(own.shape[-1], dtype=own.dtype)
+        own = torch.where(keep[:, None, None], own, nothing)
         columns = w[:, features].transpose(0, 1)  # (groups, out, s)
         precision = own.reciprocal() if own.shape[-1] == 1 else torch.linalg.inv(own)
         cost = (columns * (columns @ precision)).sum((1, 2))
@@ -217,6 +219,7 @@ def greedy_surgeon(weight: torch.Tensor, gram: torch.Tensor, groups: int, count:
         gain = precision[chosen] @ inverse[s]  # (s, in)
         w -= w[:, s] @ gain
         inverse -= inverse[:, s] @ gain
-        w[:, s], inverse[s], inverse[:, s] = 0.0, 0.0, 0.0
+        w.index_fill_(1, s, 0.0)
+        inverse.index_fill_(0, s, 0.0).index_fill_(1, s, 0.0)
         keep[chosen] = False
     return keep

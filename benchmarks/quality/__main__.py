@@ -6,6 +6,7 @@
     python -m benchmarks.quality --methods ours,ours+distill,llm-pruner+lora --calibration pydoc pydoc,self
     python -m benchmarks.quality --models smollm2 --ratio_of total --ratios 0.2 --samples 24 --seq_len 512 \\
         --eval_samples 8
+    python -m benchmarks.quality --models smollm2 --device cuda --seq_len 512 --recover_tokens 2000000
 
 Models are small but really trained (models/demo, benchmarks/models); smollm2 is SmolLM2-135M-Instruct
 (benchmarks/pretrained.py). Calibration: 64 windows of 256 tokens of the calibration split of ``pydoc``, drawn by seed,
@@ -13,7 +14,8 @@ or of other texts. Budget: the ratio of the prunable parameters, or of all. Loss
 on the standard library's code and on text that the dense model wrote, of the dense model with the removed groups
 silenced, less that of the dense model. Recoveries train on one number of tokens. Choose by ``development`` and seeds 0
 to 2; ``confirmation`` holds windows and modules that it lacks, for figures that nothing was chosen by. A run that is
-interrupted goes on where it stopped: every finished cell is a line of ``--json``.
+interrupted goes on where it stopped: every finished cell is a line of ``--json``. All is computed in float32, without
+TF32, also on a GPU; cells of one device are never taken for those of another.
 """
 
 import argparse
@@ -37,14 +39,16 @@ from benchmarks.quality.texts import DEVELOPMENT, IN_DOMAIN, OUT_OF_DOMAIN, PART
 from core.errors import PruningError
 from core.files import write_text
 from core.names import RATIO_OF, SELF
-from models.loading import check_model, load_model
+from models.loading import check_model, choose_device, load_model
+from run.surroundings import surroundings
 
 TEXTS = (IN_DOMAIN, OUT_OF_DOMAIN, SELF)
 
 
 def main() -> None:
     try:
-        run(parse_arguments())
+        with surroundings(0):
+            run(parse_arguments())
     except PruningError as error:
         sys.exit(f"error: {error}")
 
@@ -57,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
         for model in options.models:
             for seed in options.seeds:
                 todo = [s for s in missing if s.model == model and s.seed == seed]
-                for cell in cells_of(model, seed, todo, bar.set_postfix_str):
+                for cell in cells_of(model, seed, todo, options.device, bar.set_postfix_str):
                     append_cell(options.json, cell)
                     cells[cell.setting] = cell
                     bar.update()
@@ -84,11 +88,12 @@ def settings(options: argparse.Namespace) -> list[Setting]:
             seq_len=options.seq_len,
             part=options.part,
             eval_samples=options.eval_samples,
-            python=platform.python_version(),
+            python=options.python,
             calibration=calibration,
             ratio_of=options.ratio_of,
             recover_tokens=options.recover_tokens if method != DENSE and METHODS[method].trains else 0,
             texts=",".join(options.texts),
+            device=options.device.type,
         )
         for model, weights in ((model, weights_of(folder_of(model))) for model in options.models)
         for seed in options.seeds
@@ -97,12 +102,14 @@ def settings(options: argparse.Namespace) -> list[Setting]:
     ]
 
 
-def cells_of(model: str, seed: int, todo: list[Setting], say: Callable[[str], None]) -> Iterator[Cell]:
+def cells_of(
+    model: str, seed: int, todo: list[Setting], device: torch.device, say: Callable[[str], None]
+) -> Iterator[Cell]:
     """Of one model and seed."""
     if not todo:
         return
     source, asked = check_model(str(folder_of(model))), todo[0]
-    loaded = load_model(source, torch.device("cpu"), torch.float32)
+    loaded = load_model(source, device, torch.float32)
     texts = Texts.of(source, loaded, asked.seq_len)
     held_out = texts.held_out(asked.texts.split(","), asked.part, asked.eval_samples)
     for calibration in dict.fromkeys(setting.calibration for setting in todo):
@@ -126,8 +133,9 @@ def parse_arguments() -> argparse.Namespace:
         "--models",
         type=lambda text: text.split(","),
         default=["demo"],
-        help=f"of {', '.join(known_models())}, or folders and hub ids, in float32 on the CPU (demo)",
+        help=f"of {', '.join(known_models())}, or folders and hub ids, in float32 (demo)",
     )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="cpu", help="to compute on (%(default)s)")
     parser.add_argument("--ratios", type=numbers(float), default=[0.2, 0.3, 0.5], help="(0.2,0.3,0.5)")
     parser.add_argument("--ratio_of", choices=RATIO_OF, default="prunable", help="parameters (%(default)s)")
     parser.add_argument("--seeds", type=numbers(int), default=[0], help="of the calibration windows (0)")
@@ -152,9 +160,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--report", action="store_true", help="measure nothing: tables and picture of what --json holds"
     )
+    parser.add_argument("--python", metavar="VERSION", help="of --report: the Python that measured (this one)")
     parser.add_argument("--table", type=Path, help="write the Markdown tables there too")
     parser.add_argument("--picture", type=Path, help="draw the losses there (PNG)")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.python and not options.report:
+        parser.error(f"--python {options.python} has an effect with --report alone: cells are measured by this Python")
+    options.python = options.python or platform.python_version()
+    measured_here = not options.report or options.device == "auto"
+    options.device = choose_device(options.device) if measured_here else torch.device(options.device)
+    return options
 
 
 def names(known: tuple[str, ...]) -> Callable[[str], list[str]]:

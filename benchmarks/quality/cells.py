@@ -14,6 +14,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
+from benchmarks.gpu.clock import wait
 from benchmarks.quality.case import Case, pruned
 from benchmarks.quality.methods import METHODS
 from core.errors import UsageError
@@ -34,8 +37,9 @@ class Setting:
     names, ``prunable`` or ``total``. samples × seq_len: calibration. part: of the texts; at most eval_samples × seq_len
     tokens of each. python: whose standard library the texts are. calibration: its texts, as ``--dataset`` names them.
     recover_tokens: that a recovery trains on, 0 for methods without one. texts: that loss is read on, with commas.
+    device: ``cpu`` or ``cuda``; they round differently, and so the model's own text is another there.
 
-    A line of results without the last four keys is from before there was a choice.
+    A line of results without the last five keys is from before there was a choice.
     """
 
     model: str
@@ -52,6 +56,7 @@ class Setting:
     ratio_of: str = "prunable"
     recover_tokens: int = 0
     texts: str = "pydoc,code"
+    device: str = "cpu"
 
     def of_prunable(self, architecture: Architecture) -> float:
         """The share of the prunable parameters that is asked for. UsageError where there are not so many."""
@@ -68,8 +73,8 @@ class Setting:
 class Cell:
     """achieved: removed share of the prunable parameters. nll: text -> nats per token of each window, so that two
     methods can be compared window by window. seconds: from the dense model and the windows to the pruned model, what an
-    earlier cell had measured included. peak_bytes: resident size above what the process had before; where an earlier
-    cell had measured, that cell's peak holds the measurement."""
+    earlier cell had measured included. peak_bytes: resident size, or on a GPU memory of the device, above what the
+    process had before; where an earlier cell had measured, that cell's peak holds the measurement."""
 
     setting: Setting
     achieved: float
@@ -88,9 +93,11 @@ def measure(setting: Setting, case: Case, texts: dict[str, TokenWindows]) -> Cel
         return Cell(setting, 0.0, losses(case, texts), 0.0, 0)
     case.remembered_s = 0.0
     groups, ratio = case.architecture.groups, setting.of_prunable(case.architecture)
-    with PeakMemory() as memory:
+    device = case.model.device
+    with PeakOfGpu(device) if device.type == "cuda" else PeakMemory() as memory:
         start = time.perf_counter()
         with pruned(METHODS[setting.method], case, ratio) as keep:
+            wait(device)
             seconds = time.perf_counter() - start + case.remembered_s
             peak = memory.stop()
             achieved = float(groups.cost[~keep].sum() / groups.cost.sum())
@@ -130,6 +137,26 @@ class PeakMemory:
 
     def __exit__(self, *_: object) -> None:
         self.running = False
+
+
+class PeakOfGpu:
+    """The same of what tensors take on a GPU, as its allocator counts them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def __enter__(self) -> "PeakOfGpu":
+        gc.collect()
+        wait(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        self.start = torch.cuda.memory_allocated(self.device)
+        return self
+
+    def stop(self) -> int:
+        return torch.cuda.max_memory_allocated(self.device) - self.start
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 def resident_bytes() -> int:

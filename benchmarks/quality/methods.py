@@ -67,7 +67,7 @@ def flap_selection(case: Case, ratio: float) -> np.ndarray:
     groups = case.architecture.groups
     scores = np.empty(len(groups))
     for (layer, kind), (_, variance) in case.moments().items():
-        weight = _output(case, layer, kind).weight.detach().float().numpy()
+        weight = _output(case, layer, kind).weight.detach().float().cpu().numpy()
         rows = groups.rows(layer, kind)
         scores[rows] = fluctuation(variance, weight, rows.stop - rows.start, kind)
     return ranked_keep(case.architecture, np.argsort(scores, kind="stable"), ratio)
@@ -145,7 +145,7 @@ def greedily(widths: Callable[[Architecture, float], np.ndarray], refit: Refit =
         def choose(layer: int, kind: int, gram: torch.Tensor) -> np.ndarray:
             rows = groups.rows(layer, kind)
             count, weight = int((~counts[rows]).sum()), _output(case, layer, kind).weight
-            chosen[rows] = greedy_surgeon(weight, gram, rows.stop - rows.start, count).numpy()
+            chosen[rows] = greedy_surgeon(weight, gram, rows.stop - rows.start, count).cpu().numpy()
             return chosen[rows]
 
         _sequentially(case, choose, refit)
@@ -169,7 +169,7 @@ def _sequentially(case: Case, choose: Callable[[int, int, torch.Tensor], np.ndar
             kept = feature_mask(member, case.architecture, layer, keep)
             if not kept.all():
                 module = _output(case, layer, kind)
-                module.weight.copy_(refit(module.weight, gram, kept.nonzero()[:, 0]))
+                module.weight.copy_(refit(module.weight, gram, kept.nonzero()[:, 0].to(gram.device)))
         stream.advance(layer)
 
 

@@ -28,7 +28,7 @@ def train_lora(model: Any, family: Family, tokens: int, text: np.ndarray, seed: 
     """Train ``model`` in place on ``tokens`` of the text, int64 (N, T), read again where it has fewer."""
     seq_len = text.shape[1]
     a_step = max(1, min(DistilSettings(tokens).a_step // seq_len, len(text)))
-    at_once = max(1, min(a_step, TOKENS_A_BATCH // seq_len))
+    at_once = max(1, min(a_step, TOKENS_A_BATCH // seq_len)) if model.device.type == "cpu" else a_step
     passes = a_step // at_once
     steps = max(1, tokens // (passes * at_once * seq_len))
     names = sorted({member.path.rpartition(".")[2] for member in family.members})

@@ -23,7 +23,7 @@ class Stream:
     def __init__(self, model: Any, family: Family, ids: np.ndarray) -> None:
         """ids: int64 (N, T); all batches have one size, so masks and positions of the first serve all."""
         size = next(size for size in range(WINDOWS_A_BATCH, 0, -1) if len(ids) % size == 0)
-        batches = torch.from_numpy(ids).split(size)
+        batches = torch.from_numpy(ids).to(model.device).split(size)
         self.layers = list(model.get_submodule(family.layers))
         self.calls = _arguments(model, self.layers, batches[0])
         self.hidden = [_first_input(model, self.layers[0], batch) for batch in batches]
@@ -96,7 +96,8 @@ def input_moments(model: Any, family: Family, ids: np.ndarray) -> dict[tuple[int
 
     def add(key: tuple[int, int], args: tuple[Any, ...]) -> None:
         x = args[0].flatten(0, 1).double()
-        sums[key] = sums.get(key, torch.zeros(())) + torch.stack([x.sum(0), x.square().sum(0)])
+        found = torch.stack([x.sum(0), x.square().sum(0)])
+        sums[key] = sums[key] + found if key in sums else found
 
     handles = []
     try:
@@ -104,14 +105,17 @@ def input_moments(model: Any, family: Family, ids: np.ndarray) -> dict[tuple[int
             for kind, member in enumerate(output_members(family)):
                 module = layer.get_submodule(member.path)
                 handles.append(module.register_forward_pre_hook(lambda _m, args, key=(index, kind): add(key, args)))
-        for batch in torch.from_numpy(ids).split(WINDOWS_A_BATCH):
+        for batch in torch.from_numpy(ids).to(model.device).split(WINDOWS_A_BATCH):
             model(input_ids=batch, use_cache=False, logits_to_keep=1)
     finally:
         for handle in handles:
             handle.remove()
-    n = ids.size
-    moments = {key: (total[0] / n).numpy() for key, total in sums.items()}
-    return {key: (mean, (sums[key][1].numpy() - n * mean**2).clip(0) / (n - 1)) for key, mean in moments.items()}
+    n, moments = ids.size, {}
+    for key, total in sums.items():
+        values, squares = total.cpu().numpy()
+        mean = values / n
+        moments[key] = mean, (squares - n * mean**2).clip(0) / (n - 1)
+    return moments
 
 
 def output_members(family: Family) -> tuple[Member, Member]:
@@ -149,13 +153,13 @@ def silence(model: Any, family: Family, architecture: Architecture, keep: np.nda
         for member in output_members(family):
             module = layer.get_submodule(member.path)
             gone = ~feature_mask(member, architecture, index, keep)
-            module.weight[:, gone] = 0.0
+            module.weight[:, gone.to(module.weight.device)] = 0.0
             if whole and module.bias is not None:
                 module.bias.zero_()
 
 
 def feature_mask(member: Member, architecture: Architecture, layer: int, keep: np.ndarray) -> torch.Tensor:
-    """bool (in,): the input features of one output member that belong to kept groups."""
+    """bool (in,), on the CPU: the input features of one output member that belong to kept groups."""
     shape = architecture.layers[layer]
     kept = np.flatnonzero(keep[architecture.groups.rows(layer, member.kind)])
     every = len(member_rows(member, shape, np.arange(shape.widths[member.kind])))

@@ -73,6 +73,7 @@ def _heading(cells: list[Cell]) -> str:
         f"windows of {setting.seq_len} tokens: {windows}; Python {setting.python}."
         + (f" Recoveries train on {tokens:,} tokens." if tokens else "")
         + (" Ratios are of all parameters." if setting.ratio_of == "total" else "")
+        + (" In float32 on a GPU." if setting.device == "cuda" else "")
     )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import platform
 import sys
 from pathlib import Path
 from typing import Any
@@ -143,12 +144,12 @@ def test_results_survive_a_killed_run(tmp_path: Path) -> None:
 
 def test_a_line_from_before_there_was_a_choice_is_read(tmp_path: Path) -> None:
     line = dataclasses.asdict(CELLS[1])
-    for key in ("calibration", "ratio_of", "recover_tokens", "texts"):
+    for key in ("calibration", "ratio_of", "recover_tokens", "texts", "device"):
         del line["setting"][key]
     (tmp_path / "old.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
     (found,) = read_cells(tmp_path / "old.jsonl")
     assert found == CELLS[1].setting
-    assert (found.calibration, found.ratio_of, found.texts) == ("pydoc", "prunable", "pydoc,code")
+    assert (found.calibration, found.ratio_of, found.texts, found.device) == ("pydoc", "prunable", "pydoc,code", "cpu")
 
 
 def test_a_share_of_all_parameters_becomes_one_of_the_prunable() -> None:
@@ -166,6 +167,21 @@ def test_tokens_to_train_on_are_of_methods_that_train(monkeypatch: pytest.Monkey
     found = [(cell.calibration, cell.method, cell.recover_tokens) for cell in settings(parse_arguments())]
     each = [("dense", 0), ("flap", 0), ("ours+blocks", 900)]
     assert found == [(text, *pair) for text in ("pydoc", "pydoc,self") for pair in each]
+
+
+def test_what_a_gpu_measured_is_told_from_a_cpus_and_shown_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(*words: str) -> set[tuple[str, str]]:
+        monkeypatch.setattr(sys, "argv", ["quality", "--methods", "flap", *words])
+        return {(found.device, found.python) for found in settings(parse_arguments())}
+
+    here = platform.python_version()
+    assert asked() == {("cpu", here)}
+    assert asked("--report", "--device", "cuda", "--python", "3.9.1") == {("cuda", "3.9.1")}
+    with pytest.raises(SystemExit):
+        asked("--python", "3.9.1")
+    gpu = [dataclasses.replace(one, setting=dataclasses.replace(one.setting, device="cuda")) for one in CELLS]
+    assert "In float32 on a GPU." in tables(gpu)
+    assert "GPU" not in tables(CELLS)
 
 
 def test_the_table_gives_mean_and_spread_over_seeds() -> None:
