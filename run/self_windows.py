@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from run.session import Session
 
 SAMPLE = "calibration_sample.txt"
+MOST_TOKENS = (
+    512  # of a window to evaluate on: on a GPU each token takes as long as a pass, however many windows there are
+)
 
 
 def beginnings_of(session: "Session") -> Beginnings:
@@ -65,7 +68,9 @@ def written_to_distil(session: "Session", count: int) -> np.ndarray:
 
 
 def _evaluated(session: "Session", seq_len: int, samples: int | None) -> TokenWindows:
-    """Evaluation windows, which are no matter of the seed; as few as of a text of another kind."""
+    """Evaluation windows, which are no matter of the seed; as few as of a text of another kind, and of MOST_TOKENS
+    each at most."""
+    seq_len = min(seq_len, MOST_TOKENS)
     count = samples or max(ELSEWHERE_WINDOWS, ELSEWHERE_TOKENS // seq_len)
     if samples is None:
         note(

@@ -130,6 +130,19 @@ def test_evaluation_on_what_the_model_writes_does_not_depend_on_the_seed(workspa
     assert not (runs[0] / "analysis" / "calibration_sample.txt").exists()
 
 
+def test_written_windows_are_shorter_than_those_that_are_read(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each token of a window takes as long as a pass. As many windows as asked for, and as many as a text elsewhere."""
+    monkeypatch.setattr("run.self_windows.MOST_TOKENS", 24)
+    texts = ["--eval_datasets", f"{workspace.text},self", "--importance_method", "magnitude", "--dry_run"]
+    runs = workspace.run("few", *texts, "--eval_samples", "3"), workspace.run("usual", *texts)
+    found = [json.loads((run / "run.json").read_text(encoding="utf-8"))["windows"] for run in runs]
+    assert [windows["evaluation self"]["seq_len"] for windows in found] == [24, 24]
+    assert [windows["evaluation self"]["num_windows"] for windows in found] == [3, 8192 // 24]
+    assert found[0][f"evaluation {workspace.text}"]["seq_len"] == 32
+
+
 def test_a_text_without_a_window_is_refused(workspace: Workspace) -> None:
     mixture = f"{workspace.text}:0.99,self:0.01"
     code, _, error = call([*workspace.base_arguments(), "--dataset", mixture, "--output", str(workspace.root / "x")])
