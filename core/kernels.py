@@ -31,11 +31,14 @@ def attempt(module: str, function: str, *arguments: Any) -> Any:
     except Exception as error:  # of a compiler, of whatever kind
         if isinstance(error, RuntimeError) and is_out_of_memory(error):
             raise
-        _FAILED.append(function)
-        note(
-            f"measuring takes several times as long as with Triton's kernels, which fail here: {reason_of(error, 160)}"
-        )
+        give_up(function, reason_of(error, 160))
         return None
+
+
+def give_up(function: str, reason: str) -> None:
+    """Use no kernel any more, and say why."""
+    _FAILED.append(function)
+    note(f"measuring takes several times as long as with Triton's kernels, which fail here: {reason}")
 
 
 _FAILED: list[str] = []

@@ -6,12 +6,15 @@ that no float32 copy is written, and where a gradient can be had in pieces (``pi
 find it in the card's cache.
 """
 
+from functools import cache
+
 import torch
 
 from core import kernels
 
 PIECE_BYTES = 32 << 20  # float32; an H100's cache holds 50 MiB
 PIECE_BYTES_READ_ONCE = 256 << 20
+KERNEL = ("importance.reduction_kernels", "products_summed")
 
 
 def reads_are_dear(device: torch.device) -> bool:
@@ -19,22 +22,45 @@ def reads_are_dear(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-def products_summed(
-    gradient: torch.Tensor, factor: torch.Tensor, dim: int, *, absolute: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def products_summed(gradient: torch.Tensor, factor: torch.Tensor, dim: int, *, absolute: bool) -> "Sums":
     """(sums over ``dim`` of gradient * factor, or of its absolute value; L1 and L2 norm of gradient), by window.
 
     gradient (B, R, C), which may be overwritten where it is float32; factor (R, C) or (B, R, C); dim 1 or 2. float32
     (B, C or R), (B,), (B,).
     """
-    if kernels.have(gradient.device):
-        found = kernels.attempt("importance.reduction_kernels", "products_summed", gradient, factor, dim, absolute)
-        if found is not None:
-            sums, l1, l2 = found
-            return sums, l1, l2
+    by_kernel = kernels.have(gradient.device) and _kernel_is_right(gradient.device)
+    found = _by_kernel(gradient, factor, dim, absolute) if by_kernel else None
+    return _by_operators(gradient, factor, dim, absolute) if found is None else found
+
+
+Sums = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def _by_kernel(gradient: torch.Tensor, factor: torch.Tensor, dim: int, absolute: bool) -> Sums | None:
+    found: Sums | None = kernels.attempt(*KERNEL, gradient, factor, dim, absolute)
+    return found
+
+
+def _by_operators(gradient: torch.Tensor, factor: torch.Tensor, dim: int, absolute: bool) -> Sums:
     norms = window_norms(gradient)
     products = gradient.mul_(factor) if gradient.dtype == torch.float32 and absolute else times(gradient, factor)
     return (sums_of_absolutes(products, dim) if absolute else products.sum(dim)), *norms
+
+
+@cache
+@torch.no_grad()
+def _kernel_is_right(device: torch.device) -> bool:
+    """Whether the kernel, as compiled for this card, gives what operators give, on random values of several tiles."""
+    generator = torch.Generator().manual_seed(0)
+    gradient, factor = (torch.randn(*size, generator=generator).to(device) for size in ((2, 70, 1100), (70, 1100)))
+    for dim in (1, 2):
+        found, expected = _by_kernel(gradient, factor, dim, True), _by_operators(gradient.clone(), factor, dim, True)
+        if found is None:
+            return False
+        if not all(torch.allclose(values, exact, rtol=1e-3) for values, exact in zip(found, expected, strict=True)):
+            kernels.give_up(KERNEL[1], "they give other sums than torch's own operators")
+            return False
+    return True
 
 
 def times(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -29,6 +29,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(kernels, "have", lambda _device: True)
     monkeypatch.setattr(kernels, "attempt", noted)
+    monkeypatch.setattr(reductions, "_kernel_is_right", lambda _device: True)
     return ran
 
 
@@ -44,6 +45,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], list[str]]
             def fail(self, *_: Any) -> None:
                 raise error
 
+        reductions._kernel_is_right.cache_clear()
         failed: list[str] = []
         monkeypatch.setattr(kernels, "_FAILED", failed)
         monkeypatch.setattr(kernels, "have", lambda _device: not failed)
@@ -104,6 +106,32 @@ def test_a_kernel_that_cannot_be_compiled_is_said_once_and_done_without(
     assert failed == ["products_summed"]
     assert len(said) == 1
     assert "Failed to find C compiler" in said[0]
+
+
+@pytest.mark.parametrize("wrong", [0.0, 0.01])
+def test_a_kernel_that_gives_other_sums_than_operators_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, wrong: float
+) -> None:
+    """As could be on a card that nobody tried: the first use compares."""
+    used: list[int] = []
+
+    def kernel(_module: str, _function: str, *arguments: Any) -> Any:
+        used.append(len(arguments[0]))
+        sums, l1, l2 = reductions._by_operators(arguments[0].clone(), *arguments[1:])
+        return sums * (1 + wrong), l1, l2
+
+    failed: list[str] = []
+    monkeypatch.setattr(kernels, "_FAILED", failed)
+    monkeypatch.setattr(kernels, "have", lambda _device: not failed)
+    monkeypatch.setattr(kernels, "attempt", kernel)
+    reductions._kernel_is_right.cache_clear()
+    said: list[str] = []
+    with heard_by(said.append):
+        sums, _, _ = products_summed(torch.full((1, 2, 3), 2.0), torch.ones(2, 3), 1, absolute=True)
+    reductions._kernel_is_right.cache_clear()
+    assert sums.tolist() == [[4.0] * 3]
+    assert used == ([2, 2, 1] if wrong == 0 else [2])
+    assert [("other sums" in line) for line in said] == ([True] if wrong else [])
 
 
 def test_memory_that_does_not_suffice_is_no_fault_of_the_kernels(failing: Callable[[Exception], list[str]]) -> None:
