@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     from run.session import Session
 
 SAMPLE = "calibration_sample.txt"
-MOST_TOKENS = (
-    512  # of a window to evaluate on: on a GPU each token takes as long as a pass, however many windows there are
-)
+# Of a window to evaluate on. On a GPU each token takes as long as a pass, however many windows are written at once.
+MOST_TOKENS = 512
 
 
 def beginnings_of(session: "Session") -> Beginnings:
