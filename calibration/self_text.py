@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 
 CALIBRATING, EVALUATING, JUDGING, DISTILLING = PURPOSES = ("calibration", "evaluation", "judging", "distillation")
 USUAL_BEGINNINGS = 256  # capitalised words of the vocabulary that begin a text where there is no BOS
-ROWS_AT_ONCE, ROWS_ON_A_GPU = 64, 256  # there a token of many rows takes as long as one of a few
+ROWS_AT_ONCE, ROWS_ON_A_GPU = 64, 2048  # there a token of many rows takes hardly longer than one of a few
 CACHE_BYTES = 2**31  # keys and values of the first batch that is tried take at most this much
+PROBABILITY_BYTES = 26  # on a GPU, of every token of the vocabulary while one is drawn: logits, and three times float64
 SHARE_OF_GPU = 8  # or this part of what a GPU has beside the weights
 INSTRUCTIONS = (
     "Explain in a few sentences how rain forms.",
@@ -197,6 +198,7 @@ def _first_rows(model: Any, seq_len: int) -> int:
     room = gpu_capacity(model.device)
     if room is None:
         return int(min(ROWS_AT_ONCE, max(1, CACHE_BYTES // a_row)))
+    a_row += PROBABILITY_BYTES * config.vocab_size
     room -= sum(parameter.nbytes for parameter in model.parameters())
     return int(min(ROWS_ON_A_GPU, max(1, max(CACHE_BYTES, room // SHARE_OF_GPU) // a_row)))
 

@@ -191,13 +191,15 @@ def test_first_batches_are_what_keeps_a_gpu_busy_and_memory_holds(llama: Any, mo
 def test_a_gpu_writes_many_rows_at_once_as_far_as_keys_and_values_have_room(
     llama: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A row of 100 tokens: 2 for keys and values, 3 layers, 2 KV heads of 16 float32, 76,800 bytes."""
+    """A row of 100 tokens: 2 for keys and values, 3 layers, 2 KV heads of 16 float32, 76,800 bytes; on a GPU 26 more
+    for each of 97 words."""
     heads, width = llama.config.num_key_value_heads, llama.config.head_dim
     assert 2 * 3 * heads * width * 100 * 4 == 76_800
     weights = sum(parameter.nbytes for parameter in llama.parameters())
     assert self_text._first_rows(llama, 100) == 64
-    monkeypatch.setattr(self_text, "CACHE_BYTES", 76_800)
-    for capacity, rows in ((weights, 1), (weights + 8 * 76_800 * 3, 3), (10**12, 256)):
+    row = 76_800 + 26 * 97
+    monkeypatch.setattr(self_text, "CACHE_BYTES", row)
+    for capacity, rows in ((weights, 1), (weights + 8 * row * 3, 3), (10**12, 2048)):
         monkeypatch.setattr(self_text, "gpu_capacity", lambda _device, capacity=capacity: capacity)
         assert self_text._first_rows(llama, 100) == rows
 
