@@ -4,6 +4,7 @@ torch brings Triton along where there is a GPU. It needs a C compiler, which som
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -22,12 +23,17 @@ def have(device: "torch.device") -> bool:
 
 
 def attempt(module: str, function: str, *arguments: Any) -> Any:
-    """What the function of a module of kernels gives; None where it fails, which is said once, and ends all of them."""
+    """What the function of a module of kernels gives; None where it fails, which is said once, and ends all of them.
+
+    The first argument is a tensor, whose device is the current one meanwhile: Triton launches there, wherever tensors
+    are.
+    """
     if _FAILED:
         return None
     try:
         run: Callable[..., Any] = getattr(import_module(module), function)
-        return run(*arguments)
+        with _current(arguments[0].device):
+            return run(*arguments)
     except Exception as error:  # of a compiler, of whatever kind
         if isinstance(error, RuntimeError) and is_out_of_memory(error):
             raise
@@ -39,6 +45,12 @@ def give_up(function: str, reason: str) -> None:
     """Use no kernel any more, and say why."""
     _FAILED.append(function)
     note(f"measuring takes several times as long as with Triton's kernels, which fail here: {reason}")
+
+
+def _current(device: "torch.device") -> AbstractContextManager[None]:
+    import torch
+
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 _FAILED: list[str] = []
