@@ -7,9 +7,12 @@ in its thread alone.
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
+from functools import partial
+from typing import TypeVar
 
 Say = Callable[[str], None]
+T = TypeVar("T")
 
 
 def say_on_stderr(line: str) -> None:
@@ -61,6 +64,12 @@ def heard_by(listener: Say) -> Iterator[None]:
     finally:
         _listener.reset(told)
         _said.reset(known)
+
+
+def heard_here(function: Callable[..., T]) -> Callable[..., T]:
+    """The function, which this thread's listener hears, wherever it is called: on a GPU autograd calls hooks in
+    another thread."""
+    return partial(copy_context().run, function)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import torch
 from core.families import Family, Member
 from core.groups import Architecture
 from core.measured import GRADIENTS_OF_INPUTS, Importance
+from core.say import heard_here
 from core.windows import TokenWindows
 from importance.gradient_scale import GradientNorms
 from importance.over_windows import Key, Measurement, by_group, over_windows
@@ -87,7 +88,7 @@ class _Squares(Measurement):
         # Weights are frozen, so gradients start at the first input that asks for one: nothing before it is computed.
         watched = inputs if inputs.requires_grad else inputs.detach().requires_grad_()
         values = watched.detach()  # a hook that held ``watched`` would keep itself and the graph alive
-        watched.register_hook(lambda gradient: self._reduce(values, gradient, layer, member))
+        watched.register_hook(heard_here(lambda gradient: self._reduce(values, gradient, layer, member)))
         return (watched, *args[1:])
 
     def _reduce(self, inputs: torch.Tensor, gradient: torch.Tensor, layer: int, member: Member) -> None:

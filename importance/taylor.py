@@ -22,6 +22,7 @@ from core.families import OUT, Family, Member
 from core.groups import Architecture
 from core.measured import GRADIENTS_OF_WEIGHTS, Importance
 from core.products import window_products
+from core.say import heard_here
 from core.windows import TokenWindows
 from importance.gradient_scale import GradientNorms
 from importance.over_windows import Key, Measurement, by_group, over_windows
@@ -114,7 +115,7 @@ class _Products(Measurement):
         # Weights are frozen, so gradients start at the first output that asks for one: nothing before it is computed.
         watched = output if output.requires_grad else output.detach().requires_grad_()
         values = inputs.detach()  # a hook that held ``inputs`` would keep the graph alive
-        watched.register_hook(lambda gradient: self._reduce(module, layer, member, values, gradient))
+        watched.register_hook(heard_here(lambda gradient: self._reduce(module, layer, member, values, gradient)))
         return watched
 
     def _reduce(
