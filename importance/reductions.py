@@ -89,8 +89,11 @@ def sums_of_absolutes(values: torch.Tensor, dim: int) -> torch.Tensor:
     return torch.linalg.vector_norm(values, 1, dim=dim)
 
 
-def piece_rows(rows: int, row_bytes: int, device: torch.device) -> list[range]:
-    """Of a gradient with so many rows of so many bytes: rows that are computed and reduced together, all on a CPU."""
-    most = PIECE_BYTES_READ_ONCE if kernels.have(device) else PIECE_BYTES
+def piece_rows(rows: int, row_bytes: int, device: torch.device, *, read_once: bool) -> list[range]:
+    """Of a gradient with so many rows of so many bytes: rows that are computed and reduced together, all on a CPU.
+
+    read_once: whether ``products_summed`` is all that reads them.
+    """
+    most = PIECE_BYTES_READ_ONCE if read_once and kernels.have(device) else PIECE_BYTES
     step = rows if not reads_are_dear(device) else max(1, most // row_bytes)
     return [range(start, min(start + step, rows)) for start in range(0, rows, step)]

@@ -74,6 +74,7 @@ class _Products(Measurement):
         self, model: Any, family: Family, architecture: Architecture, second_order: bool, keep_sum: bool
     ) -> None:
         self.second_order, self.keep_sum = second_order, keep_sum
+        self.read_once = not second_order and not keep_sum
         self.repeatable = not keep_sum
         self.architecture = architecture
         self.modules = list(_member_modules(model, family))
@@ -135,7 +136,7 @@ class _Products(Measurement):
         """Both terms, (B, rows along the member's axis). The gradient exists a piece at a time."""
         rows, others = weight.shape[member.axis], weight.shape[1 - member.axis]
         pieces = []
-        for piece in piece_rows(rows, 4 * len(inputs) * others, weight.device):
+        for piece in piece_rows(rows, 4 * len(inputs) * others, weight.device, read_once=self.read_once):
             part = slice(piece.start, piece.stop)
             index = (part,) if member.axis == OUT else (slice(None), part)
             d, x = (outputs[..., part], inputs) if member.axis == OUT else (outputs, inputs[..., part])
@@ -146,7 +147,7 @@ class _Products(Measurement):
         self, parameter: torch.Tensor, index: Any, gradient: torch.Tensor, layer: int, dim: int | None = None
     ) -> list[torch.Tensor]:
         """Of gradient, float32 (B, ...) of parameter[index], both terms summed over ``dim``, none where nothing is."""
-        if dim is not None and not self.keep_sum and not self.second_order:
+        if dim is not None and self.read_once:
             sums, l1, l2 = products_summed(gradient, parameter.detach()[index], dim, absolute=True)
             self.norms.add(layer, l1, l2, gradient[0].numel())
             return [sums]

@@ -1,6 +1,10 @@
 """Kernels of a GPU: those that reduce gradients, interpreted by Triton; what happens where none can be compiled."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -144,6 +148,62 @@ def test_memory_that_does_not_suffice_is_no_fault_of_the_kernels(failing: Callab
 def test_a_gradient_that_is_read_once_comes_in_larger_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reductions, "PIECE_BYTES", 100)
     monkeypatch.setattr(reductions, "PIECE_BYTES_READ_ONCE", 300)
-    assert len(reductions.piece_rows(6, 100, torch.device("meta"))) == 6
+    pieces = partial(reductions.piece_rows, 6, 100, torch.device("meta"))
+    assert len(pieces(read_once=True)) == 6
     monkeypatch.setattr(kernels, "have", lambda _device: True)
-    assert len(reductions.piece_rows(6, 100, torch.device("meta"))) == 2
+    assert len(pieces(read_once=True)) == 2
+    assert len(pieces(read_once=False)) == 6
+
+
+@pytest.mark.parametrize(("criterion", "once"), [("taylor", True), ("taylor_2nd", False)])
+def test_larger_pieces_are_for_those_who_read_them_once(
+    monkeypatch: pytest.MonkeyPatch, criterion: str, once: bool
+) -> None:
+    asked: set[bool] = set()
+
+    def noted(rows: int, *_: Any, read_once: bool) -> list[range]:
+        asked.add(read_once)
+        return [range(rows)]
+
+    monkeypatch.setattr("importance.taylor.piece_rows", noted)
+    measured(build("llama"), criterion)
+    assert asked == {once}
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "fisher"])
+def test_what_hooks_say_in_a_thread_of_autograd_is_heard(
+    monkeypatch: pytest.MonkeyPatch, failing: Callable[[Exception], list[str]], criterion: str
+) -> None:
+    """On a GPU backward calls hooks in a thread of each device, where nobody listens."""
+    failing(RuntimeError("Failed to find C compiler"))
+    backward = torch.Tensor.backward
+
+    def elsewhere(*given: Any) -> None:
+        thread = Thread(target=backward, args=given)
+        thread.start()
+        thread.join()
+
+    monkeypatch.setattr(torch.Tensor, "backward", elsewhere)
+    said: list[str] = []
+    with heard_by(said.append):
+        measured(build("llama"), criterion)
+    assert [line for line in said if "Failed to find C compiler" in line] == said[:1] != []
+
+
+def test_kernels_are_launched_on_the_gpu_of_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton launches on the current one, which is another where a model's layers lie on several."""
+    current: list[torch.device] = []
+
+    @contextmanager
+    def becomes(device: torch.device) -> Iterator[None]:
+        current.append(device)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", becomes)
+    monkeypatch.setattr(
+        kernels, "import_module", lambda _name: SimpleNamespace(launch=lambda _tensor: [str(one) for one in current])
+    )
+    tensor = SimpleNamespace(device=torch.device("cuda:1"))
+    assert kernels.attempt("module", "launch", tensor) == ["cuda:1"]
+    assert current == []
