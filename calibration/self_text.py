@@ -89,8 +89,8 @@ class Beginnings(NamedTuple):
         if self.turns and not turns:
             note(
                 f"{SELF}: a short instruction in the chat template takes {min(map(len, self.turns))} tokens or more, "
-                f"over half of a window of {seq_len}, so none is answered there; use a longer --seq_len (or "
-                "--eval_seq_len)"
+                f"over half of a window of {seq_len}, so none is answered there; to calibrate on answers, use a longer "
+                "--seq_len"
             )
         return self._replace(turns=turns)
 

@@ -69,12 +69,16 @@ def written_to_distil(session: "Session", count: int) -> np.ndarray:
 def _evaluated(session: "Session", seq_len: int, samples: int | None) -> TokenWindows:
     """Evaluation windows, which are no matter of the seed; as few as of a text of another kind, and of MOST_TOKENS
     each at most."""
-    seq_len = min(seq_len, MOST_TOKENS)
+    asked, seq_len = seq_len, min(seq_len, MOST_TOKENS)
     count = samples or max(ELSEWHERE_WINDOWS, ELSEWHERE_TOKENS // seq_len)
     if samples is None:
         note(
             f"{SELF}: evaluation reads {count:,} windows of {seq_len} tokens that the dense model writes; use "
             "--eval_samples N for another number"
+        )
+    elif seq_len < asked:
+        note(
+            f"{SELF}: evaluation reads windows of {seq_len} tokens, not {asked:,}, as each is written a token at a time"
         )
     return _written(session, count, seq_len, 0, EVALUATING)
 

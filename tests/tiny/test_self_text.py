@@ -136,7 +136,10 @@ def test_written_windows_are_shorter_than_those_that_are_read(
     """Each token of a window takes as long as a pass. As many windows as asked for, and as many as a text elsewhere."""
     monkeypatch.setattr("run.self_windows.MOST_TOKENS", 24)
     texts = ["--eval_datasets", f"{workspace.text},self", "--importance_method", "magnitude", "--dry_run"]
-    runs = workspace.run("few", *texts, "--eval_samples", "3"), workspace.run("usual", *texts)
+    runs = workspace.root / "few", workspace.run("usual", *texts)
+    code, _, error = call([*workspace.base_arguments(), *texts, "--eval_samples", "3", "--output", str(runs[0])])
+    assert code == 0
+    assert "note: self: evaluation reads windows of 24 tokens, not 32," in error
     found = [json.loads((run / "run.json").read_text(encoding="utf-8"))["windows"] for run in runs]
     assert [windows["evaluation self"]["seq_len"] for windows in found] == [24, 24]
     assert [windows["evaluation self"]["num_windows"] for windows in found] == [3, 8192 // 24]
