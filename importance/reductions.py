@@ -28,7 +28,9 @@ def products_summed(gradient: torch.Tensor, factor: torch.Tensor, dim: int, *, a
     gradient (B, R, C), which may be overwritten where it is float32; factor (R, C) or (B, R, C); dim 1 or 2. float32
     (B, C or R), (B,), (B,).
     """
-    by_kernel = kernels.have(gradient.device) and _kernel_is_right(gradient.device)
+    by_kernel = kernels.have(gradient.device) and _kernel_is_right(
+        gradient.device, gradient.dtype, factor.dtype, absolute
+    )
     found = _by_kernel(gradient, factor, dim, absolute) if by_kernel else None
     return _by_operators(gradient, factor, dim, absolute) if found is None else found
 
@@ -49,18 +51,31 @@ def _by_operators(gradient: torch.Tensor, factor: torch.Tensor, dim: int, absolu
 
 @cache
 @torch.no_grad()
-def _kernel_is_right(device: torch.device) -> bool:
-    """Whether the kernel, as compiled for this card, gives what operators give, on random values of several tiles."""
+def _kernel_is_right(
+    device: torch.device, gradient_dtype: torch.dtype, factor_dtype: torch.dtype, absolute: bool
+) -> bool:
+    """Whether the kernel, as compiled for this card and these dtypes, gives what operators give, on random values of
+    several tiles. Like the sizes of most models theirs are multiples of 16, for which Triton compiles a kernel of its
+    own, so the run uses what was tried and waits for no compiler again."""
     generator = torch.Generator().manual_seed(0)
-    gradient, factor = (torch.randn(*size, generator=generator).to(device) for size in ((2, 70, 1100), (70, 1100)))
+    sizes, dtypes = ((2, 80, 1104), (80, 1104)), (gradient_dtype, factor_dtype)
+    gradient, factor = (
+        torch.randn(*size, generator=generator).to(device, dtype) for size, dtype in zip(sizes, dtypes, strict=True)
+    )
     for dim in (1, 2):
-        found, expected = _by_kernel(gradient, factor, dim, True), _by_operators(gradient.clone(), factor, dim, True)
+        found = _by_kernel(gradient, factor, dim, absolute)
         if found is None:
             return False
-        if not all(torch.allclose(values, exact, rtol=1e-3) for values, exact in zip(found, expected, strict=True)):
+        expected = _by_operators(gradient.clone(), factor, dim, absolute)
+        if not all(_agree(values, exact) for values, exact in zip(found, expected, strict=True)):
             kernels.give_up(KERNEL[1], "they give other sums than torch's own operators")
             return False
     return True
+
+
+def _agree(values: torch.Tensor, exact: torch.Tensor) -> bool:
+    """Within rounding, of sums of 80 products of normal numbers or more; those with signs may be near 0."""
+    return torch.allclose(values, exact, rtol=1e-3, atol=1e-2)
 
 
 def times(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

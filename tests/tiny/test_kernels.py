@@ -19,6 +19,8 @@ from importance import reductions, removals
 from importance.reductions import products_summed
 from importance.removals import cheapest
 
+KERNEL_IS_RIGHT = reductions._kernel_is_right  # tests put another in its place
+
 
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -33,7 +35,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(kernels, "have", lambda _device: True)
     monkeypatch.setattr(kernels, "attempt", noted)
-    monkeypatch.setattr(reductions, "_kernel_is_right", lambda _device: True)
+    monkeypatch.setattr(reductions, "_kernel_is_right", lambda *_: True)
     return ran
 
 
@@ -112,15 +114,18 @@ def test_a_kernel_that_cannot_be_compiled_is_said_once_and_done_without(
     assert "Failed to find C compiler" in said[0]
 
 
+@pytest.mark.parametrize("absolute", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("wrong", [0.0, 0.01])
 def test_a_kernel_that_gives_other_sums_than_operators_is_not_used(
-    monkeypatch: pytest.MonkeyPatch, wrong: float
+    monkeypatch: pytest.MonkeyPatch, wrong: float, dtype: torch.dtype, absolute: bool
 ) -> None:
-    """As could be on a card that nobody tried: the first use compares."""
-    used: list[int] = []
+    """As could be on a card that nobody tried: the first use compares, in the dtypes of that use."""
+    used: list[tuple[Any, ...]] = []
 
     def kernel(_module: str, _function: str, *arguments: Any) -> Any:
-        used.append(len(arguments[0]))
+        gradient, factor, _, absolutes = arguments
+        used.append((len(gradient), gradient.dtype, factor.dtype, absolutes))
         sums, l1, l2 = reductions._by_operators(arguments[0].clone(), *arguments[1:])
         return sums * (1 + wrong), l1, l2
 
@@ -131,11 +136,21 @@ def test_a_kernel_that_gives_other_sums_than_operators_is_not_used(
     reductions._kernel_is_right.cache_clear()
     said: list[str] = []
     with heard_by(said.append):
-        sums, _, _ = products_summed(torch.full((1, 2, 3), 2.0), torch.ones(2, 3), 1, absolute=True)
+        sums, _, _ = products_summed(torch.full((1, 2, 3), 2.0), torch.ones(2, 3, dtype=dtype), 1, absolute=absolute)
     reductions._kernel_is_right.cache_clear()
     assert sums.tolist() == [[4.0] * 3]
-    assert used == ([2, 2, 1] if wrong == 0 else [2])
+    assert [windows for windows, *_ in used] == ([2, 2, 1] if wrong == 0 else [2])
+    assert {tuple(kind) for _, *kind in used} == {(torch.float32, dtype, absolute)}
     assert [("other sums" in line) for line in said] == ([True] if wrong else [])
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)])
+def test_the_kernel_passes_its_own_trial(
+    compiled: list[str], dtypes: tuple[torch.dtype, torch.dtype], absolute: bool
+) -> None:
+    assert KERNEL_IS_RIGHT.__wrapped__(torch.device("cpu"), *dtypes, absolute)
+    assert compiled == ["products_summed"] * 2
 
 
 def test_memory_that_does_not_suffice_is_no_fault_of_the_kernels(failing: Callable[[Exception], list[str]]) -> None:
