@@ -21,9 +21,10 @@ NOWHERE = tl.constexpr(2**31 - 1)
 
 
 def remove(inverse: torch.Tensor, gram: torch.Tensor, found: "Removals") -> "Removals":
-    """Fill ``found``, and return it. inverse, gram: float64 (R, R), the columns of a row side by side; R at most
-    524,288."""
+    """Fill ``found``, and return it. inverse, gram: float64 (R, R), symmetric; R at most 524,288."""
     n = len(gram)
+    # Kernels want the columns of a row side by side, and ``torch.linalg.inv`` lays rows side by side.
+    inverse, gram = (matrix if matrix.stride(1) == 1 else matrix.T for matrix in (inverse, gram))
     columns = next(columns for columns in COLUMNS if n <= PROGRAMS * columns)
     grid = (-(-n // columns),)
     a, g = inverse.diagonal().clone(), gram.diagonal().clone()

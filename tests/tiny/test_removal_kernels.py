@@ -37,6 +37,15 @@ def test_the_kernel_removes_what_operators_remove(kernels: ModuleType, inputs: i
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-9, atol=1e-12)
 
 
+def test_rows_that_lie_side_by_side_are_as_good(kernels: ModuleType) -> None:
+    """As ``torch.linalg.inv`` leaves them."""
+    inverse, gram = matrices(20, outputs=9)
+    expected, found = cheapest(inverse, gram, 20), Removals.room_for(20, gram)
+    kernels.remove(inverse.T, gram.T, found)
+    assert torch.equal(found.gone, expected.gone)
+    torch.testing.assert_close(found.cost, expected.cost, rtol=1e-9, atol=1e-12)
+
+
 def test_of_equal_inputs_the_lowest_goes_first(kernels: ModuleType) -> None:
     """Nothing stands in for anything; the equal ones lie in different programs."""
     gram = torch.diag(torch.tensor([2.0, 1.0, *[2.0] * 64, 1.0], dtype=torch.float64))
