@@ -37,14 +37,20 @@ def attempt(module: str, function: str, *arguments: Any) -> Any:
     except Exception as error:  # of a compiler, of whatever kind
         if isinstance(error, RuntimeError) and is_out_of_memory(error):
             raise
-        give_up(function, reason_of(error, 160))
+        give_up(reason_of(error, 160))
         return None
 
 
-def give_up(function: str, reason: str) -> None:
-    """Use no kernel any more, and say why."""
-    _FAILED.append(function)
-    note(f"measuring takes several times as long as with Triton's kernels, which fail here: {reason}")
+def give_up(reason: str) -> None:
+    """Use no kernel any more in this process, and say why."""
+    _FAILED.append(reason)
+    remind()
+
+
+def remind(device: "torch.device | None" = None) -> None:
+    """Say why no kernel is used on a GPU, where one has failed: who listens now may not have heard it then."""
+    for reason in _FAILED[:1] if device is None or device.type == "cuda" else []:
+        note(f"measuring takes several times as long as with Triton's kernels, which fail here: {reason}")
 
 
 def _current(device: "torch.device") -> AbstractContextManager[None]:

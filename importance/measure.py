@@ -3,7 +3,9 @@
 from importlib import import_module
 from typing import Any
 
+from core import kernels
 from core.criteria import CRITERIA, Criterion
+from core.engine import engine_of
 from core.families import Family
 from core.groups import Architecture
 from core.measured import Importance
@@ -25,6 +27,7 @@ def measure_importance(
     gradient_reduction and batch_size reach the criteria that know them. The model is left exactly as found, also after
     an exception. Raises NumericalError on NaN or Inf.
     """
+    kernels.remind(engine_of(model).device)
     chosen = CRITERIA[criterion]
     arguments: list[Any] = [model, family, architecture]
     if chosen.reads_text:

@@ -68,7 +68,7 @@ def _kernel_is_right(
             return False
         expected = _by_operators(gradient.clone(), factor, dim, absolute)
         if not all(_agree(values, exact) for values, exact in zip(found, expected, strict=True)):
-            kernels.give_up(KERNEL[1], "they give other sums than torch's own operators")
+            kernels.give_up("they give other sums than torch's own operators")
             return False
     return True
 

@@ -109,7 +109,12 @@ def test_a_kernel_that_cannot_be_compiled_is_said_once_and_done_without(
         sums, l1, _ = products_summed(gradient, weight, 1, absolute=True)
         order = cheapest(matrix, matrix.clone(), 4).gone
     assert (sums.tolist(), l1.tolist(), order.tolist()) == ([[12.0] * 3], [12.0], [0, 1, 2, 3])
-    assert failed == ["products_summed"]
+    assert failed == ["Failed to find C compiler"]
+    later: list[str] = []
+    with heard_by(later.append):
+        kernels.remind(torch.device("cuda", 0))
+        kernels.remind(torch.device("cpu"))
+    assert later == said
     assert len(said) == 1
     assert "Failed to find C compiler" in said[0]
 
