@@ -33,6 +33,7 @@ from benchmarks.gpu.stages import (
     repair_row,
 )
 from benchmarks.gpu.whole import whole_run_row
+from core.errors import PruningError
 from models.loading import choose_device
 from run.record import environment
 from run.surroundings import surroundings
@@ -86,7 +87,10 @@ def main() -> int:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", default=Path("gpu-benchmark.json"))
     options = parser.parse_args()
-    device = choose_device(options.device)
+    try:
+        device = choose_device(options.device)
+    except PruningError as error:
+        sys.exit(f"error: {error}")
     sizes, dtype = (ON_A_GPU, torch.bfloat16) if device.type == "cuda" else (TINY, torch.float32)
     rows: list[Row] = []
     with surroundings(0), tempfile.TemporaryDirectory() as folder:

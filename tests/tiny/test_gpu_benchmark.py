@@ -69,6 +69,13 @@ def test_the_stages_run_on_a_tiny_shape(
     assert "| fisher, tiny, a window of 64 |" in capsys.readouterr().out
 
 
+def test_a_gpu_that_is_not_there_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu", "--device", "cuda:77", "--json", str(tmp_path / "t.json")])
+    with pytest.raises(SystemExit, match=r"^error: --device cuda:77: this machine has \d+ CUDA devices"):
+        main()
+    assert not (tmp_path / "t.json").exists()
+
+
 @pytest.mark.slow
 def test_the_whole_command_runs_without_a_gpu(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--json", str(tmp_path / "t.json")]
