@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 from core import symmetric
-from importance.removals import cheapest, is_host
+from importance.removals import Room, cheapest, is_host
 
 RIDGE = 0.01  # of the mean diagonal of H
 # Removals between two updates of the matrices. A GPU reads twice as many vectors while the next kernel is launched.
@@ -71,11 +71,11 @@ def _single_inputs(inverse: torch.Tensor, weight: torch.Tensor) -> tuple[torch.T
     """Order and costs, both (n,), on the device."""
     gram = symmetric.add_product(torch.zeros_like(inverse), weight, weight)
     left, most = torch.arange(len(gram), device=gram.device), BLOCK if is_host(gram.device) else BLOCK_ON_GPU
-    order, cost = [], []
+    room, order, cost = Room(min(most, len(left)), gram), [], []
     while len(left):
-        block = cheapest(inverse, gram, min(most, len(left)))
+        block = cheapest(inverse, gram, min(most, len(left)), room)
         order.append(left[block.gone])
-        cost.append(block.cost)
+        cost.append(block.cost.clone())
         stays = _stays(block.gone, len(left))
         left, s, h = left[stays], block.s.index_select(1, stays), block.h.index_select(1, stays)
         inverse = _take(inverse, block.pivots[:, None] * s, s, stays)
@@ -116,7 +116,7 @@ def _groups(inverse: torch.Tensor, weight: torch.Tensor, run: int) -> tuple[torc
         c, k = _inputs(gone, run), _inputs(stays, run)
         left = left[stays]
         across, weight_c = inverse[c][:, k], weight[:, c]
-        solved = torch.linalg.solve(inverse[c][:, c], across)  # [(H^-1)_cc]^-1 (H^-1)_ck
+        solved, _ = torch.linalg.solve_ex(inverse[c][:, c], across)  # [(H^-1)_cc]^-1 (H^-1)_ck
         inverse, weight = inverse[k][:, k] - across.T @ solved, weight[:, k] - weight_c @ solved
     return torch.cat(order), torch.cat(cost)
 
@@ -127,11 +127,13 @@ def _inputs(groups: torch.Tensor, run: int) -> torch.Tensor:
 
 
 def _group_errors(inverse: torch.Tensor, weight: torch.Tensor, run: int) -> torch.Tensor:
-    """float64 (R,): tr(U_c [(H^-1)_cc]^-1 U_c^T) of each group."""
+    """float64 (R,): tr(U_c [(H^-1)_cc]^-1 U_c^T) of each group, by way of U_c^T U_c, as there are more outputs than
+    inputs."""
     groups = weight.shape[1] // run
     blocks = inverse.view(groups, run, groups, run).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
     columns = weight.view(-1, groups, run).permute(1, 2, 0)  # (R, run, C)
-    return (columns * torch.linalg.solve(blocks, columns)).sum((1, 2))
+    solved, _ = torch.linalg.inv_ex(blocks)  # which does not wait to see whether there is an inverse
+    return (solved * (columns @ columns.mT)).sum((1, 2))
 
 
 def convex(cost: np.ndarray) -> np.ndarray:

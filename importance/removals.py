@@ -11,6 +11,7 @@ longer to call an operator than to compute it.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,8 @@ from core import kernels
 @dataclass(frozen=True)
 class Removals:
     """Of ``size`` inputs, in the order they went. gone: int64 (size,), places along the matrices. cost: (size,), the
-    errors that they added. pivots: (size,), a_c. s, h: (size, R). Floats are float64, on the matrices' device."""
+    errors that they added. pivots: (size,), a_c. s, h: (size, R). Floats are float64, on the matrices' device; all of
+    it is overwritten by the next block in the same room."""
 
     gone: torch.Tensor
     cost: torch.Tensor
@@ -29,28 +31,41 @@ class Removals:
     s: torch.Tensor
     h: torch.Tensor
 
-    @staticmethod
-    def room_for(size: int, gram: torch.Tensor) -> "Removals":
-        gone = torch.empty(size, dtype=torch.int64, device=gram.device)
-        s, h = gram.new_empty(2, size, len(gram))
-        return Removals(gone, gram.new_empty(size), gram.new_empty(size), s, h)
+
+class Room:
+    """For the removals of one block after another, each from what the one before left of the matrices, in their memory.
+
+    most: removals of a block. gram: the first, (R, R). kernels: what ``removal_kernels`` keeps from block to block.
+    """
+
+    def __init__(self, most: int, gram: torch.Tensor) -> None:
+        self.gone = torch.empty(most, dtype=torch.int64, device=gram.device)
+        self.cost, self.pivots = gram.new_empty(2, most)
+        self.s, self.h = gram.new_empty(2, most, len(gram))
+        self.kernels: Any = None
+
+    def of(self, size: int, left: int) -> Removals:
+        """The part that a block of ``size`` removals from matrices (left, left) fills."""
+        return Removals(
+            self.gone[:size], self.cost[:size], self.pivots[:size], self.s[:size, :left], self.h[:size, :left]
+        )
 
 
-def cheapest(inverse: torch.Tensor, gram: torch.Tensor, size: int) -> Removals:
+def cheapest(inverse: torch.Tensor, gram: torch.Tensor, size: int, room: Room | None = None) -> Removals:
     """Remove the cheapest input, of equal ones that with the lowest index, ``size`` times. inverse, gram: (R, R)."""
-    found = Removals.room_for(size, gram)
-    (_on_host if is_host(gram.device) else _on_gpu)(inverse, gram, found)
+    room = room or Room(size, gram)
+    found = room.of(size, len(gram))
+    if is_host(gram.device):
+        _on_host(inverse, gram, found)
+    elif not kernels.have(gram.device) or not kernels.attempt(
+        "importance.removal_kernels", "remove", inverse, gram, room, size
+    ):
+        _on_device(inverse, gram, found)
     return found
 
 
 def is_host(device: torch.device) -> bool:
     return device.type == "cpu"
-
-
-def _on_gpu(inverse: torch.Tensor, gram: torch.Tensor, found: Removals) -> None:
-    by_kernels = kernels.have(gram.device)
-    if not by_kernels or kernels.attempt("importance.removal_kernels", "remove", inverse, gram, found) is None:
-        _on_device(inverse, gram, found)
 
 
 def _on_host(inverse: torch.Tensor, gram: torch.Tensor, found: Removals) -> None:

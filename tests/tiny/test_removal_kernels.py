@@ -2,15 +2,19 @@
 
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks.elimination import problem
-from importance.removals import Removals, cheapest
+from core import kernels
+from importance import elimination, removals
+from importance.elimination import eliminate
+from importance.removals import Room, cheapest
 
 
 @pytest.fixture
-def kernels() -> ModuleType:
+def by_triton() -> ModuleType:
     """tests/conftest.py has told Triton to interpret."""
     pytest.importorskip("triton")
     from importance import removal_kernels
@@ -27,28 +31,44 @@ def matrices(inputs: int, outputs: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("inputs", "size"), [(40, 40), (70, 21), (1, 1)])
-def test_the_kernel_removes_what_operators_remove(kernels: ModuleType, inputs: int, size: int) -> None:
+def test_the_kernel_removes_what_operators_remove(by_triton: ModuleType, inputs: int, size: int) -> None:
     """Several programs, the last one with columns to spare; more removals than are read at a time."""
     inverse, gram = matrices(inputs, outputs=9)
-    expected, found = cheapest(inverse, gram, size), Removals.room_for(size, gram)
-    kernels.remove(inverse, gram, found)
+    expected, room = cheapest(inverse, gram, size), Room(size, gram)
+    assert by_triton.remove(inverse, gram, room, size)
+    found = room.of(size, inputs)
     assert torch.equal(found.gone, expected.gone)
     for name in ("cost", "pivots", "s", "h"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-9, atol=1e-12)
 
 
-def test_rows_that_lie_side_by_side_are_as_good(kernels: ModuleType) -> None:
+def test_rows_that_lie_side_by_side_are_as_good(by_triton: ModuleType) -> None:
     """As ``torch.linalg.inv`` leaves them."""
     inverse, gram = matrices(20, outputs=9)
-    expected, found = cheapest(inverse, gram, 20), Removals.room_for(20, gram)
-    kernels.remove(inverse.T, gram.T, found)
-    assert torch.equal(found.gone, expected.gone)
-    torch.testing.assert_close(found.cost, expected.cost, rtol=1e-9, atol=1e-12)
+    expected, room = cheapest(inverse, gram, 20), Room(20, gram)
+    by_triton.remove(inverse.T, gram.T, room, 20)
+    assert torch.equal(room.gone, expected.gone)
+    torch.testing.assert_close(room.cost, expected.cost, rtol=1e-9, atol=1e-12)
 
 
-def test_of_equal_inputs_the_lowest_goes_first(kernels: ModuleType) -> None:
+def test_of_equal_inputs_the_lowest_goes_first(by_triton: ModuleType) -> None:
     """Nothing stands in for anything; the equal ones lie in different programs."""
     gram = torch.diag(torch.tensor([2.0, 1.0, *[2.0] * 64, 1.0], dtype=torch.float64))
-    found = Removals.room_for(3, gram)
-    kernels.remove(torch.eye(len(gram), dtype=torch.float64), gram, found)
-    assert found.gone.tolist() == [1, 66, 0]
+    room = Room(3, gram)
+    by_triton.remove(torch.eye(len(gram), dtype=torch.float64), gram, room, 3)
+    assert room.gone.tolist() == [1, 66, 0]
+
+
+@pytest.mark.parametrize("inputs", [48, 53])  # blocks alone, and blocks with a rest
+def test_blocks_follow_one_another_in_one_room(monkeypatch: pytest.MonkeyPatch, inputs: int) -> None:
+    """The launches know no size: each block reads how many inputs are left, and fewer programs have any."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr(elimination, "BLOCK_ON_GPU", 16)
+    moment, weight = problem(inputs, outputs=9)
+    expected = eliminate(moment, weight, 1)
+    monkeypatch.setattr(elimination, "is_host", lambda _device: False)
+    monkeypatch.setattr(removals, "is_host", lambda _device: False)
+    monkeypatch.setattr(kernels, "have", lambda _device: True)
+    found = eliminate(moment, weight, 1)
+    assert found.order.tolist() == expected.order.tolist()
+    np.testing.assert_allclose(found.cost, expected.cost, rtol=1e-9)
