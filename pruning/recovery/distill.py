@@ -127,7 +127,7 @@ def _trained_with_what_fits(
     """Windows a pass are halved, and activations computed again in backward, for as long as memory does not suffice; a
     step stays as large as it is. Each attempt begins with the weights there were."""
     seq_len = train.shape[1]
-    a_step = max(1, min(settings.a_step // seq_len, len(train)) // ranks.count())
+    a_step = max(1, min(round(settings.a_step / seq_len), len(train)) // ranks.count())
     at_once, recompute, strict = a_step, False, True
     if small.device.type == "cpu":
         at_once = max(1, min(a_step, TOKENS_A_BATCH // seq_len))
