@@ -83,9 +83,9 @@ class Engine:
                 for parameter, values in zip(touched, before, strict=True):
                     parameter.copy_(values)
 
-    def has_room(self, needed_bytes: int, device: Any) -> bool:
-        """Whether so much may rest on a device beside the work."""
-        return has_room(needed_bytes, device)
+    def has_room(self, needed_bytes: int, device: Any, beside: int = 0) -> bool:
+        """Whether so much may rest on a device beside the work, of which ``beside`` bytes are known."""
+        return has_room(needed_bytes, device, beside)
 
     def fits(self, needed_bytes: int) -> bool:
         """Whether so much can rest anywhere at all: on the device, in main memory or in files."""

@@ -19,10 +19,11 @@ UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
-def has_room(needed_bytes: int, device: "torch.device") -> bool:
-    """Whether this much may rest on ``device``; no where its free memory cannot be told."""
+def has_room(needed_bytes: int, device: "torch.device", beside: int = 0) -> bool:
+    """Whether this much may rest on ``device``; no where its free memory cannot be told. beside: bytes of it that are
+    spoken for."""
     free = free_bytes(device)
-    return free is not None and needed_bytes <= RESTING_SHARE * free
+    return free is not None and needed_bytes <= RESTING_SHARE * (free - beside)
 
 
 def free_bytes(device: "torch.device | None" = None) -> int | None:

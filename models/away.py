@@ -70,9 +70,9 @@ class WeightsAway(Engine):
 
     # Where hidden states rest
 
-    def has_room(self, needed_bytes: int, device: Any) -> bool:
+    def has_room(self, needed_bytes: int, device: Any, beside: int = 0) -> bool:
         """Main memory is not for resting where the user named a folder for it."""
-        return not (self.scratch and device.type == "cpu") and has_room(needed_bytes, device)
+        return not (self.scratch and device.type == "cpu") and has_room(needed_bytes, device, beside)
 
     def fits(self, needed_bytes: int) -> bool:
         return self.has_room(needed_bytes, self.device) or needed_bytes <= self._elsewhere()

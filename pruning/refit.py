@@ -29,15 +29,16 @@ def refit(moments: Moments, ridge: float, *, intercept: bool) -> tuple[torch.Ten
 
     ridge: λ over the mean diagonal of K K^T. Cholesky in float64; None too where rounding left it no definite matrix.
     """
-    gram, cross = moments.gram, moments.cross
+    gram, cross = moments.gram.clone(), moments.cross
     if intercept:
-        gram -= torch.outer(moments.inputs, moments.inputs) / moments.tokens
+        gram.addr_(moments.inputs, moments.inputs, alpha=-1 / moments.tokens)
         cross = cross - torch.outer(moments.lack, moments.inputs) / moments.tokens
     scale = float(gram.diagonal().mean())
     if not scale > 0:
         return None
     gram.diagonal().add_(ridge * scale)
     factor, failed = torch.linalg.cholesky_ex(gram)
+    del gram  # as large as the factor, of which the solver makes a copy
     if int(failed):
         return None
     change = torch.cholesky_solve(cross.T, factor).T

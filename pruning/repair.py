@@ -37,7 +37,7 @@ from core.plan import PruningPlan
 from core.products import product
 from core.progress import tqdm
 from core.windows import TokenWindows
-from pruning.moments import InputMoments, Moments
+from pruning.moments import InputMoments, Moments, bytes_to_solve
 from pruning.refit import Choice, choose
 from pruning.repair_report import INPUT, OUTPUT, RepairedBlock, RepairReport
 from pruning.repair_targets import TARGETS, Seen
@@ -203,7 +203,7 @@ class LayerwiseRepair:
         inside ``as_dense()``; returns the inputs that are left to the module in the pruned stream, (N, T, n), or None
         where they had no room."""
         module = self._module(block, block.writer)
-        inputs = self.runner.room_for(len(kept))
+        inputs = self.runner.room_for(len(kept), beside=bytes_to_solve(module.out_features, len(kept)))
         left, bias = module.weight[:, kept], 0.0 if module.bias is None else module.bias.float()
         alike = self._alike
         self._part()

@@ -52,11 +52,12 @@ class LayerRunner(Carrier):
             for writer, norm in zip(writers, norms, strict=True)
         ]
 
-    def room_for(self, width: int) -> torch.Tensor | None:
-        """(N, T, width) on the device for what would be computed twice otherwise; None where it has no room."""
+    def room_for(self, width: int, beside: int = 0) -> torch.Tensor | None:
+        """(N, T, width) on the device for what would be computed twice otherwise; None where it has no room, ``beside``
+        bytes being needed for other things."""
         shape, dtype = (*self.ids.shape, width), next(self.layers[0].parameters()).dtype
         needed = self.ids.numel() * width * dtype.itemsize
-        if not self.engine.has_room(needed, self.device):
+        if not self.engine.has_room(needed, self.device, beside):
             return None
         return torch.empty(shape, dtype=dtype, device=self.device)
 

@@ -183,10 +183,11 @@ def repair_row(subject: Subject, windows: int, seq_len: int) -> Row:
 
 
 def _four_fifths(architecture: Architecture) -> PruningPlan:
-    """The first four fifths of every block stay, one group at least."""
+    """The first four fifths of every block stay, one group at least, and a multiple of 64 where there are as many."""
     groups = architecture.groups
-    place = groups.index / groups.widths[groups.block]
-    keep = (place < 0.8) | (groups.index == 0)
+    widths = groups.widths[groups.block]
+    left = np.where(widths > 64, 0.8 * widths // 64 * 64, 0.8 * widths)
+    keep = (groups.index < left) | (groups.index == 0)
     removed = int(groups.cost[~keep].sum())
     ratio = removed / architecture.prunable_params
     return PruningPlan(architecture, keep, (), ratio, "prunable", removed, removed, "")

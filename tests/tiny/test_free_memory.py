@@ -18,6 +18,8 @@ def test_free_memory_is_told_for_a_cpu_and_leaves_half(monkeypatch: pytest.Monke
     assert free_bytes(cpu) == 8000 * 1024
     assert has_room(4000 * 1024, cpu)
     assert not has_room(4000 * 1024 + 1, cpu)
+    assert has_room(3000 * 1024, cpu, beside=2000 * 1024)
+    assert not has_room(3000 * 1024 + 1, cpu, beside=2000 * 1024)
     (tmp_path / "memory.max").write_text("3000000\n")
     (tmp_path / "memory.stat").write_text("anon 1000000\nfile 5\n")
     assert free_bytes(cpu) == 2000000

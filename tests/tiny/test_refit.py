@@ -175,3 +175,16 @@ def test_sums_do_not_depend_on_how_tokens_come() -> None:
         assert getattr(parts, name).dtype == torch.float64
     assert parts.tokens == 60
     assert parts.lack_energy == pytest.approx(whole.lack_energy)
+
+
+def test_sums_may_be_read_on_the_way() -> None:
+    """They are mirrored in their place, and what comes later is added to that."""
+    k, y, weight = random(300, 200), random(300, 4, seed=1), random(4, 200, seed=2)  # two panels
+    whole, parts = moments(k, y, weight), Moments(4, 200, k.device)
+    for chosen in (slice(0, 100), slice(100, 300)):
+        parts.add(k[chosen], (y - k @ weight.T)[chosen], y[chosen])
+        assert torch.equal(parts.gram, parts.gram.T)
+    torch.testing.assert_close(parts.gram, whole.gram, rtol=1e-5, atol=1e-4)
+    before = parts.gram.clone()
+    assert refit(parts, 0.1, intercept=True) is not None
+    assert torch.equal(parts.gram, before)
