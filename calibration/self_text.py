@@ -14,6 +14,7 @@ model then answers. So the turns and end-of-text tokens occur that such a model 
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -115,26 +116,51 @@ def answerable(tokenizer: "PreTrainedTokenizerBase", vocab_rows: int) -> tuple[t
     return _turns(tokenizer, min(len(tokenizer), vocab_rows), HELD_OUT_INSTRUCTIONS)
 
 
+@dataclass(frozen=True)
+class Request:
+    """Rows that a model is to write. purpose: one of PURPOSES; rows of two purposes have no number in common."""
+
+    begin: Beginnings
+    count: int
+    seq_len: int
+    seed: int
+    purpose: str
+
+
 def written_windows(
     model: Any, begin: Beginnings, count: int, seq_len: int, seed: int, purpose: str, batch_size: int | None = None
 ) -> np.ndarray:
     """int64 (count, seq_len): rows that ``model`` writes; the first rows do not depend on ``count``.
 
-    purpose: one of PURPOSES; rows of two purposes have no number in common. batch_size: rows at a time, None: as many
-    as should fit, halved where memory runs out. Raises NumericalError where the model's logits hold NaN or Inf,
-    UsageError where a single row does not fit in memory. The model is left as found.
+    batch_size: rows at a time, None: as many as should fit, halved where memory runs out. Raises NumericalError where
+    the model's logits hold NaN or Inf, UsageError where a single row does not fit in memory. The model is left as
+    found.
     """
-    numbers = np.random.default_rng([seed, PURPOSES.index(purpose)]).random((count, seq_len, 2))
-    rows: list[np.ndarray] = []
-    size, done = batch_size or _first_rows(model, seq_len), 0
-    bar = tqdm(total=count * seq_len, desc=f"writing text for {purpose}", unit="token", unit_scale=True, leave=False)
+    return written_together(model, [Request(begin, count, seq_len, seed, purpose)], batch_size)[0]
+
+
+def written_together(model: Any, requests: Sequence[Request], batch_size: int | None = None) -> list[np.ndarray]:
+    """The same for several requests with one way to begin, a row of any beside rows of the others."""
+    lengths = np.repeat([request.seq_len for request in requests], [request.count for request in requests])
+    longest = max(request.seq_len for request in requests)
+    numbers = np.zeros((len(lengths), longest, 2))
+    ends = np.cumsum([request.count for request in requests])
+    for request, end in zip(requests, ends, strict=True):
+        drawn = np.random.default_rng([request.seed, PURPOSES.index(request.purpose)])
+        numbers[end - request.count : end, : request.seq_len] = drawn.random((request.count, request.seq_len, 2))
+    written = np.empty((len(lengths), longest), dtype=np.int64)
+    size, done = batch_size or _first_rows(model, longest), 0
+    purposes = " and ".join(request.purpose for request in requests)
+    what = f"writing text for {purposes}"
+    bar = tqdm(total=len(lengths) * longest, desc=what, unit="token", unit_scale=True, leave=False)
     with bar, evaluating(model):
-        while done < count:
-            attempt = partial(_next_rows, model, begin, numbers[done:], bar)
-            written, size = with_batch_that_fits(attempt, size, fixed=batch_size is not None)
-            rows.append(written)
-            done += len(written)
-    return np.concatenate([np.empty((0, seq_len), dtype=np.int64), *rows])
+        while done < len(lengths):
+            attempt = partial(_next_rows, model, requests[0].begin, numbers[done:], lengths[done:], bar)
+            rows, size = with_batch_that_fits(attempt, size, fixed=batch_size is not None)
+            written[done : done + len(rows), : rows.shape[1]] = rows
+            done += len(rows)
+    parts = np.split(written, ends[:-1])
+    return [part[:, : request.seq_len] for request, part in zip(requests, parts, strict=True)]
 
 
 def windows_of(ids: np.ndarray, split: str, seed: int) -> TokenWindows:
@@ -142,13 +168,16 @@ def windows_of(ids: np.ndarray, split: str, seed: int) -> TokenWindows:
     return TokenWindows(ids, SELF, split, f"text that the dense model wrote itself (temperature 1, seed {seed})")
 
 
-def _next_rows(model: Any, begin: Beginnings, numbers: np.ndarray, bar: Any, size: int) -> np.ndarray:
-    """int64 (B, T): the first ``size`` rows. numbers float64 (rows, T, 2): for each token, and for each beginning.
+def _next_rows(
+    model: Any, begin: Beginnings, numbers: np.ndarray, row_lengths: np.ndarray, bar: Any, size: int
+) -> np.ndarray:
+    """int64 (B, T): the first ``size`` rows, as long as the longest of them. numbers float64 (rows, T, 2): for each
+    token, and for each beginning. row_lengths: (rows,).
 
     Nothing waits for the device until the rows are complete, but for a progress bar's sake every 32 tokens.
     """
-    device, length = model.device, numbers.shape[1]
-    u, v = (torch.from_numpy(np.ascontiguousarray(numbers[:size, :, i].T)).to(device) for i in (0, 1))
+    device, length = model.device, int(row_lengths[:size].max())
+    u, v = (torch.from_numpy(np.ascontiguousarray(numbers[:size, :length, i].T)).to(device) for i in (0, 1))
     forced, lengths, threshold = _table(begin, device)
     ends = torch.tensor(begin.ends, device=device)
 

@@ -1,5 +1,7 @@
 """Windows that the dense model writes itself (``self``), from the cache of an earlier run or from the model."""
 
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +13,11 @@ from calibration.self_text import (
     EVALUATING,
     JUDGING,
     Beginnings,
+    Request,
     answerable,
     beginnings,
     windows_of,
-    written_windows,
+    written_together,
 )
 from calibration.splits import CALIBRATION, EVALUATION
 from core.cache import Entry
@@ -27,6 +30,8 @@ from run.cache_keys import self_text_key
 from run.windows import ELSEWHERE_TOKENS, ELSEWHERE_WINDOWS, TextWindows, wanted_windows
 
 if TYPE_CHECKING:
+    import torch
+
     from run.session import Session
 
 SAMPLE = "calibration_sample.txt"
@@ -49,24 +54,29 @@ def with_written(session: "Session", read: TextWindows, judging: int) -> TextWin
     """The windows that were read and those that the dense model writes, where the settings ask for any."""
     text, asked = session.settings.calibration, session.settings.evaluation
     count, judges = wanted_windows(session.settings, judging).get(SELF, (0, 0))
-    found = TextWindows(dict(read.calibration), dict(read.judging), dict(read.evaluation))
+    requests = []
     if count:
-        found.calibration[SELF] = _written(session, count, text.seq_len, text.seed, CALIBRATING)
+        requests.append(_request(session, count, text.seq_len, text.seed, CALIBRATING))
     if judges:
-        found.judging[SELF] = _written(session, judges, text.seq_len, text.seed, JUDGING)
+        requests.append(_request(session, judges, text.seq_len, text.seed, JUDGING))
     if SELF in asked.texts:
         assert asked.eval_seq_len is not None
-        found.evaluation[SELF] = _evaluated(session, asked.eval_seq_len, asked.eval_samples)
+        requests.append(_to_evaluate(session, asked.eval_seq_len, asked.eval_samples))
+    found = TextWindows(dict(read.calibration), dict(read.judging), dict(read.evaluation))
+    places = {CALIBRATING: found.calibration, JUDGING: found.judging, EVALUATING: found.evaluation}
+    for request, windows in zip(requests, _written(session, requests), strict=True):
+        places[request.purpose][SELF] = windows
     return found
 
 
 def written_to_distil(session: "Session", count: int) -> np.ndarray:
     """int64 (count, T): windows that the dense model writes for nothing else than a distillation."""
     text = session.settings.calibration
-    return _written(session, count, text.seq_len, text.seed, DISTILLING).ids
+    request = _request(session, count, text.seq_len, text.seed, DISTILLING)
+    return next(_written(session, [request])).ids
 
 
-def _evaluated(session: "Session", seq_len: int, samples: int | None) -> TokenWindows:
+def _to_evaluate(session: "Session", seq_len: int, samples: int | None) -> Request:
     """Evaluation windows, which are no matter of the seed; as few as of a text of another kind, and of MOST_TOKENS
     each at most."""
     asked, seq_len = seq_len, min(seq_len, MOST_TOKENS)
@@ -80,21 +90,39 @@ def _evaluated(session: "Session", seq_len: int, samples: int | None) -> TokenWi
         note(
             f"{SELF}: evaluation reads windows of {seq_len} tokens, not {asked:,}, as each is written a token at a time"
         )
-    return _written(session, count, seq_len, 0, EVALUATING)
+    return _request(session, count, seq_len, 0, EVALUATING)
 
 
-def _written(session: "Session", count: int, seq_len: int, seed: int, purpose: str) -> TokenWindows:
-    begin = beginnings_of(session).within(seq_len)
+def _request(session: "Session", count: int, seq_len: int, seed: int, purpose: str) -> Request:
+    return Request(beginnings_of(session).within(seq_len), count, seq_len, seed, purpose)
 
-    def write() -> Entry:
+
+def _written(session: "Session", requests: Sequence[Request]) -> Iterator[TokenWindows]:
+    """Of each request in turn, from the cache or from the model, which writes at once what is still to come where that
+    saves time."""
+    done: dict[Request, np.ndarray] = {}
+    for number, request in enumerate(requests):
+        if request not in done:
+            at_once = [later for later in requests[number:] if later.begin == request.begin]
+            at_once = at_once if all_at_once(session.device) else [request]
+        key = self_text_key(request.begin, request.count, request.seq_len, request.seed, request.purpose)
+        ids = session.cache.recall(f"text for {request.purpose}", key, partial(_entry, session, at_once, request, done))
+        split = EVALUATION if request.purpose == EVALUATING else CALIBRATION
+        yield windows_of(ids.arrays["ids"].astype(np.int64), split, request.seed)
+
+
+def all_at_once(device: "torch.device") -> bool:
+    """On a GPU a token takes as long for many rows as for few."""
+    return device.type == "cuda"
+
+
+def _entry(session: "Session", at_once: Sequence[Request], request: Request, done: dict[Request, np.ndarray]) -> Entry:
+    """Of one of the requests; the others' rows are left in ``done``."""
+    if request not in done:
         dense, size = session.dense(), session.batch_size
-        with session.stages(f"text for {purpose}"):
-            ids = written_windows(dense, begin, count, seq_len, seed, purpose, size)
-        return Entry({"ids": ids.astype(np.int32)}, {})
-
-    key = self_text_key(begin, count, seq_len, seed, purpose)
-    ids = session.cache.recall(f"text for {purpose}", key, write).arrays["ids"].astype(np.int64)
-    return windows_of(ids, EVALUATION if purpose == EVALUATING else CALIBRATION, seed)
+        with session.stages("text for " + " and ".join(written.purpose for written in at_once)):
+            done.update(zip(at_once, written_together(dense, at_once, size), strict=True))
+    return Entry({"ids": done[request].astype(np.int32)}, {})
 
 
 def write_sample(path: Path, windows: TokenWindows, tokenizer: Any) -> Path:

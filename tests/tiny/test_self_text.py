@@ -11,9 +11,19 @@ from transformers import AutoTokenizer
 from workspace import Workspace, call, notes_on, word_tokenizer
 
 import global_pruning as gp
-from calibration.self_text import CALIBRATING, EVALUATING, JUDGING, Beginnings, beginnings, written_windows
+from calibration.self_text import (
+    CALIBRATING,
+    EVALUATING,
+    JUDGING,
+    Beginnings,
+    Request,
+    beginnings,
+    written_together,
+    written_windows,
+)
 from core.errors import NumericalError
 from core.say import heard_notes
+from run import self_windows
 
 DEMO = Path(__file__).resolve().parents[2] / "models" / "demo"
 BOS, EOS = 1, 2
@@ -49,6 +59,15 @@ def test_rows_depend_on_the_seed_and_what_they_are_for_alone(llama: Any) -> None
     others = [rows(llama, purpose=purpose) for purpose in (EVALUATING, JUDGING)]
     written = {tuple(row) for part in (found, *others) for row in part.tolist()}
     assert len(written) == 9
+
+
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_rows_of_several_lengths_are_written_together(llama: Any, batch_size: int | None) -> None:
+    """As many tokens as the longest of a batch has; each row is what it would be alone."""
+    asked = [(5, 9, CALIBRATING), (2, 24, EVALUATING), (1, 16, JUDGING)]
+    requests = [Request(PLAIN, count, length, 3, purpose) for count, length, purpose in asked]
+    for found, (count, length, purpose) in zip(written_together(llama, requests, batch_size), asked, strict=True):
+        assert np.array_equal(found, rows(llama, count=count, length=length, seed=3, purpose=purpose))
 
 
 def test_a_text_ends_and_another_begins(llama: Any) -> None:
@@ -144,6 +163,26 @@ def test_written_windows_are_shorter_than_those_that_are_read(
     assert [windows["evaluation self"]["seq_len"] for windows in found] == [24, 24]
     assert [windows["evaluation self"]["num_windows"] for windows in found] == [3, 8192 // 24]
     assert found[0][f"evaluation {workspace.text}"]["seq_len"] == 32
+
+
+def test_on_a_gpu_all_texts_are_written_at_once(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[list[str]] = []
+
+    def watched(model: Any, requests: list[Request], size: int | None) -> list[np.ndarray]:
+        written.append([request.purpose for request in requests])
+        return written_together(model, requests, size)
+
+    monkeypatch.setattr(self_windows, "written_together", watched)
+    found = []
+    for at_once in (False, True):
+        monkeypatch.setattr(self_windows, "all_at_once", lambda _device, at_once=at_once: at_once)
+        session = gp.open(
+            str(workspace.model), dataset="self", num_samples=3, seq_len=16, cache_dir=None, say=gp.silent
+        )
+        found.append(session.score("wanda").values)
+    assert np.array_equal(found[0], found[1])
+    assert [len(purposes) for purposes in written] == [1] * len(written[-1]) + [len(written[-1])]
+    assert len(written[-1]) > 1
 
 
 def test_a_text_without_a_window_is_refused(workspace: Workspace) -> None:
