@@ -25,13 +25,20 @@ def whole_run_row(
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "run"
         start = time.perf_counter()
-        environment = {**os.environ, "GLOBAL_PRUNING_CACHE": "none", "TQDM_DISABLE": "1"}
-        done = subprocess.run(
-            [*command, "--output", str(output)], capture_output=True, text=True, check=False, env=environment
-        )
+        environment = {**os.environ, "GLOBAL_PRUNING_CACHE": "none", "TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"}
+        with subprocess.Popen(
+            [*command, "--output", str(output)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        ) as run:
+            assert run.stdout is not None
+            for line in run.stdout:  # as it comes: a run that is cut off has told how far it was
+                print(f"{time.perf_counter() - start:6.1f} s  {line.rstrip()}", file=sys.stderr, flush=True)
         seconds = time.perf_counter() - start
-        if done.returncode:
-            raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+        if run.returncode:
+            raise SystemExit(f"{' '.join(command)} failed, exit code {run.returncode}")
         record = json.loads((output / "run.json").read_text(encoding="utf-8"))
     stages = ", ".join(f"{stage} {took:.1f}" for stage, took in record["timings_s"].items() if took >= 0.1)
     print(f"whole run, {name}: {seconds:.1f} s ({stages})", file=sys.stderr)
