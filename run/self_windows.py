@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 SAMPLE = "calibration_sample.txt"
 # Of a window to evaluate on. On a GPU each token takes as long as a pass, however many windows are written at once.
-MOST_TOKENS = 512
+MOST_TOKENS = 256
 
 
 def beginnings_of(session: "Session") -> Beginnings:

@@ -23,6 +23,7 @@ import numpy as np
 
 from calibration import evaluation_windows
 from calibration.pydoc import SKIPPED_FOLDERS
+from core.errors import DataError
 from core.windows import TokenWindows
 
 IN_DOMAIN, OUT_OF_DOMAIN = "pydoc", "code"
@@ -36,7 +37,8 @@ def held_out_windows(tokenizer: Any, part: str, count: int, seq_len: int) -> dic
     """Up to ``count`` windows of one part of each text.
 
     pydoc: the windows of ``development`` lie evenly over all of its held-out text, those of ``confirmation`` over the
-    rest. Code: modules in the order of their paths' SHA-256, first those of ``development``.
+    rest. Code: modules in the order of their paths' SHA-256, first those of ``development``. Raises DataError where a
+    text has no window for this part.
     """
     prose = evaluation_windows("pydoc", tokenizer, seq_len, None, "pydoc")
     seen = evenly(np.arange(len(prose)), DEVELOPMENT_WINDOWS)
@@ -45,10 +47,17 @@ def held_out_windows(tokenizer: Any, part: str, count: int, seq_len: int) -> dic
         chosen, modules = seen, code.ids[:DEVELOPMENT_WINDOWS]
     else:
         chosen, modules = np.setdiff1d(np.arange(len(prose)), seen), code.ids[DEVELOPMENT_WINDOWS:]
-    return {
+    found = {
         IN_DOMAIN: TokenWindows(prose.ids[evenly(chosen, count)], prose.dataset, prose.split, prose.source),
         OUT_OF_DOMAIN: TokenWindows(modules[:count], code.dataset, code.split, code.source),
     }
+    for name, windows in found.items():
+        if not len(windows):
+            raise DataError(
+                f"{name} has no window of {seq_len:,} tokens left for {part}: give shorter windows, or the other of "
+                f"{', '.join(PARTS)}"
+            )
+    return found
 
 
 def evenly(values: np.ndarray, count: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from benchmarks.quality.picture import draw_losses
 from benchmarks.quality.stream import Stream, feature_mask, input_moments, output_members
 from benchmarks.quality.table import difference, tables
 from benchmarks.quality.texts import CONFIRMATION, DEVELOPMENT, held_out_windows, without_prose
-from core.errors import UsageError
+from core.errors import DataError, UsageError
 from models.architecture import architecture_of
 from models.family_table import family_of
 
@@ -286,6 +286,13 @@ def test_the_parts_of_the_texts_share_no_window() -> None:
         assert len(development) == 48
         assert len(confirmation) > 100
         assert development.isdisjoint(confirmation)
+
+
+def test_a_part_without_a_window_is_refused() -> None:
+    """The held-out text makes no more windows of this length than development has."""
+    tokenizer = AutoTokenizer.from_pretrained(DEMO)
+    with pytest.raises(DataError, match="pydoc has no window of 1,500 tokens left for confirmation"):
+        held_out_windows(tokenizer, CONFIRMATION, 8, 1500)
 
 
 def test_code_is_left_without_prose() -> None:
