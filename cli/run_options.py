@@ -237,7 +237,7 @@ def evaluation_options(group: argparse._ArgumentGroup) -> None:
         "--eval_seq_len",
         type=number(int, 2, math.inf),
         metavar="T",
-        help="tokens per evaluation window (default 2048, or the model's context if smaller; of self at most 512)",
+        help="tokens per evaluation window (default 2048, or the model's context if smaller; of self at most 256)",
     )
     add(
         "--eval_samples",
