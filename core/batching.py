@@ -1,11 +1,12 @@
 """Run windows in batches that shrink when memory runs out. torch is imported where it is used."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from core import ranks
 from core.errors import UsageError
 from core.progress import tqdm
 
@@ -84,6 +85,23 @@ def with_batch_that_fits(attempt: Callable[[int], T], size: int, *, fixed: bool)
         if fixed:
             raise UsageError(f"--batch_size {size} does not fit in memory: use a smaller one, or leave it out")
         size //= 2
+
+
+def with_what_gives_way(attempt: Callable[[], T], give_way: Sequence[Callable[[], None]]) -> T:
+    """``attempt()``, again after each of ``give_way`` in turn for as long as memory does not suffice. Where several
+    processes work together none tries again, since the others would wait for what it has exchanged already."""
+    import torch
+
+    left = list(give_way) if ranks.count() == 1 else []
+    while True:
+        try:
+            return attempt()
+        except RuntimeError as error:
+            if not (left and is_out_of_memory(error)):
+                raise
+        left.pop(0)()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

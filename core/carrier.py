@@ -90,6 +90,12 @@ class Carrier:
             copied[row : row + 1] = hidden[row : row + 1]
         return copied
 
+    def away(self, hidden: Stream) -> Stream:
+        """The same stream, resting off the device: in memory of the CPU, unless it lies in a file already."""
+        if isinstance(hidden, FileStream) or hidden.device.type == "cpu":
+            return hidden
+        return torch.empty_like(hidden, device="cpu", pin_memory=True).copy_(hidden)
+
     def take(self, hidden: Stream, rows: slice) -> torch.Tensor:
         """hidden[rows] on the device."""
         return hidden[rows].to(self.device, non_blocking=True)

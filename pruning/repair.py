@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 
 from core import ranks
+from core.batching import with_what_gives_way
 from core.carrier import Stream
 from core.engine import engine_of
 from core.errors import NumericalError, UsageError
@@ -160,6 +161,11 @@ class LayerwiseRepair:
         """Those that differ."""
         return [self.pruned] if self.dense is None or self._alike else [self.dense, self.pruned]
 
+    def _put_streams_away(self) -> None:
+        """They rest in memory of the CPU from now on."""
+        alike, self.pruned = self._alike, self.runner.away(self.pruned)
+        self.dense = self.pruned if alike else None if self.dense is None else self.runner.away(self.dense)
+
     def _part(self) -> None:
         """From here on the pruned stream is another than the dense one."""
         if self._alike:
@@ -194,7 +200,8 @@ class LayerwiseRepair:
 
         sums = [InputMoments(weight.shape[1], weight.device, judge=judge) for judge in (False, True)]
         fit, check = (moments.seen_by(weight) for moments in self._over_windows(sums, step))
-        choice = self._choose(block, INPUT, fit, check, weight, None)
+        solve = partial(self._choose, block, INPUT, fit, check, weight, None)
+        choice = with_what_gives_way(solve, [self._put_streams_away])
         for module, kept, values in zip(modules, rows, choice.weight.split([len(r) for r in rows]), strict=True):
             module.weight[kept] = values
 
@@ -223,7 +230,13 @@ class LayerwiseRepair:
         shape, biased = (module.out_features, len(kept), left.device), module.bias is not None
         sums = [Moments(*shape, bias=biased, judge=judge) for judge in (False, True)]
         fit, check = self._over_windows(sums, step)
-        choice = self._choose(block, OUTPUT, fit, check, left, module.bias)
+
+        def forget_inputs() -> None:
+            nonlocal inputs
+            inputs = None
+
+        solve = partial(self._choose, block, OUTPUT, fit, check, left, module.bias)
+        choice = with_what_gives_way(solve, [forget_inputs, self._put_streams_away])
         module.weight.zero_()
         module.weight[:, kept] = choice.weight
         if module.bias is not None and choice.bias is not None:

@@ -16,9 +16,11 @@ from core.families import IN, OUT, member_rows
 from models.architecture import architecture_of, decoder_layers
 from models.expected import reference
 from models.narrow import empty_narrow_model
+from pruning.refit import choose
 from pruning.repair import RepairSettings, repair, repaired_for_now
 from pruning.repair_report import OUTPUT, write_repair_report
 from pruning.repair_windows import check_windows, shuffled_tokens
+from pruning.streams import LayerRunner
 from pruning.surgery import operate
 
 
@@ -130,6 +132,42 @@ def test_running_out_of_memory_halves_the_batch_and_counts_nothing_twice(llama: 
     )
     with pytest.raises(UsageError, match="--batch_size 8"):
         repair(copy.deepcopy(victim), family(llama), plan, WINDOWS, RepairSettings(batch_size=8))
+
+
+@pytest.mark.parametrize(("target", "failures"), [("stream", 1), ("pruned", 1), ("pruned", 2)])
+def test_what_is_kept_gives_way_where_there_is_no_memory_to_solve(
+    llama: Any, monkeypatch: pytest.MonkeyPatch, target: str, failures: int
+) -> None:
+    """Inputs that were kept are computed again, then streams rest elsewhere; the weights are the same."""
+    plan, tries, away = plan_for(llama), [], []
+    wanted, _ = repaired(llama, plan, target=target)
+
+    def crowded(*arguments: Any, **settings: Any) -> Any:
+        tries.append(arguments)
+        if len(tries) % (failures + 1):
+            raise torch.OutOfMemoryError("pretended")
+        return choose(*arguments, **settings)
+
+    def put_away(_runner: LayerRunner, stream: Any) -> Any:
+        away.append(stream)
+        return stream
+
+    monkeypatch.setattr("pruning.repair.choose", crowded)
+    monkeypatch.setattr(LayerRunner, "away", put_away)
+    found, done = repaired(llama, plan, target=target)
+    assert len(tries) == (failures + 1) * len(done.blocks)
+    assert bool(away) == (target == "stream" or failures == 2)
+    for a, b in zip(found.parameters(), wanted.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_a_repair_that_nothing_gives_way_to_ends(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_arguments: Any, **_settings: Any) -> Any:
+        raise torch.OutOfMemoryError("pretended")
+
+    monkeypatch.setattr("pruning.repair.choose", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        repaired(llama, plan_for(llama))
 
 
 @torch.no_grad()
