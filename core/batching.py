@@ -18,6 +18,7 @@ TOKENS_A_BATCH = 2048  # what "auto" starts from: all that caches of a CPU hold,
 OUT_OF_MEMORY = (
     "DefaultCPUAllocator",
     "CUDA error: out of memory",
+    "Triton Error [CUDA]: out of memory",
     *(f"{library}_STATUS_ALLOC_FAILED" for library in ("CUBLAS", "CUSOLVER", "CUDNN")),
 )
 GPU_PIECE = 8  # times what a CPU works on at a time

@@ -59,16 +59,53 @@ def test_of_equal_inputs_the_lowest_goes_first(by_triton: ModuleType) -> None:
     assert room.gone.tolist() == [1, 66, 0]
 
 
-@pytest.mark.parametrize("inputs", [48, 53])  # blocks alone, and blocks with a rest
-def test_blocks_follow_one_another_in_one_room(monkeypatch: pytest.MonkeyPatch, inputs: int) -> None:
-    """The launches know no size: each block reads how many inputs are left, and fewer programs have any."""
+@pytest.fixture
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its way, done here, from the first block of a process on."""
     pytest.importorskip("triton")
-    monkeypatch.setattr(elimination, "BLOCK_ON_GPU", 16)
+    for module in (elimination, removals):
+        monkeypatch.setattr(module, "is_host", lambda _device: False)
+    monkeypatch.setattr(kernels, "have", lambda _device: True)
+    monkeypatch.setattr(removals, "COMPARED", set())
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+@pytest.mark.parametrize("wrong", [0.0, 1e-3])
+def test_kernels_that_remove_other_inputs_than_operators_are_not_used(
+    monkeypatch: pytest.MonkeyPatch, wrong: float
+) -> None:
+    """As could be on a card that nobody tried: the first block compares, and those after it do not."""
+    inverse, gram = matrices(60, outputs=9)
+    given_up: list[str] = []
+    attempts: list[int] = []
+
+    def attempt(_module: str, _function: str, inverse: torch.Tensor, gram: torch.Tensor, room: Room, size: int) -> bool:
+        removals._on_device(inverse, gram, room.of(size, len(gram)))
+        room.cost.mul_(1 + wrong)
+        attempts.append(size)
+        return True
+
+    expected = Room(40, gram).of(40, len(gram))
+    removals._on_device(inverse, gram, expected)
+    monkeypatch.setattr(kernels, "attempt", attempt)
+    monkeypatch.setattr(kernels, "give_up", given_up.append)
+    found = [cheapest(inverse, gram, 40) for _ in range(2)]
+    assert len(attempts) == 2
+    assert bool(given_up) == bool(wrong)
+    assert len(removals.COMPARED) == (not wrong)
+    for block in found:
+        torch.testing.assert_close(block.cost, expected.cost)
+
+
+@pytest.mark.parametrize("inputs", [48, 53])  # blocks alone, and blocks with a rest
+def test_blocks_follow_one_another_in_one_room(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, inputs: int
+) -> None:
+    """The launches know no size: each block reads how many inputs are left, and fewer programs have any."""
     moment, weight = problem(inputs, outputs=9)
     expected = eliminate(moment, weight, 1)
-    monkeypatch.setattr(elimination, "is_host", lambda _device: False)
-    monkeypatch.setattr(removals, "is_host", lambda _device: False)
-    monkeypatch.setattr(kernels, "have", lambda _device: True)
+    request.getfixturevalue("on_a_gpu")
+    monkeypatch.setattr(elimination, "BLOCK_ON_GPU", 16)
     found = eliminate(moment, weight, 1)
     assert found.order.tolist() == expected.order.tolist()
     np.testing.assert_allclose(found.cost, expected.cost, rtol=1e-9)
