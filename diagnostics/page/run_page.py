@@ -83,6 +83,7 @@ def next_steps(run: Run, argv: Sequence[str], program: str, tried: bool = False)
         command = next_command(program, argv, open_flags, run.folder, _size(run)) if open_flags else None
         title = str(at(found, "issue") or "finding").replace("_", " ")
         texts = [str(at(found, key) or "") for key in ("severity", "description", "recommendation")]
+        texts = [text.replace(" %", "\N{NO-BREAK SPACE}%") for text in texts]
         if tried and isinstance(flags, str) and only_remedies(flags):
             texts[2] = "--remedy auto has tried this; see analysis/remedy.json."
         steps.append(Step(title[:1].upper() + title[1:], texts[0], texts[1], texts[2], command))
