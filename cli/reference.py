@@ -13,7 +13,9 @@ HEAD = """# Options
 
 Every option of `global-pruning` (`python run_global_pruning.py`), in the order of `--help`. This page is written by
 `python -m cli.reference > docs/options.md`; a test keeps the two equal. In Python the same names are keyword arguments
-of `gp.prune` and `gp.open`: `--num_samples 64` is `num_samples=64`.
+of `gp.prune` (`--num_samples 64` is `num_samples=64`); only `--base_model` and `--pruning_ratio` are `model` and
+`ratio`. `gp.open` takes those of the model (but for `engine`, `scratch` and `low_memory`), of calibration and of
+repair, `cache_dir` and `max_shard_size`. The rest belongs to the steps of its session.
 
 If an option has no effect next to the others, a note on stderr says so. Options that contradict one another are refused
 in one line. `global-pruning compare`, `gguf` and `verify` have a `--help` of their own.
