@@ -55,7 +55,7 @@ other_text() {
     elif [ -f "$OUTPUT/python_code.txt" ]; then
         echo "$OUTPUT/python_code.txt"
     else
-        ours calibration.python_code "$OUTPUT/python_code.txt"
+        ours calibration.code_file "$OUTPUT/python_code.txt"
     fi
 }
 

@@ -39,7 +39,11 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.importance",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--shape", choices=SHAPES, default="llama-349m")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--windows", type=int, default=5, help="measured steps, after one warm-up (default 5)")

@@ -22,7 +22,11 @@ SPEEDS = ("prefill_tokens_per_s", "decode_tokens_per_s")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.latency",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     whole: dict[str, Any] = {"type": int, "metavar": "N"}
     parser.add_argument("--hidden", default=1024, help="hidden size (default 1024)", **whole)
     parser.add_argument("--intermediate", default=2816, help="MLP channels (default 2816)", **whole)

@@ -25,7 +25,11 @@ ALONE = "temperature_1_norm_log"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.matrix",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--base_model", default="demo")
     parser.add_argument("--dataset", default="pydoc")
     parser.add_argument("--importance_method", default="taylor")

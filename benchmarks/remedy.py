@@ -28,7 +28,11 @@ from run.session import Session
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.remedy",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--base_model", default="demo")
     parser.add_argument("--dataset", default="pydoc")
     parser.add_argument("--importance_method", default="taylor")

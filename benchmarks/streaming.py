@@ -38,7 +38,11 @@ VOCABULARY = 128
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.streaming",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--gigabytes", type=float, default=8.0, help="least size of the checkpoint (default 8)")
     parser.add_argument("--max_shard_size", default="1GB", help="of both checkpoints (default 1GB)")
     parser.add_argument("--windows", type=int, default=4, help="calibration and evaluation windows (default 4)")

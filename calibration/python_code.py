@@ -1,15 +1,13 @@
-"""``pycode``: code of the standard library, a second kind of text that needs no network; all of it as a text file with
-
-    python -m calibration.python_code code.txt
+"""``pycode``: code of the standard library, a second kind of text that needs no network.
 
 The hash of a module's name decides its split, 1 in 10 is held out: the split is the same on every machine.
 Docstrings and comments are left out: docstrings are what ``pydoc`` is made of, and calibration on code must not show a
-model the paragraphs that it is evaluated on. One interpreter always gives the same file.
+model the paragraphs that it is evaluated on. One interpreter always gives the same text, which
+``calibration/code_file.py`` writes to a file.
 """
 
 import ast
 import platform
-import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,24 +15,10 @@ from pathlib import Path
 from calibration.paragraphs import is_held_out
 from calibration.pydoc import parse
 from core.errors import DataError
-from core.files import write_text
 from core.progress import tqdm
 
 DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 PROGRESS_DELAY_S = 2.0
-
-
-def main() -> int:
-    """The one argument is the file, written whole or not at all; its name should end in .txt."""
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        print(__doc__.strip(), file=sys.stderr)
-        return 2
-    try:
-        print(write_text(Path(sys.argv[1]), "\n\n".join(code_documents())))
-    except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
 
 
 def code_modules(library: Path | None = None) -> list[Path]:
@@ -69,7 +53,3 @@ def without_docstrings(module: ast.Module) -> str:
         if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:] or ([] if isinstance(node, ast.Module) else [ast.Pass()])
     return ast.unparse(module)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -74,7 +74,11 @@ RUNS = ("run-large", "run-small", "run-embedded")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
     parser.add_argument("--layers", type=int, help="of the large shape (default all)")
     parser.add_argument(
@@ -85,7 +89,7 @@ def main() -> int:
         metavar="ROWS",
         help=f"of {', '.join((*STAGES, *RUNS))} (all)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", default=Path("gpu-benchmark.json"))
+    parser.add_argument("--json", type=Path, metavar="FILE", default=Path("gpu-benchmark.json"), help="(%(default)s)")
     options = parser.parse_args()
     try:
         device = choose_device(options.device)

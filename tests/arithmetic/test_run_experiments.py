@@ -22,7 +22,7 @@ if [ "$1 $2" = "-P -m" ]; then
     case $module in
         cli.finished) grep -qxF -- "$*" "$out/arguments" ;;
         diagnostics.compare) exec "$REAL_PYTHON" -P -m "$module" "$@" ;;
-        calibration.python_code) mkdir -p "$(dirname "$out")" && echo code > "$out" && echo "$out" ;;
+        calibration.code_file) mkdir -p "$(dirname "$out")" && echo code > "$out" && echo "$out" ;;
     esac
     exit
 fi
