@@ -22,6 +22,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog=prog,
         description="Export a saved checkpoint, pruned or dense, to one GGUF file for llama.cpp.",
+        epilog="exit codes: 0 done; 2 the folder cannot be read, exported or written to (one line says why)",
     )
     parser.add_argument("folder", type=Path, help="folder written by this tool or by save_pretrained")
     parser.add_argument("--outfile", type=Path, help="file to write (default FOLDER/<its name>-<outtype>.gguf)")
