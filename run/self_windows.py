@@ -1,6 +1,7 @@
 """Windows that the dense model writes itself (``self``), from the cache of an earlier run or from the model."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +52,8 @@ def chat_prompts(session: "Session") -> tuple[tuple[int, ...], ...]:
 
 
 def with_written(session: "Session", read: TextWindows, judging: int) -> TextWindows:
-    """The windows that were read and those that the dense model writes, where the settings ask for any."""
+    """The windows that were read and those that the dense model writes, where the settings ask for any. judging:
+    windows to judge by that are needed for certain, in all."""
     text, asked = session.settings.calibration, session.settings.evaluation
     count, judges = wanted_windows(session.settings, judging).get(SELF, (0, 0))
     requests = []
@@ -67,6 +69,16 @@ def with_written(session: "Session", read: TextWindows, judging: int) -> TextWin
     for request, windows in zip(requests, _written(session, requests), strict=True):
         places[request.purpose][SELF] = windows
     return found
+
+
+def with_judging(session: "Session", found: TextWindows, judging: int) -> TextWindows:
+    """The same with the model's share of so many windows to judge by, where it has not been written yet."""
+    text = session.settings.calibration
+    _, judges = wanted_windows(session.settings, judging).get(SELF, (0, 0))
+    if not judges or SELF in found.judging:
+        return found
+    (windows,) = _written(session, [_request(session, judges, text.seq_len, text.seed, JUDGING)])
+    return replace(found, judging=found.judging | {SELF: windows})
 
 
 def written_to_distil(session: "Session", count: int) -> np.ndarray:

@@ -45,7 +45,7 @@ from run.folder import RunFolder
 from run.judging import JUDGING_WINDOWS, Judge
 from run.measurement_cache import MeasurementCache
 from run.record import Stages
-from run.self_windows import beginnings_of, with_written
+from run.self_windows import beginnings_of, with_judging, with_written
 from run.settings import LimitSettings, ScoreSettings, Settings
 from run.streamed_model import Streaming, streamed_dense
 from run.windows import TextWindows, Windows, read_windows, wanted_windows
@@ -146,8 +146,10 @@ class Session:
         self._texts = read_windows(self.settings, self.source, self._judges, self.cache)
 
     def write_windows(self) -> None:
-        """The second half: what the dense model writes itself, where that is asked for."""
-        self._windows = with_written(self, self._texts, self._judges).mixed(self.settings)
+        """The second half: what the dense model writes itself, where that is asked for; to judge by, where the settings
+        say that plans are judged."""
+        self._texts = with_written(self, self._texts, self._judges if self.settings.judges else 0)
+        self._windows = self._texts.mixed(self.settings)
 
     @property
     def calibration(self) -> TokenWindows | None:
@@ -167,6 +169,9 @@ class Session:
     @property
     def judging(self) -> TokenWindows:
         """Calibration text that importance did not see, as far as the text is long enough."""
+        texts = with_judging(self, self._texts, self._judges)
+        if texts is not self._texts:
+            self._texts, self._windows = texts, texts.mixed(self.settings)
         assert self._windows.judging is not None, "Settings.judges, or read_windows(judging=True)"
         return self._windows.judging
 

@@ -165,24 +165,38 @@ def test_written_windows_are_shorter_than_those_that_are_read(
     assert found[0][f"evaluation {workspace.text}"]["seq_len"] == 32
 
 
-def test_on_a_gpu_all_texts_are_written_at_once(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[list[str]] = []
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What for, each time that a model writes."""
+    found: list[list[str]] = []
 
     def watched(model: Any, requests: list[Request], size: int | None) -> list[np.ndarray]:
-        written.append([request.purpose for request in requests])
+        found.append([request.purpose for request in requests])
         return written_together(model, requests, size)
 
     monkeypatch.setattr(self_windows, "written_together", watched)
-    found = []
-    for at_once in (False, True):
+    return found
+
+
+def test_on_a_gpu_all_texts_are_written_at_once(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, written: list[list[str]]
+) -> None:
+    options = ["--dataset", "self", "--seq_len", "16", "--eval_seq_len", "16", "--protect", "measured", "--dry_run"]
+    plans = []
+    for name, at_once in (("one by one", False), ("at once", True)):
         monkeypatch.setattr(self_windows, "all_at_once", lambda _device, at_once=at_once: at_once)
-        session = gp.open(
-            str(workspace.model), dataset="self", num_samples=3, seq_len=16, cache_dir=None, say=gp.silent
-        )
-        found.append(session.score("wanda").values)
-    assert np.array_equal(found[0], found[1])
-    assert [len(purposes) for purposes in written] == [1] * len(written[-1]) + [len(written[-1])]
-    assert len(written[-1]) > 1
+        plans.append((workspace.run(name, *options) / "analysis" / "pruning_plan.json").read_bytes())
+    assert plans[0] == plans[1]
+    assert written == [[CALIBRATING], [JUDGING], [EVALUATING], [CALIBRATING, JUDGING, EVALUATING]]
+
+
+def test_a_session_writes_what_to_judge_by_when_it_judges(workspace: Workspace, written: list[list[str]]) -> None:
+    session = gp.open(workspace.model, dataset="self", num_samples=3, seq_len=16, cache_dir="none", say=gp.silent)
+    plan = session.plan(session.score("wanda"), ratio=0.3, ratio_of="prunable")
+    assert written == [[CALIBRATING]]
+    first = session.check(plan)
+    assert first == session.check(plan)
+    assert written == [[CALIBRATING], [JUDGING]]
 
 
 def test_a_text_without_a_window_is_refused(workspace: Workspace) -> None:
