@@ -4,6 +4,7 @@ On resuming, Trainer reads its own files by ``torch.load(weights_only=True)``, w
 containers and calls nothing else; what is trained is kept as safetensors.
 """
 
+import math
 import os
 import random
 import time
@@ -122,7 +123,8 @@ class Watching(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.close()
-        self.losses = [(logs["step"], float(logs["loss"])) for logs in state.log_history if "loss" in logs]
+        losses = [(logs["step"], float(logs["loss"])) for logs in state.log_history if "loss" in logs]
+        self.losses = [(step, loss) for step, loss in losses if math.isfinite(loss)]
 
 
 class Windows(torch.utils.data.Dataset):
@@ -157,6 +159,7 @@ def arguments(device: torch.device, half: bool, folder: Path, report_to: Sequenc
         dataloader_num_workers=0,
         dataloader_pin_memory=device.type == "cuda",
         dataloader_drop_last=True,
+        logging_nan_inf_filter=False,  # which waits for the device twice a pass; ``Watching`` keeps finite losses alone
         save_strategy="no",  # but for those that ``Watching`` asks for
         save_on_each_node=True,
         ddp_backend="gloo" if device.type == "cpu" and ranks.count() > 1 else None,
