@@ -107,7 +107,7 @@ def _groups(inverse: torch.Tensor, weight: torch.Tensor, run: int) -> tuple[torc
     left = torch.arange(weight.shape[1] // run, device=weight.device)
     order, cost = [], []
     while len(left):
-        errors = _group_errors(inverse, weight, run).clamp(min=0)
+        inverses, errors = _group_errors(inverse, weight, run)
         gone = errors.argmin(keepdim=True)
         order.append(left[gone])
         cost.append(errors[gone])
@@ -116,7 +116,7 @@ def _groups(inverse: torch.Tensor, weight: torch.Tensor, run: int) -> tuple[torc
         c, k = _inputs(gone, run), _inputs(stays, run)
         left = left[stays]
         across, weight_c = inverse[c][:, k], weight[:, c]
-        solved, _ = torch.linalg.solve_ex(inverse[c][:, c], across)  # [(H^-1)_cc]^-1 (H^-1)_ck
+        solved = inverses.index_select(0, gone)[0] @ across  # [(H^-1)_cc]^-1 (H^-1)_ck
         inverse, weight = inverse[k][:, k] - across.T @ solved, weight[:, k] - weight_c @ solved
     return torch.cat(order), torch.cat(cost)
 
@@ -126,14 +126,14 @@ def _inputs(groups: torch.Tensor, run: int) -> torch.Tensor:
     return (groups[:, None] * run + torch.arange(run, device=groups.device)).flatten()
 
 
-def _group_errors(inverse: torch.Tensor, weight: torch.Tensor, run: int) -> torch.Tensor:
-    """float64 (R,): tr(U_c [(H^-1)_cc]^-1 U_c^T) of each group, by way of U_c^T U_c, as there are more outputs than
-    inputs."""
+def _group_errors(inverse: torch.Tensor, weight: torch.Tensor, run: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each group [(H^-1)_cc]^-1, float64 (R, run, run), and tr(U_c [(H^-1)_cc]^-1 U_c^T) >= 0, float64 (R,), by way
+    of U_c^T U_c, as there are more outputs than inputs."""
     groups = weight.shape[1] // run
     blocks = inverse.view(groups, run, groups, run).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
     columns = weight.view(-1, groups, run).permute(1, 2, 0)  # (R, run, C)
-    solved, _ = torch.linalg.inv_ex(blocks)  # which does not wait to see whether there is an inverse
-    return (solved * (columns @ columns.mT)).sum((1, 2))
+    inverses, _ = torch.linalg.inv_ex(blocks)  # which does not wait to see whether there is an inverse
+    return inverses, (inverses * (columns @ columns.mT)).sum((1, 2)).clamp(min=0)
 
 
 def convex(cost: np.ndarray) -> np.ndarray:
