@@ -151,7 +151,8 @@ def stored_dtype(name: str, headers: Headers, empty: Any, family: Family) -> tup
     (most, _), *_ = sizes.most_common(1)
     dtype = torch.float32 if most == "F64" else DTYPES[most]
     notes = [
-        f"{name}: {count} tensors are stored in {word(DTYPES[other])} and become {word(dtype)}, as most weights are"
+        f"{name}: {'1 tensor is' if count == 1 else f'{count} tensors are'} stored in {word(DTYPES[other])} and will "
+        f"be {word(dtype)}, {'the widest dtype that is saved' if other == most else 'as most weights are'}"
         for other, count in counts.items()
         if DTYPES[other] != dtype
     ]

@@ -103,9 +103,9 @@ DTYPES: dict[str, tuple[torch.dtype, str | None, str, torch.dtype, str]] = {
     "config.json says nothing": (BF16, None, "", BF16, ""),
     "config.json says a wider one": (BF16, "float32", "", BF16, "config.json says float32"),
     "config.json says a narrower one": (F32, "bfloat16", "", F32, "weights are stored in float32, which is used"),
-    "norms are wider": (BF16, "bfloat16", NORMS, BF16, "7 tensors are stored in float32 and become bfloat16"),
-    "embeddings are wider": (BF16, "bfloat16", "embed", BF16, "1 tensors are stored in float32"),
-    "double": (torch.float64, "float32", "", F32, "30 tensors are stored in float64 and become float32"),
+    "norms are wider": (BF16, "bfloat16", NORMS, BF16, "7 tensors are stored in float32 and will be bfloat16, as most"),
+    "embeddings are wider": (BF16, "bfloat16", "embed", BF16, "1 tensor is stored in float32 and will be bfloat16"),
+    "double": (torch.float64, "float32", "", F32, "in float64 and will be float32, the widest dtype that is saved"),
 }
 
 
