@@ -31,5 +31,5 @@ def mixed(parts: Mapping[str, TokenWindows], dataset: str, seed: int) -> TokenWi
         return next(iter(parts.values()))
     ids = np.concatenate([part.ids for part in parts.values()])
     order = np.random.default_rng([seed, len(ids)]).permutation(len(ids))
-    sizes = "; ".join(f"{len(part)} windows: {part.source}" for part in parts.values())
+    sizes = "; ".join(f"{len(part)} window{'s' * (len(part) != 1)}: {part.source}" for part in parts.values())
     return TokenWindows(ids[order], dataset, next(iter(parts.values())).split, sizes)

@@ -137,7 +137,8 @@ def _with_text_cached(
     if not reasons:
         return tuple(kept), ""
     more = f" ({len(reasons) - 1} more like it)" if len(reasons) > 1 else ""
-    return tuple(kept), f"folder {folder}: left out: {reasons[0]}{more}"
+    count = "1 file is" if len(reasons) == 1 else f"{len(reasons)} files are"
+    return tuple(kept), f"folder {folder}: {count} left out, since {reasons[0]}{more}"
 
 
 def _with_text(folder: Path, files: tuple[Path, ...], column: str) -> list[Path]:

@@ -155,7 +155,10 @@ def test_files_without_text_are_passed_over_with_a_word(tmp_path: Path) -> None:
         with heard_by(heard.append):
             check_dataset(str(tmp_path))
             assert list(documents(tmp_path)) == ["words"]
-    assert heard == [f"note: folder {tmp_path}: left out: {tmp_path}/b.txt is empty (1 more like it)"] * 2
+    assert (
+        heard
+        == [f"note: folder {tmp_path}: 2 files are left out, since {tmp_path}/b.txt is empty (1 more like it)"] * 2
+    )
     (tmp_path / "a.txt").unlink()
     with pytest.raises(DataError, match=r"b\.txt is empty \(and no other file"):
         check_dataset(str(tmp_path))
