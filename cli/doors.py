@@ -67,4 +67,6 @@ def interrupted(output: Path) -> str:
     """The last line of a run that was asked to end."""
     if (output / RECORD).is_file():
         return f"interrupted; the finished run in {readable(output)} is complete"
+    if not output.exists():
+        return f"interrupted; nothing was written to {readable(output)}"
     return f"interrupted; {readable(output)} has no {RECORD} and is not a finished run"

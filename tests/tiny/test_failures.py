@@ -17,7 +17,7 @@ import core.cache
 import core.files
 import diagnostics.page.run_page
 import diagnostics.reports.analysis
-from cli.doors import other_command
+from cli.doors import interrupted, other_command
 from core.errors import NumericalError, UsageError
 from core.failures import convenience, exit_code, in_one_line, of_the_machine
 from diagnostics.reports import canvas
@@ -175,3 +175,13 @@ def test_a_proof_that_the_disk_ends_is_one_line(
     monkeypatch.setattr("run.prove_again.prove_again", fail(system_error(errno.EIO, "/x/model")))
     assert other_command("cli.verify", [str(tmp_path)], "global-pruning verify") == 2
     assert capsys.readouterr().err.startswith("error: /x/model: Input/output error; ")
+
+
+def test_the_last_line_of_an_interrupted_run_says_what_is_there(tmp_path: Path) -> None:
+    """Nothing, what a run left when it failed, or an earlier finished run."""
+    folder = tmp_path / "run"
+    assert interrupted(folder) == f"interrupted; nothing was written to {folder}"
+    folder.mkdir()
+    assert interrupted(folder) == f"interrupted; {folder} has no run.json and is not a finished run"
+    (folder / "run.json").write_text("{}", encoding="utf-8")
+    assert interrupted(folder) == f"interrupted; the finished run in {folder} is complete"
