@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from calibration.python_code import code_documents
-from core.errors import DataError
+from core.failures import exit_code
 from core.files import write_text
 
 
@@ -18,12 +18,7 @@ def main() -> int:
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         print(__doc__.strip(), file=sys.stderr)
         return 2
-    try:
-        print(write_text(Path(sys.argv[1]), "\n\n".join(code_documents())))
-    except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: print(write_text(Path(sys.argv[1]), "\n\n".join(code_documents()))))
 
 
 if __name__ == "__main__":

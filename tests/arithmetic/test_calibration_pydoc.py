@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from calibration import check_dataset
+from calibration import check_dataset, code_file
 from calibration.paragraphs import is_held_out, normalised, paragraphs
 from calibration.pydoc import pydoc_corpus
 from calibration.python_code import code_documents
@@ -131,3 +131,18 @@ def test_code_holds_no_paragraph_of_pydocs_evaluation_text() -> None:
     long = [normalised(paragraph) for paragraph in held_out if len(paragraph) > 60]
     assert len(long) > 500
     assert [paragraph for paragraph in long if paragraph in code] == []
+
+
+def test_the_file_of_code_is_written_whole_or_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(code_file, "code_documents", lambda: ["a = 1", "b = 2"])
+    codes = {}
+    for name in ("code.txt", "code.txt/inside.txt", "."):
+        monkeypatch.setattr(sys, "argv", ["code_file", str(tmp_path / name)])
+        codes[name] = code_file.main(), capsys.readouterr().err
+    assert (tmp_path / "code.txt").read_text(encoding="utf-8") == "a = 1\n\nb = 2"
+    assert [path.name for path in tmp_path.iterdir()] == ["code.txt"]
+    assert codes.pop("code.txt") == (0, "")
+    for code, said in codes.values():
+        assert (code, said.count("\n"), said[:7]) == (2, 1, "error: ")
