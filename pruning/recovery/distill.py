@@ -5,7 +5,8 @@
 What is trained are the decoder layers; embeddings, the last norm and the head, which the cut left whole, stay the dense
 model's. The rate follows the width, RATE / hidden size, as maximal update parametrisation has it for Adam
 (arXiv:2203.03466), so one number serves models of any size. AdamW without decay, a short warm-up, then half a cosine.
-Half-precision layers are trained as float32 masters. With LoRA (arXiv:2106.09685) only adapters are trained, then
+Half-precision layers are trained as float32 masters, and a CPU that multiplies bfloat16 does so for what is saved in
+half precision. With LoRA (arXiv:2106.09685) only adapters are trained, then
 merged.
 
 Windows that no step sees decide what is kept: weights go from where they were towards where training ended, the whole
@@ -45,6 +46,7 @@ from pruning.recovery.trainer import (
     arguments,
     collate,
     forward_kept,
+    halves_pay,
     newer_names_unsaid,
     products_of,
     surroundings_kept,
@@ -169,6 +171,7 @@ def _trained(
     step_windows = passes * at_once * ranks.count()
     steps = max(1, settings.tokens // (step_windows * train.shape[1]))
     rate = (RATE if settings.lora is None else LORA_RATE) / small.config.hidden_size
+    half = halves_pay(small, settings.stored_dtype)
     watching = Watching(settings.tokens)
     with (
         nullcontext(kept.folder) if kept else TemporaryDirectory(prefix="global-pruning-") as folder,
@@ -180,7 +183,7 @@ def _trained(
     ):
         options = arguments(
             small.device,
-            half=small.dtype != torch.float32,
+            half=half,
             folder=Path(folder),
             report_to=settings.report_to,
             max_steps=steps,
@@ -196,9 +199,9 @@ def _trained(
         )
         data = {"train_dataset": Windows(train), "data_collator": collate}
         if ranks.count() > 1:
-            _try_alone(student, dense, train[:at_once], half=small.dtype != torch.float32)
-        agrees = {"steps": steps, "step_windows": step_windows}
-        Distiller(dense, kept, agrees, model=student, args=options, callbacks=[watching], **data).train_on()
+            _try_alone(student, dense, train[:at_once], half=half)
+        agrees = {"steps": steps, "step_windows": step_windows, "half": half}
+        Distiller(dense, half, kept, agrees, model=student, args=options, callbacks=[watching], **data).train_on()
     return watching, steps
 
 

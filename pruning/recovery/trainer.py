@@ -35,18 +35,23 @@ LAUNCHED = (
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
     *("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"),
 )
+BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
+WIDE = 512  # hidden size from which such products gain more than it takes to round what is multiplied
 MOMENTS = 2  # of Adam, as large as what is trained
 
 
 class Distiller(Trainer):
     """Its loss is the divergence from ``teacher``, which is on the same device.
 
+    half: whether products are computed in half precision, as ``args`` has the student do; the teacher's too.
     kept: where its checkpoints go, None: nowhere. attempt: what one of them has to agree with, beside ``kept.key``.
     """
 
-    def __init__(self, teacher: Any, kept: Checkpoints | None, attempt: dict[str, Any], **given: Any) -> None:
+    def __init__(
+        self, teacher: Any, half: bool, kept: Checkpoints | None, attempt: dict[str, Any], **given: Any
+    ) -> None:
         super().__init__(**given)
-        self.teacher, self.kept, self.attempt = teacher, kept, attempt
+        self.teacher, self.half, self.kept, self.attempt = teacher, half, kept, attempt
         self.model_accepts_loss_kwargs = False  # the loss is a mean over a batch
         self.remove_callback(PrinterCallback)
 
@@ -54,7 +59,7 @@ class Distiller(Trainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         ids = inputs["input_ids"]
-        with torch.no_grad():
+        with torch.no_grad(), products_of(ids.device, self.half and self.teacher.dtype == torch.float32):
             taught = self.teacher(input_ids=ids, use_cache=False).logits
         return divergence(model(input_ids=ids, use_cache=False).logits, taught)
 
@@ -171,6 +176,23 @@ def arguments(device: torch.device, half: bool, folder: Path, report_to: Sequenc
     if device.type == "cuda":
         torch.cuda.set_device(device)  # which TrainingArguments set to the first one
     return made
+
+
+def halves_pay(model: Any, stored: torch.dtype | None) -> bool:
+    """Whether products in half precision cost ``model`` nothing that it keeps: it has half precision itself, or it is
+    computed in float32 only because it is on a CPU, is saved in half, and this CPU multiplies bfloat16, faster at its
+    width."""
+    if model.dtype != torch.float32:
+        return True
+    wide = model.config.get_text_config().hidden_size >= WIDE
+    on_cpu = model.device.type == "cpu" and _cpu_multiplies_bfloat16()
+    return on_cpu and wide and stored in (torch.bfloat16, torch.float16)
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    """By instructions of its own. torch 2.11 does not tell."""
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(found.get(name, False) for name in BFLOAT16_INSTRUCTIONS)
 
 
 def products_of(device: torch.device, half: bool) -> torch.autocast:

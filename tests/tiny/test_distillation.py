@@ -117,6 +117,35 @@ def test_half_precision_trains_masters_and_keeps_its_dtype() -> None:
     assert small(input_ids=IDS[:1]).logits.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize(
+    ("instruction", "stored", "wide", "halves"),
+    [
+        ("avx512_bf16", torch.bfloat16, 32, True),
+        ("amx_bf16", torch.float16, 32, True),
+        ("avx512_bf16", torch.float32, 32, False),
+        ("avx512_bf16", torch.bfloat16, 4096, False),
+        ("avx512_f", torch.bfloat16, 32, False),
+    ],
+)
+def test_a_cpu_multiplies_bfloat16_where_it_can_and_float32_is_not_asked_for(
+    instruction: str, stored: torch.dtype, wide: int, halves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {instruction: True}, raising=False)
+    monkeypatch.setattr("pruning.recovery.trainer.WIDE", wide)
+    model = build("llama")
+    small = cut(model, plan_for(model))
+    seen: dict[str, set[torch.dtype]] = {"student": set(), "teacher": set()}
+    for name, watched in (("student", small), ("teacher", model)):
+        projection = watched.model.layers[0].mlp.down_proj
+        projection.register_forward_hook(lambda _module, _inputs, output, name=name: seen[name].add(output.dtype))
+    settings = DistilSettings(2000, step_tokens=224, stored_dtype=stored)
+    report = distil(small, model, family(model), TRAIN, CHECK, settings)
+    judged_and_trained = {torch.float32, torch.bfloat16} if halves else {torch.float32}
+    assert seen == {"student": judged_and_trained, "teacher": judged_and_trained}
+    assert report.kept
+    assert {parameter.dtype for parameter in small.parameters()} == {torch.float32}
+
+
 def test_memory_that_does_not_suffice_means_smaller_passes_and_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = distilled("llama", 700)[1]
     tried: list[tuple[int, bool]] = []
