@@ -48,7 +48,7 @@ def run(settings: "Settings", *, argv: Sequence[str] = (), model: Any = None, to
     from run.explain import explain, with_stability
     from run.finish import finish
     from run.opening import open_session
-    from run.recover import recover
+    from run.recover import recover, text_to_distil
     from run.refine import refine, refinements
     from run.result import Outcome
 
@@ -61,10 +61,11 @@ def run(settings: "Settings", *, argv: Sequence[str] = (), model: Any = None, to
         outcome = Outcome(decision, diagnosis, dense=evaluate_dense(session))
         if not settings.output.dry_run:
             outcome.unrepaired = evaluate_unrepaired(session, decision.plan)
+            text = text_to_distil(session, decision.plan)
             outcome.repaired = repair(session, decision.plan)
             small = cut(session, decision.plan)
             outcome.unrecovered = evaluate_unrecovered(session, small.model)
-            small, outcome.recovered = recover(session, small)
+            small, outcome.recovered = recover(session, small, text)
             delivered = [*save(session, small), *prove(session, small), *export(session)]
             outcome.model = small.in_memory
             outcome.pruned = evaluate_pruned(session, small.model)

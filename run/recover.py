@@ -17,27 +17,37 @@ from pruning.recovery.blocks import BlockSettings, recover_blocks
 from pruning.recovery.report import RecoveryReport, write_recovery_report
 from run.deliver import Cut
 from run.distillation_checkpoints import checkpoints_of
-from run.distillation_windows import distillation_windows
+from run.distillation_windows import Divided, distillation_windows
 from run.session import Session
 from run.settings import RecoverySettings
 from run.streamed_model import for_one_process
+from run.teacher import Teacher
 
 if TYPE_CHECKING:
-    from pruning.recovery.distill import DistilSettings
+    from pruning.recovery.distill import DistilReport, DistilSettings
 
 GPU_TOKENS, CPU_TOKENS = 4_000_000, 500_000  # to distil on, unless told otherwise
 
 
-def recover(session: Session, small: Cut) -> tuple[Cut, RecoveryReport | None]:
+def text_to_distil(session: Session, plan: PruningPlan) -> Divided | None:
+    """What the run will distil on, None where it will not. The dense model writes its own text as it is, so this comes
+    before a repair. DataError for a text too short."""
+    if plan.keep.all() or not (session.settings.recovers and session.settings.recovery.distills):
+        return None
+    return distillation_windows(session, _tokens(session, session.settings.recovery))
+
+
+def recover(session: Session, small: Cut, text: Divided | None = None) -> tuple[Cut, RecoveryReport | None]:
     """Train the cut model in place as the settings ask, and write the report; (small, None) where they ask for nothing.
 
+    text: of ``text_to_distil``.
     The proof of what is saved compares with the trained model. So surgery is proved here, in memory, before training:
     VerificationError where the cut model is not the dense one without the removed groups.
     """
     if not session.settings.recovers or small.plan.keep.all():
         return small, None
     surgery = _proved_surgery(session, small)
-    report = recover_model(session, small.model, small.plan, session.settings.recovery, resumable=True)
+    report = recover_model(session, small.model, small.plan, session.settings.recovery, text, resumable=True)
     if session.writes:
         write_recovery_report(session.folder / "analysis" / "recovery.json", report)
     if not isinstance(small.expected, Reference):
@@ -48,36 +58,68 @@ def recover(session: Session, small: Cut) -> tuple[Cut, RecoveryReport | None]:
 
 
 def recover_model(
-    session: Session, model: Any, plan: PruningPlan, asked: RecoverySettings, *, resumable: bool = False
+    session: Session,
+    model: Any,
+    plan: PruningPlan,
+    asked: RecoverySettings,
+    text: Divided | None = None,
+    *,
+    resumable: bool = False,
 ) -> RecoveryReport:
     """Train ``model``, cut by ``plan``, in place on the calibration windows; it is left in eval mode and frozen.
 
-    resumable: whether settings alone say how the model came about, so that the same run can go on where it was killed.
+    text: to distil on, where it is at hand. resumable: whether settings alone say how the model came about, so that the
+    same run can go on where it was killed.
     """
-    text = (
-        distillation_windows(session, _tokens(session, asked)) if asked.distills else None
-    )  # what is wrong with it is known first
+    if text is None and asked.distills:
+        text = distillation_windows(session, _tokens(session, asked))
     for ids in text or ():
         ranks.insist_on_same(ids.tobytes(), "text to distil on", "give all of them the same")
-    teacher = session.dense()
+    teacher = Teacher(session)
+    teacher.model()  # booked as loading, not as this stage
     with session.stages("recover"):
         blocks = distilled = None
         if "blocks" in asked.recover:
-            blocks = recover_blocks(model, teacher, session.family, plan, session.calibrated, _block_settings(session))
+            windows, how_blocks = session.calibrated, _block_settings(session)
+            blocks = recover_blocks(model, teacher.model(), session.family, plan, windows, how_blocks)
             say(blocks.line())
         if text is not None:
-            from pruning.recovery.distill import distil
-
-            how = _distil_settings(session, asked)
-            decides = {"tokens": how.tokens, "stored_dtype": str(how.stored_dtype), "step_tokens": how.a_step}
-            keeping = checkpoints_of(session, plan, *text, decides) if resumable else nullcontext()
-            with keeping as checkpoints:
-                distilled = distil(model, teacher, session.family, *text, how, checkpoints)
+            distilled = _distilled(session, model, plan, teacher, text, asked, resumable)
             say(distilled.line())
         session.drop_dense()
         if not session.streamed:  # there each weight was kept in that dtype when it was changed
             round_parameters(model, session.saved_dtype)
     return RecoveryReport(blocks, distilled)
+
+
+def _distilled(
+    session: Session,
+    model: Any,
+    plan: PruningPlan,
+    teacher: Teacher,
+    text: Divided,
+    asked: RecoverySettings,
+    resumable: bool,
+) -> "DistilReport":
+    """With the teacher in memory, and once more without it where training does not fit beside it."""
+    from pruning.recovery.distill import NoRoom, distil, training_bytes
+
+    how = _distil_settings(session, asked)
+    decides = {"tokens": how.tokens, "stored_dtype": str(how.stored_dtype), "step_tokens": how.a_step}
+    keeping = checkpoints_of(session, plan, *text, decides) if resumable else nullcontext()
+    beside = training_bytes(model, session.family, how)
+    with keeping as checkpoints:
+        try:
+            return distil(model, teacher.model(beside), session.family, *text, how, checkpoints)
+        except NoRoom:
+            if not teacher.can_leave:
+                raise
+        # Only now, as the exception held on to the frames that hold the teacher.
+        teacher.leave(
+            "distillation does not fit in memory beside the dense model: its weights are read from the checkpoint "
+            "whenever they are needed, which takes longer"
+        )
+        return distil(model, teacher.model(), session.family, *text, how, checkpoints)
 
 
 def _tokens(session: Session, asked: RecoverySettings) -> int:

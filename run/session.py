@@ -296,6 +296,11 @@ class Session:
         model, self._dense = self.own_dense(), None
         return model
 
+    @property
+    def holds_dense(self) -> bool:
+        """Whether the dense model is in memory."""
+        return self._dense is not None or self.given is not None
+
     def drop_dense(self) -> None:
         """Give its memory back; the next ``dense`` loads it again, or is the caller's own."""
         self._dense = None

@@ -59,6 +59,10 @@ LOOKS = 20  # losses that the report keeps
 MEMORY = "memory"  # what a process lacks
 
 
+class NoRoom(UsageError):
+    """Not even one window fits in memory."""
+
+
 @dataclass(frozen=True)
 class DistilSettings:
     """tokens: to train on, all steps together. lora: rank of the adapters, None: all of the layers is trained.
@@ -92,7 +96,7 @@ def distil(
 
     train, check: int64 (N, T) and (M, T), windows that share no token. dense: on the same device, only read.
     checkpoints: what an earlier run that was killed left, and where this one leaves its own; None for none.
-    Raises UsageError where one window does not fit in memory.
+    Raises NoRoom where one window does not fit in memory; the weights are then as before.
     """
     layers = small.get_submodule(family.layers)
     train = np.tile(train, (-(-ranks.count() // len(train)), 1))  # at least a window for each process
@@ -115,6 +119,14 @@ def distil(
             share = 0.0
             _set(layers, weights)
     return _report(train, check, settings, steps, share, before, after, watching)
+
+
+def training_bytes(small: Any, family: Family, settings: DistilSettings) -> int:
+    """What masters, gradients and moments of the layers take beside the model as it is; little with adapters."""
+    if settings.lora is not None:
+        return 0
+    parameters = small.get_submodule(family.layers).parameters()
+    return sum(4 * (2 + MOMENTS) * parameter.numel() - parameter.nbytes for parameter in parameters)
 
 
 def _trained_with_what_fits(
@@ -143,7 +155,8 @@ def _trained_with_what_fits(
             elif not is_out_of_memory(error):
                 raise
             elif recompute and at_once == 1:
-                raise UsageError(
+                _set(small.get_submodule(family.layers), weights)
+                raise NoRoom(
                     "distillation does not fit in memory with a single window: use --recover_lora 16, a shorter "
                     "--seq_len, or --recover blocks"
                 ) from error

@@ -109,14 +109,14 @@ def test_only_what_is_whole_and_of_this_distillation_is_gone_on_from(
     killed_at(5)
     with pytest.raises(KilledError):
         distilled(model, kept)
-    assert kept.latest(steps=10, step_windows=16) == kept.folder / "checkpoint-4"
-    assert kept.latest(steps=11, step_windows=16) is None
-    assert Checkpoints(kept.folder, {"of": "another"}, []).latest(steps=10, step_windows=16) is None
+    assert kept.latest(steps=10, step_windows=16, half=False) == kept.folder / "checkpoint-4"
+    assert kept.latest(steps=11, step_windows=16, half=False) is None
+    assert Checkpoints(kept.folder, {"of": "another"}, []).latest(steps=10, step_windows=16, half=False) is None
     assert "the checkpoint is of another distillation, so distillation begins anew" in capsys.readouterr().err
     weights = kept.folder / "checkpoint-4" / trainer.WEIGHTS
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    assert kept.latest(steps=10, step_windows=16) is None
+    assert kept.latest(steps=10, step_windows=16, half=False) is None
     assert "the checkpoint is damaged" in capsys.readouterr().err
     killed_at(None)
     assert distilled(model, kept)[1].resumed_from_step is None

@@ -1,0 +1,78 @@
+"""Recovery where memory holds the cut model and not the dense one beside it: the same weights, and a note."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from workspace import Workspace, call
+
+import pruning.recovery.distill as distill
+import run.teacher
+from core.engine import engine_of
+
+RECOVER = ("--recover_tokens", "1000", "--num_samples", "8", "--cache_dir", "none")
+READ_AGAIN = "its weights are read from the checkpoint whenever they are needed"
+
+
+def recovered(workspace: Workspace, name: str, *options: str) -> tuple[bytes, list[str]]:
+    """The saved weights, and the notes on the teacher."""
+    output = workspace.root / name
+    code, _, error = call([*workspace.base_arguments(), *RECOVER, *options, "--output", str(output)])
+    assert code == 0, error
+    notes = [line.strip() for line in re.split(r"[\r\n]", error) if READ_AGAIN in line]
+    return (output / "model" / "model.safetensors").read_bytes(), notes
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--recover", "blocks"), ("--recover", "blocks,distill"), ("--recover", "distill", "--recover_lora", "2")],
+)
+def test_a_teacher_that_does_not_fit_is_read_as_it_is_needed(
+    options: tuple[str, ...], workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "-".join(options).replace(",", "-")
+    held, notes = recovered(workspace, f"held{name}", *options)
+    assert not notes
+    monkeypatch.setattr(run.teacher, "free_bytes", lambda _device: 1000)
+    found, notes = recovered(workspace, f"read{name}", *options)
+    assert len(notes) == 1
+    assert "recovery with the dense model in memory needs" in notes[0]
+    assert found == held
+
+
+def test_it_leaves_where_training_runs_out_of_memory_beside_it(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, _ = recovered(workspace, "beside", "--recover", "distill")
+    trained, tried = distill._trained, []
+
+    def short_of_memory(small: Any, dense: Any, *given: Any) -> Any:
+        streams = engine_of(dense).streams
+        tried.append((given[5], streams))
+        if not streams:
+            small.model.layers[0].mlp.down_proj.weight.zero_()
+            raise torch.OutOfMemoryError("for the test")
+        return trained(small, dense, *given)
+
+    monkeypatch.setattr(distill, "_trained", short_of_memory)
+    found, notes = recovered(workspace, "without", "--recover", "distill")
+    most = tried[0][0]
+    assert tried[-1] == (most, True)
+    assert {streams for _, streams in tried[:-1]} == {False}
+    assert notes == [
+        f"note: distillation does not fit in memory beside the dense model: {READ_AGAIN}, which takes longer"
+    ]
+    assert found == held
+
+
+def test_what_fits_nowhere_is_one_line(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def short_of_memory(*_given: Any) -> Any:
+        raise torch.OutOfMemoryError("for the test")
+
+    monkeypatch.setattr(distill, "_trained", short_of_memory)
+    arguments = [*workspace.base_arguments(), *RECOVER, "--recover", "distill", "--output", str(tmp_path / "none")]
+    code, _, error = call(arguments)
+    assert code == 2
+    assert "distillation does not fit in memory with a single window: use --recover_lora 16" in error
