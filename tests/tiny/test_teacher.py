@@ -76,3 +76,15 @@ def test_what_fits_nowhere_is_one_line(workspace: Workspace, monkeypatch: pytest
     code, _, error = call(arguments)
     assert code == 2
     assert "distillation does not fit in memory with a single window: use --recover_lora 16" in error
+
+
+def test_the_dense_model_writes_what_is_distilled_on_before_a_repair_changes_it(workspace: Workspace) -> None:
+    options = (*("--dataset", "self", "--reconstruct", "least_squares", "--recover", "distill"), *RECOVER)
+    code, _, error = call([*workspace.base_arguments(), *options, "--output", str(workspace.root / "order")])
+    assert code == 0, error
+    stages = re.findall(r"^\[(.+)\]$", error.replace("\r", "\n"), flags=re.MULTILINE)
+    assert [stage for stage in stages if stage in ("text for distillation", "repair", "recover")] == [
+        "text for distillation",
+        "repair",
+        "recover",
+    ]
