@@ -34,6 +34,7 @@ from core.plan import PruningPlan
 from core.progress import tqdm
 from core.say import note
 from core.windows import TokenWindows
+from pruning.recovery.precision import pay_on_this_cpu, products_of
 from pruning.recovery.report import BlocksReport, RecoveredBlock
 from pruning.repair_targets import one_over_mean_square
 from pruning.repair_windows import RepairWindows
@@ -108,6 +109,7 @@ class BlockwiseRecovery:
         self.order = torch.Generator().manual_seed(settings.seed)
         self.same_order = True  # whether gradients are added up in one order from run to run
         self.parted = False
+        self.halves = pay_on_this_cpu(small, settings.stored_dtype)
         with torch.no_grad():
             self.aim = self.dense.embed(copies=2)
             self.stream = self.dense.copy_of(self.aim)
@@ -212,7 +214,12 @@ class BlockwiseRecovery:
         """The same over the first ``count`` of these windows at once."""
         loss = partial(self._loss, block, rows[:count])
         try:
-            with only_deterministic(self.small.device, self.same_order), torch.enable_grad(), _open(parameters):
+            with (
+                only_deterministic(self.small.device, self.same_order),
+                torch.enable_grad(),
+                _open(parameters),
+                products_of(self.small.device, self.halves),
+            ):
                 return list(torch.autograd.grad(loss().sum(), parameters, allow_unused=True))
         except RuntimeError as error:
             if not (self.same_order and is_refusal(error)):

@@ -37,6 +37,7 @@ from core.families import Family
 from core.say import note
 from pruning.recovery.checkpoints import Checkpoints
 from pruning.recovery.kl import HeldOut, divergence, held_out
+from pruning.recovery.precision import halves_pay, products_of
 from pruning.recovery.report import DistilReport
 from pruning.recovery.trainer import (
     MOMENTS,
@@ -46,9 +47,7 @@ from pruning.recovery.trainer import (
     arguments,
     collate,
     forward_kept,
-    halves_pay,
     newer_names_unsaid,
-    products_of,
     surroundings_kept,
 )
 

@@ -27,6 +27,7 @@ from core.say import say
 from pruning.recovery import checkpoints
 from pruning.recovery.checkpoints import Checkpoints
 from pruning.recovery.kl import divergence
+from pruning.recovery.precision import has_bfloat16, products_of
 
 TIMED_STEPS = 3  # after which the whole is told; the first is slower than the rest and does not count
 WEIGHTS = "model.safetensors"
@@ -35,8 +36,6 @@ LAUNCHED = (
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
     *("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"),
 )
-BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
-WIDE = 512  # hidden size from which such products gain more than it takes to round what is multiplied
 MOMENTS = 2  # of Adam, as large as what is trained
 
 
@@ -152,7 +151,7 @@ def arguments(device: torch.device, half: bool, folder: Path, report_to: Sequenc
 
     half: matrix products in half precision over float32 masters, bfloat16 where the device has it.
     """
-    bf16 = half and _has_bfloat16(device)
+    bf16 = half and has_bfloat16(device)
     made = TrainingArguments(
         output_dir=str(folder),
         use_cpu=device.type == "cpu",
@@ -176,33 +175,6 @@ def arguments(device: torch.device, half: bool, folder: Path, report_to: Sequenc
     if device.type == "cuda":
         torch.cuda.set_device(device)  # which TrainingArguments set to the first one
     return made
-
-
-def halves_pay(model: Any, stored: torch.dtype | None) -> bool:
-    """Whether products in half precision cost ``model`` nothing that it keeps: it has half precision itself, or it is
-    computed in float32 only because it is on a CPU, is saved in half, and this CPU multiplies bfloat16, faster at its
-    width."""
-    if model.dtype != torch.float32:
-        return True
-    wide = model.config.get_text_config().hidden_size >= WIDE
-    on_cpu = model.device.type == "cpu" and _cpu_multiplies_bfloat16()
-    return on_cpu and wide and stored in (torch.bfloat16, torch.float16)
-
-
-def _cpu_multiplies_bfloat16() -> bool:
-    """By instructions of its own. torch 2.11 does not tell."""
-    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return any(found.get(name, False) for name in BFLOAT16_INSTRUCTIONS)
-
-
-def products_of(device: torch.device, half: bool) -> torch.autocast:
-    """Inside, products are computed as ``arguments`` has Trainer compute them."""
-    dtype = torch.bfloat16 if _has_bfloat16(device) else torch.float16
-    return torch.autocast(device.type, dtype, enabled=half)
-
-
-def _has_bfloat16(device: torch.device) -> bool:
-    return device.type != "cuda" or torch.cuda.is_bf16_supported()
 
 
 @contextmanager

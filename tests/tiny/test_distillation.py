@@ -131,7 +131,7 @@ def test_a_cpu_multiplies_bfloat16_where_it_can_and_float32_is_not_asked_for(
     instruction: str, stored: torch.dtype, wide: int, halves: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {instruction: True}, raising=False)
-    monkeypatch.setattr("pruning.recovery.trainer.WIDE", wide)
+    monkeypatch.setattr("pruning.recovery.precision.WIDE", wide)
     model = build("llama")
     small = cut(model, plan_for(model))
     seen: dict[str, set[torch.dtype]] = {"student": set(), "teacher": set()}

@@ -110,6 +110,26 @@ def test_steps_finer_than_bfloat16_add_up() -> None:
     assert float(torch.cat([values.flatten() for values in moved]).float().mean()) > 0.1
 
 
+def test_a_cpu_takes_gradients_in_bfloat16_where_that_pays_and_judges_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    monkeypatch.setattr("pruning.recovery.precision.WIDE", 32)
+    model = build("llama")
+    plan = plan_for(model)
+    before, small = cut(model, plan), cut(model, plan)
+    seen: set[tuple[bool, torch.dtype]] = set()
+    small.model.layers[1].mlp.down_proj.register_forward_hook(
+        lambda _module, _inputs, output: seen.add((torch.is_grad_enabled(), output.dtype))
+    )
+    settings = BlockSettings(**QUICK, stored_dtype=torch.bfloat16)
+    recover_blocks(small, model, family(model), plan, WINDOWS, settings)
+    assert seen == {(True, torch.bfloat16), (False, torch.float32)}
+    assert {parameter.dtype for parameter in small.parameters()} == {torch.float32}
+    held_out = IDS[3::4]
+    assert distance(model, small, held_out) < distance(model, before, held_out)
+
+
 def test_what_trains_to_nan_keeps_its_weights() -> None:
     model = build("llama")
     plan = plan_for(model)
