@@ -34,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(settings: "Settings", *, argv: Sequence[str] = (), model: Any = None, tokenizer: Any = None) -> "Result":
-    """check → windows → load → importance → scores → plan → refinements → explain → repair → cut → recover → save →
-    prove → evaluate → report.
+    """check → windows → load → importance → scores → plan → refinements → explain → text to distil on → repair → cut →
+    recover → save → prove → evaluate → report.
 
     Every refinement (``--remedy auto``, ``--rounds``, ``--allocate``, ``--protect``) keeps the plan that loses less on
     text that importance did not see. argv: the command line that the next one is made from. model: a dense model that

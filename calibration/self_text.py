@@ -24,7 +24,7 @@ import torch
 from core.as_found import evaluating
 from core.batching import with_batch_that_fits
 from core.errors import NumericalError, reason_of
-from core.few_queries import FewQueriesOnCpu
+from core.few_queries import few_queries_by_products
 from core.memory import gpu_capacity
 from core.names import SELF
 from core.progress import tqdm
@@ -154,7 +154,7 @@ def written_together(model: Any, requests: Sequence[Request], batch_size: int | 
     purposes = " and ".join(request.purpose for request in requests)
     what = f"writing text for {purposes}"
     bar = tqdm(total=len(lengths) * longest, desc=what, unit="token", unit_scale=True, leave=False)
-    with bar, evaluating(model), FewQueriesOnCpu():
+    with bar, evaluating(model), few_queries_by_products(model):
         while done < len(lengths):
             attempt = partial(_next_rows, model, requests[0].begin, numbers[done:], lengths[done:], bar)
             rows, size = with_batch_that_fits(attempt, size, fixed=batch_size is not None)

@@ -21,7 +21,7 @@ import torch
 
 from core.as_found import evaluating
 from core.batching import with_batch_that_fits
-from core.few_queries import FewQueriesOnCpu
+from core.few_queries import few_queries_by_products
 from core.progress import tqdm
 from core.sampling import drawn_tokens
 from core.say import note
@@ -148,7 +148,7 @@ def _written(
     common = max(lengths, key=lengths.count)
     groups = [[i for i, length in enumerate(lengths) if (length == common) is alike] for alike in (True, False)]
     bar = tqdm(total=len(prompts), desc=f"{label}: writing", unit="text", leave=False)
-    with evaluating(model), FewQueriesOnCpu(), bar:
+    with evaluating(model), few_queries_by_products(model), bar:
         for group in groups:
             done, size = 0, min(batch_size or len(group), len(group))
             while done < len(group):

@@ -53,7 +53,7 @@ def choose_engine(settings: Settings, source: ModelSource, device: torch.device,
     if asked != "auto":
         return EngineChoice(asked, f"engine: {asked}, as asked")
     whole, part = (needed(settings, source, device, dtype) for needed in (resident_bytes, sharded_bytes))
-    rooms = ranks.gathered(_Room(whole, part, _free_bytes(settings, device)), "engine")
+    rooms = ranks.gathered(_Room(whole, part, free_for_one(settings, device)), "engine")
     room = next((room for room in rooms if not room.holds(room.whole)), rooms[0])
     if room.free is None:
         return EngineChoice("resident", "engine: resident, as nothing tells how much memory is free")
@@ -106,7 +106,7 @@ def _computes(settings: Settings) -> bool:
     return settings.reads_calibration or bool(settings.evaluation.run_evaluation)
 
 
-def _free_bytes(settings: Settings, device: torch.device) -> int | None:
+def free_for_one(settings: Settings, device: torch.device) -> int | None:
     """Main memory is shared by the processes that work on this machine."""
     free, cap = free_bytes(device), settings.model.gpu_memory_bytes
     if free is not None and device.type == "cpu":

@@ -14,6 +14,7 @@ from models.expected import Reference, reference_of
 from models.rounding import round_parameters
 from models.verification import Check, surgery_check
 from pruning.recovery.blocks import BlockSettings, recover_blocks
+from pruning.recovery.blocks import training_bytes as block_bytes
 from pruning.recovery.report import RecoveryReport, write_recovery_report
 from run.deliver import Cut
 from run.distillation_checkpoints import checkpoints_of
@@ -21,7 +22,7 @@ from run.distillation_windows import Divided, distillation_windows
 from run.session import Session
 from run.settings import RecoverySettings
 from run.streamed_model import for_one_process
-from run.teacher import Teacher
+from run.teacher import READ_AGAIN, Teacher
 
 if TYPE_CHECKING:
     from pruning.recovery.distill import DistilReport, DistilSettings
@@ -76,12 +77,14 @@ def recover_model(
     for ids in text or ():
         ranks.insist_on_same(ids.tobytes(), "text to distil on", "give all of them the same")
     teacher = Teacher(session)
-    teacher.model()  # booked as loading, not as this stage
+    teacher.model(_first_takes(session, model, asked))  # booked as loading, not as this stage
     with session.stages("recover"):
         blocks = distilled = None
         if "blocks" in asked.recover:
             windows, how_blocks = session.calibrated, _block_settings(session)
-            blocks = recover_blocks(model, teacher.model(), session.family, plan, windows, how_blocks)
+            taught_by = teacher.model(block_bytes(model, session.family))
+            blocks = recover_blocks(model, taught_by, session.family, plan, windows, how_blocks)
+            del taught_by
             say(blocks.line())
         if text is not None:
             distilled = _distilled(session, model, plan, teacher, text, asked, resumable)
@@ -102,24 +105,34 @@ def _distilled(
     resumable: bool,
 ) -> "DistilReport":
     """With the teacher in memory, and once more without it where training does not fit beside it."""
-    from pruning.recovery.distill import NoRoom, distil, training_bytes
+    from pruning.recovery.distill import NoRoom, distil
 
     how = _distil_settings(session, asked)
     decides = {"tokens": how.tokens, "stored_dtype": str(how.stored_dtype), "step_tokens": how.a_step}
     keeping = checkpoints_of(session, plan, *text, decides) if resumable else nullcontext()
-    beside = training_bytes(model, session.family, how)
+    takes = _distillation_takes(session, model, how)
     with keeping as checkpoints:
         try:
-            return distil(model, teacher.model(beside), session.family, *text, how, checkpoints)
+            return distil(model, teacher.model(takes), session.family, *text, how, checkpoints)
         except NoRoom:
             if not teacher.can_leave:
                 raise
         # Only now, as the exception held on to the frames that hold the teacher.
-        teacher.leave(
-            "distillation does not fit in memory beside the dense model: its weights are read from the checkpoint "
-            "whenever they are needed, which takes longer"
-        )
+        teacher.leave(f"distillation does not fit in memory beside the dense model: {READ_AGAIN}")
         return distil(model, teacher.model(), session.family, *text, how, checkpoints)
+
+
+def _first_takes(session: Session, model: Any, asked: RecoverySettings) -> int:
+    """Bytes that the first of the steps takes beside the models."""
+    if "blocks" in asked.recover:
+        return block_bytes(model, session.family)
+    return _distillation_takes(session, model, _distil_settings(session, asked))
+
+
+def _distillation_takes(session: Session, model: Any, how: "DistilSettings") -> int:
+    from pruning.recovery.distill import training_bytes
+
+    return training_bytes(model, session.family, how)
 
 
 def _tokens(session: Session, asked: RecoverySettings) -> int:

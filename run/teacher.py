@@ -4,15 +4,18 @@ So a card that holds one model, and not two, is enough. The teacher computes the
 read anew for every pass, training takes longer.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from core.memory import free_bytes
+from core import ranks
 from core.say import note
-from run.engine_choice import ACTIVATIONS_BYTES, gigabytes
+from run.engine_choice import ACTIVATIONS_BYTES, free_for_one, gigabytes
 from run.session import Session
 from run.streamed_model import streamed_dense
+
+READ_AGAIN = "the dense model's weights are read from the checkpoint whenever they are needed, which takes longer"
 
 
 class Teacher:
@@ -28,32 +31,56 @@ class Teacher:
         """Whether memory can be had by streaming it: not where it is the caller's, or streamed already."""
         return self.session.given is None and not self.session.streamed and self._away is None
 
-    def model(self, beside: int = 0) -> Any:
-        """beside: bytes that training takes on top of the model that is trained, but for activations."""
-        if self.can_leave and not self._fits(beside):
-            self.leave("")
+    def model(self, training: int = 0) -> Any:
+        """training: bytes that it takes beside the models, but for activations. All processes decide alike."""
+        if self.can_leave:
+            rooms = ranks.gathered(self._room(training), "teacher")
+            crowded = next((room for room in rooms if not room.holds_both), None)
+            if crowded is not None and any(room.gains for room in rooms):
+                self.leave(
+                    f"the dense model and what training takes need {gigabytes(crowded.needed)}, and "
+                    f"{gigabytes(crowded.free or 0)} are free on {self.session.device}: {READ_AGAIN}"
+                )
         return self.session.dense() if self._away is None else self._away
 
     def leave(self, why: str) -> None:
-        """Give its memory back; from now on ``model`` is one whose weights come and go. why: a note, if it is not
-        said yet."""
-        if why:
-            note(why)
+        """Give its memory back; from now on ``model`` is one whose weights come and go. why: a note."""
+        note(why)
         session = self.session
         session.drop_dense()
         if session.device.type == "cuda":
             torch.cuda.empty_cache()
         self._away = streamed_dense(session.source, session.streaming)
 
-    def _fits(self, beside: int) -> bool:
+    def _room(self, training: int) -> "_Room":
         session = self.session
-        free = free_bytes(session.device)
         weights = session.architecture.total_params * session.dtype.itemsize
-        needed = beside + min(weights, ACTIVATIONS_BYTES) + (0 if session.holds_dense else weights)
-        if free is None or needed <= free:
-            return True
-        note(
-            f"recovery with the dense model in memory needs {gigabytes(needed)}, and {gigabytes(free)} are free on "
-            f"{session.device}: its weights are read from the checkpoint whenever they are needed, which takes longer"
+        free = free_for_one(session.settings, session.device)
+        if free is not None and session.holds_dense:
+            free += weights  # as if it was still to come
+        return _Room(weights, training + min(weights, ACTIVATIONS_BYTES), free)
+
+
+@dataclass(frozen=True)
+class _Room:
+    """Bytes for the dense model's weights and for training beside them, and those that both may take; None where
+    nothing tells."""
+
+    weights: int
+    training: int
+    free: int | None
+
+    @property
+    def needed(self) -> int:
+        return self.weights + self.training
+
+    @property
+    def holds_both(self) -> bool:
+        return self.free is None or self.needed <= self.free
+
+    @property
+    def gains(self) -> bool:
+        """Whether it helps to stream: training fits then, or the dense model alone would not."""
+        return (
+            self.free is not None and not self.holds_both and (self.training <= self.free or self.weights > self.free)
         )
-        return False

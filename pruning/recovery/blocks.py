@@ -34,7 +34,7 @@ from core.plan import PruningPlan
 from core.progress import tqdm
 from core.say import note
 from core.windows import TokenWindows
-from pruning.recovery.precision import pay_on_this_cpu, products_of
+from pruning.recovery.precision import half_of, name_of, pay_on_this_cpu, products_of
 from pruning.recovery.report import BlocksReport, RecoveredBlock
 from pruning.repair_targets import one_over_mean_square
 from pruning.repair_windows import RepairWindows
@@ -87,6 +87,12 @@ def recover_blocks(
     return work.report()
 
 
+def training_bytes(small: Any, family: Family) -> int:
+    """What the optimiser of a block takes, at most: gradients, their sum, masters, two moments and the best so far."""
+    layers = small.get_submodule(family.layers)
+    return max(sum(4 * 6 * parameter.numel() for parameter in layer.parameters()) for layer in layers)
+
+
 class BlockwiseRecovery:
     """Both models' streams, (N, T, C), of this process's windows, and the blocks so far."""
 
@@ -109,7 +115,8 @@ class BlockwiseRecovery:
         self.order = torch.Generator().manual_seed(settings.seed)
         self.same_order = True  # whether gradients are added up in one order from run to run
         self.parted = False
-        self.halves = pay_on_this_cpu(small, settings.stored_dtype)
+        self.halves = pay_on_this_cpu(small, self.small.device, settings.stored_dtype)
+        self.products = half_of(self.small.device) if self.halves else small.dtype
         with torch.no_grad():
             self.aim = self.dense.embed(copies=2)
             self.stream = self.dense.copy_of(self.aim)
@@ -143,6 +150,7 @@ class BlockwiseRecovery:
             rate=self.settings.rate,
             step_tokens=self.settings.step_tokens,
             blocks=tuple(self.blocks),
+            products=name_of(self.products),
         )
 
     def _recover(self, block: Block, index: int) -> None:

@@ -6,8 +6,7 @@ What is trained are the decoder layers; embeddings, the last norm and the head, 
 model's. The rate follows the width, RATE / hidden size, as maximal update parametrisation has it for Adam
 (arXiv:2203.03466), so one number serves models of any size. AdamW without decay, a short warm-up, then half a cosine.
 Half-precision layers are trained as float32 masters, and a CPU that multiplies bfloat16 does so for what is saved in
-half precision. With LoRA (arXiv:2106.09685) only adapters are trained, then
-merged.
+half precision. With LoRA (arXiv:2106.09685) only adapters are trained, then merged.
 
 Windows that no step sees decide what is kept: weights go from where they were towards where training ended, the whole
 way, three quarters, half, a quarter of it, or not at all, whichever is nearest to the dense model there. A short
@@ -37,7 +36,7 @@ from core.families import Family
 from core.say import note
 from pruning.recovery.checkpoints import Checkpoints
 from pruning.recovery.kl import HeldOut, divergence, held_out
-from pruning.recovery.precision import halves_pay, products_of
+from pruning.recovery.precision import half_of, halves_pay, name_of, products_of
 from pruning.recovery.report import DistilReport
 from pruning.recovery.trainer import (
     MOMENTS,
@@ -100,7 +99,7 @@ def distil(
     layers = small.get_submodule(family.layers)
     train = np.tile(train, (-(-ranks.count() // len(train)), 1))  # at least a window for each process
     with left_as_found(small), left_as_found(dense):
-        before = held_out(small, dense, check)
+        before = _judged_before(small, dense, check)
         weights = [parameter.detach().to("cpu", copy=True) for parameter in layers.parameters()]
         watching, steps = _trained_with_what_fits(small, dense, family, weights, train, settings, checkpoints)
         with torch.no_grad():
@@ -117,15 +116,28 @@ def distil(
         else:
             share = 0.0
             _set(layers, weights)
-    return _report(train, check, settings, steps, share, before, after, watching)
+    products = half_of(small.device) if halves_pay(small, small.device, settings.stored_dtype) else small.dtype
+    return _report(train, check, settings, steps, share, before, after, watching, products)
 
 
 def training_bytes(small: Any, family: Family, settings: DistilSettings) -> int:
-    """What masters, gradients and moments of the layers take beside the model as it is; little with adapters."""
-    if settings.lora is not None:
-        return 0
-    parameters = small.get_submodule(family.layers).parameters()
-    return sum(4 * (2 + MOMENTS) * parameter.numel() - parameter.nbytes for parameter in parameters)
+    """What masters, gradients and moments of the layers take beside the model as it is, and a copy to go back to where
+    that is on the same device; with adapters the last alone."""
+    parameters = list(small.get_submodule(family.layers).parameters())
+    count, held = sum(parameter.numel() for parameter in parameters), sum(parameter.nbytes for parameter in parameters)
+    copies = held if small.device.type == "cpu" else 0
+    if halves_pay(small, small.device, settings.stored_dtype):
+        copies += 2 * count  # as products take them
+    return copies + (4 * (2 + MOMENTS) * count - held if settings.lora is None else 0)
+
+
+def _judged_before(small: Any, dense: Any, check: np.ndarray) -> HeldOut:
+    try:
+        return held_out(small, dense, check)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise NoRoom("a held-out window does not fit in memory: use a shorter --seq_len") from error
 
 
 def _trained_with_what_fits(
@@ -183,7 +195,7 @@ def _trained(
     step_windows = passes * at_once * ranks.count()
     steps = max(1, settings.tokens // (step_windows * train.shape[1]))
     rate = (RATE if settings.lora is None else LORA_RATE) / small.config.hidden_size
-    half = halves_pay(small, settings.stored_dtype)
+    half = halves_pay(small, small.device, settings.stored_dtype)
     watching = Watching(settings.tokens)
     with (
         nullcontext(kept.folder) if kept else TemporaryDirectory(prefix="global-pruning-") as folder,
@@ -220,7 +232,7 @@ def _trained(
 def _try_alone(student: Any, dense: Any, ids: np.ndarray, *, half: bool) -> None:
     """A pass of this process beside as much memory as optimiser and exchange will take. Raises on every process what
     one of them lacks, and leaves no gradient."""
-    error: RuntimeError | None = None
+    failed: str | None = None
     trained = [values for values in student.parameters() if values.requires_grad]
     try:
         held = [torch.empty_like(values) for values in trained for _ in range(MOMENTS + 1)]
@@ -231,20 +243,16 @@ def _try_alone(student: Any, dense: Any, ids: np.ndarray, *, half: bool) -> None
             loss = divergence(student(input_ids=rows, use_cache=False).logits, taught)
         loss.backward()
         del held
-    except RuntimeError as raised:
-        error = raised
+    except RuntimeError as error:  # which is not kept: it would hold on to all that memory
+        failed = MEMORY if is_out_of_memory(error) else str(error)
     for values in trained:
         values.grad = None
-    told = ranks.gathered(None if error is None else _kind(error), "a pass alone")
+    told = ranks.gathered(failed, "a pass alone")
     if MEMORY in told:
         raise torch.OutOfMemoryError("in one of the processes")
     refused = next(filter(None, told), None)
     if refused is not None:
-        raise RuntimeError(refused) from error
-
-
-def _kind(error: RuntimeError) -> str:
-    return MEMORY if is_out_of_memory(error) else str(error)
+        raise RuntimeError(refused)
 
 
 @contextmanager
@@ -287,6 +295,10 @@ def _recomputing(small: Any, wanted: bool) -> Iterator[None]:
         if wanted:
             with newer_names_unsaid():
                 small.gradient_checkpointing_disable()
+            if getattr(
+                small, "_require_grads_hooks", None
+            ):  # of the embedding, which is frozen; nobody else removes them
+                small.disable_input_require_grads()
 
 
 def _between(
@@ -316,6 +328,7 @@ def _report(
     before: HeldOut,
     after: HeldOut,
     watching: Watching,
+    products: torch.dtype,
 ) -> DistilReport:
     return DistilReport(
         tokens=settings.tokens,
@@ -333,4 +346,5 @@ def _report(
         nll_after=after.nll,
         losses=tuple(watching.losses),
         resumed_from_step=watching.resumed_from_step,
+        products=name_of(products),
     )

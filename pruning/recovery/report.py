@@ -25,7 +25,8 @@ class RecoveredBlock:
 
 @dataclass(frozen=True)
 class BlocksReport:
-    """blocks: in the order of the model, without those that needed none."""
+    """blocks: in the order of the model, without those that needed none. products: in which precision gradients were
+    computed."""
 
     windows_fitted: int
     windows_shuffled: int
@@ -33,6 +34,7 @@ class BlocksReport:
     rate: float
     step_tokens: int
     blocks: tuple[RecoveredBlock, ...]
+    products: str
 
     @property
     def num_recovered(self) -> int:
@@ -69,7 +71,8 @@ class DistilReport:
     """share: of the way from the weights before to the trained ones, as far as they went; kept: whether anywhere. kl,
     nll: on windows held out, nats per token, before training and that far, or as far as is best where none is kept.
     windows: that the text has, read again where tokens ask for more. losses: (step, mean divergence since the one
-    before). resumed_from_step: of the checkpoint that an interrupted run had left, None: of none."""
+    before). products: in which precision they were computed. resumed_from_step: of the checkpoint that an interrupted
+    run had left, None: of none."""
 
     tokens: int
     steps: int
@@ -85,6 +88,7 @@ class DistilReport:
     nll_before: float
     nll_after: float
     losses: tuple[tuple[int, float], ...]
+    products: str
     resumed_from_step: int | None = None
 
     def line(self) -> str:

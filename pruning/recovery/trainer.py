@@ -27,7 +27,7 @@ from core.say import say
 from pruning.recovery import checkpoints
 from pruning.recovery.checkpoints import Checkpoints
 from pruning.recovery.kl import divergence
-from pruning.recovery.precision import has_bfloat16, products_of
+from pruning.recovery.precision import half_of, products_of
 
 TIMED_STEPS = 3  # after which the whole is told; the first is slower than the rest and does not count
 WEIGHTS = "model.safetensors"
@@ -151,7 +151,7 @@ def arguments(device: torch.device, half: bool, folder: Path, report_to: Sequenc
 
     half: matrix products in half precision over float32 masters, bfloat16 where the device has it.
     """
-    bf16 = half and has_bfloat16(device)
+    bf16 = half and half_of(device) == torch.bfloat16
     made = TrainingArguments(
         output_dir=str(folder),
         use_cpu=device.type == "cpu",
@@ -180,8 +180,8 @@ def arguments(device: torch.device, half: bool, folder: Path, report_to: Sequenc
 @contextmanager
 def forward_kept(model: Any) -> Iterator[None]:
     """Inside, accelerate may wrap the model's ``forward`` (autocast, logits in float32); afterwards it is what it was,
-    which Trainer does not see to."""
-    names = ("forward", "_original_forward")
+    which Trainer does not see to, and may be wrapped again."""
+    names = ("forward", "_original_forward", "_is_accelerate_prepared")
     before = {name: model.__dict__[name] for name in names if name in model.__dict__}
     try:
         yield

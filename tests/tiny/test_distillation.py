@@ -22,6 +22,7 @@ from core.errors import DataError
 from pruning.recovery.distill import DistilSettings, distil
 from pruning.recovery.kl import divergence, held_out
 from pruning.recovery.report import DistilReport
+from pruning.recovery.trainer import Distiller
 from run.distillation_windows import distillation_windows
 from run.self_windows import written_to_distil
 
@@ -144,6 +145,37 @@ def test_a_cpu_multiplies_bfloat16_where_it_can_and_float32_is_not_asked_for(
     assert seen == {"student": judged_and_trained, "teacher": judged_and_trained}
     assert report.kept
     assert {parameter.dtype for parameter in small.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("computed", [torch.bfloat16, torch.float32], ids=str)
+def test_what_is_tried_again_multiplies_as_before(computed: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """accelerate wraps a model once, and leaves a mark on it."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    monkeypatch.setattr("pruning.recovery.precision.WIDE", 32)
+    loss, attempts = Distiller.compute_loss, []
+
+    def short_of_memory_once(self: Any, model: Any, *given: Any, **how: Any) -> Any:
+        attempts.append(model)
+        if len(attempts) == 1:
+            raise torch.OutOfMemoryError("for the test")
+        return loss(self, model, *given, **how)
+
+    model = build("llama").to(computed)
+    small = cut(model, plan_for(model))
+    settings = DistilSettings(2000, step_tokens=224, stored_dtype=torch.bfloat16)
+    seen: list[torch.dtype] = []
+    projection = small.model.layers[0].mlp.down_proj
+    projection.register_forward_hook(
+        lambda _module, _inputs, output: seen.append(output.dtype) if torch.is_grad_enabled() else None
+    )
+    monkeypatch.setattr(Distiller, "compute_loss", short_of_memory_once)
+    for _ in range(2):
+        seen.clear()
+        report = distil(small, model, family(model), TRAIN, CHECK, settings)
+        assert set(seen) == {torch.bfloat16}
+        assert report.products == "bfloat16"
+    assert "_is_accelerate_prepared" not in vars(small)
+    assert not any(module._forward_hooks for module in small.modules() if module is not projection)
 
 
 def test_memory_that_does_not_suffice_means_smaller_passes_and_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:

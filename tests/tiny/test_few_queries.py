@@ -14,6 +14,7 @@ from core.few_queries import FEW, FewQueriesOnCpu
 
 FUSED = "_scaled_dot_product_flash_attention_for_cpu"
 BATCH, HEADS, GROUPS, TOKENS, WIDTH = 2, 6, 3, 21, 8
+BLIND = torch.ones(2, TOKENS, dtype=torch.bool).index_fill(0, torch.tensor([1]), False)  # the second query sees nothing
 BOUND = {torch.bfloat16: 2**-6, torch.float16: 2**-9, torch.float32: 0.0}
 
 
@@ -50,6 +51,9 @@ def in_dtype(how: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
         (3, HEADS, {"scale": 0.05}),
         (1, HEADS, {"attn_mask": torch.arange(TOKENS)[None] > 4}),
         (2, HEADS, {"attn_mask": torch.linspace(-3, 0, TOKENS)[None]}),
+        (2, HEADS, {"attn_mask": BLIND}),
+        (2, HEADS, {"attn_mask": torch.zeros(2, TOKENS).masked_fill(~BLIND, -torch.inf)}),
+        (1, GROUPS, {"enable_gqa": True, "attn_mask": torch.arange(TOKENS)[None] > 4}),
         (3, HEADS, {"is_causal": True}),
         (3, GROUPS, {"enable_gqa": True}),
         (FEW + 1, HEADS, {}),
@@ -65,6 +69,21 @@ def test_it_is_the_attention_that_torch_computes(
         found = F.scaled_dot_product_attention(*given, **in_dtype(how, dtype))
     assert found.dtype == dtype
     assert (found.float() - expected).abs().max() <= BOUND[dtype] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("texts", [(1, BATCH), (BATCH, 1)])
+def test_texts_that_stand_for_several_are_left_to_torch(texts: tuple[int, int], dtype: torch.dtype) -> None:
+    query, key = drawn(HEADS, 1, dtype, 0)[: texts[0]], drawn(HEADS, TOKENS, dtype, 1)[: texts[1]]
+    expected = F.scaled_dot_product_attention(query, key, key)
+    with FewQueriesOnCpu():
+        assert torch.equal(F.scaled_dot_product_attention(query, key, key), expected)
+
+
+def test_scores_beyond_float16_are_no_matter() -> None:
+    query, key, value = (torch.full((1, 1, n, 128), x).half() for n, x in ((1, 30.0), (5, 20.0), (5, 1.0)))
+    with FewQueriesOnCpu():
+        assert torch.equal(F.scaled_dot_product_attention(query, key, value), value[:, :, :1])
 
 
 @pytest.mark.parametrize(("dtype", "fused"), [(torch.bfloat16, False), (torch.float32, True)])

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 from repairs import IDS, WINDOWS, family, hidden_states, plan_for
+from streamed_models import streamed
 from tiny_models import CONFIGS, build, plan_keeping
 
+from core.engine import engine_of
 from core.errors import UsageError
 from core.plan import PruningPlan
 from models.architecture import architecture_of, decoder_layers
@@ -125,6 +127,11 @@ def test_a_cpu_takes_gradients_in_bfloat16_where_that_pays_and_judges_in_float32
     settings = BlockSettings(**QUICK, stored_dtype=torch.bfloat16)
     recover_blocks(small, model, family(model), plan, WINDOWS, settings)
     assert seen == {(True, torch.bfloat16), (False, torch.float32)}
+    weights_away = streamed(cut(model, plan))
+    report = recover_blocks(weights_away, model, family(model), plan, WINDOWS, settings)
+    assert report.products == "bfloat16"
+    tensors = engine_of(weights_away).tensors
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in small.state_dict().items())
     assert {parameter.dtype for parameter in small.parameters()} == {torch.float32}
     held_out = IDS[3::4]
     assert distance(model, small, held_out) < distance(model, before, held_out)
