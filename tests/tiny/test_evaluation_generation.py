@@ -157,6 +157,14 @@ def test_several_texts_share_the_prompts_and_instructions_are_answered(
         assert text.tolist() == expected[0, len(row) :].tolist()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_short_rows_are_padded_in_half_precision_too(model: Any, windows: TokenWindows, dtype: torch.dtype) -> None:
+    """Where a row begins with padding, its first queries may attend to nothing."""
+    found = health(model.to(dtype), windows, chat=[(5, 6), (7, 8, 9, 10, 11), (12, 13, 14)])
+    for text in found["texts"].values():
+        assert all(text[way]["repeated_4grams"] is not None for way in ("greedy", "sampled"))
+
+
 def test_instructions_without_room_are_left_out_with_a_note(model: Any, windows: TokenWindows) -> None:
     heard: list[str] = []
     with heard_by(heard.append):
