@@ -52,17 +52,17 @@ class Teacher:
             torch.cuda.empty_cache()
         self._away = streamed_dense(session.source, session.streaming)
 
-    def _room(self, training: int) -> "_Room":
+    def _room(self, training: int) -> "Room":
         session = self.session
         weights = session.architecture.total_params * session.dtype.itemsize
         free = free_for_one(session.settings, session.device)
         if free is not None and session.holds_dense:
             free += weights  # as if it was still to come
-        return _Room(weights, training + min(weights, ACTIVATIONS_BYTES), free)
+        return Room(weights, training + min(weights, ACTIVATIONS_BYTES), free)
 
 
 @dataclass(frozen=True)
-class _Room:
+class Room:
     """Bytes for the dense model's weights and for training beside them, and those that both may take; None where
     nothing tells."""
 

@@ -10,8 +10,9 @@ from workspace import Workspace, call
 
 import pruning.recovery.distill as distill
 import run.teacher
+from core import ranks
 from core.engine import engine_of
-from run.teacher import READ_AGAIN
+from run.teacher import READ_AGAIN, Room
 
 RECOVER = ("--recover_tokens", "1000", "--num_samples", "8", "--cache_dir", "none")
 
@@ -40,6 +41,37 @@ def test_a_teacher_that_does_not_fit_is_read_as_it_is_needed(
     assert len(notes) == 1
     assert notes[0].startswith("note: the dense model and what training takes need ")
     assert found == held
+
+
+def test_processes_decide_together(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    gathered, crowded = ranks.gathered, Room(weights=7_000_000_000, training=60_000_000, free=9_000)
+
+    def with_a_crowded_one(value: Any, what: str) -> list[Any]:
+        return [*gathered(value, what), *[crowded] * (what == "teacher")]
+
+    monkeypatch.setattr(ranks, "gathered", with_a_crowded_one)
+    _, notes = recovered(workspace, "together", "--recover", "blocks")
+    assert notes == [
+        "note: the dense model and what training takes need 7.1 GB, and 1 MB are free on cpu: " + READ_AGAIN
+    ]
+
+
+@pytest.mark.parametrize(
+    ("weights", "training", "free", "holds", "gains"),
+    [
+        (10, 5, None, True, False),  # nothing tells
+        (10, 5, 15, True, False),
+        (10, 5, 14, False, True),
+        (10, 5, 5, False, True),
+        (10, 15, 14, False, False),  # training does not fit either way: first as it is, since sizes are guesses
+        (10, 15, 9, False, True),  # the dense model could not even be loaded
+    ],
+)
+def test_weights_leave_where_that_helps(
+    weights: int, training: int, free: int | None, holds: bool, gains: bool
+) -> None:
+    room = Room(weights, training, free)
+    assert (room.holds_both, room.gains) == (holds, gains)
 
 
 def test_it_leaves_where_training_runs_out_of_memory_beside_it(
