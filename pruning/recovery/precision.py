@@ -37,6 +37,6 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def _cpu_multiplies_bfloat16() -> bool:
-    """By instructions of its own. torch 2.11 does not tell."""
+    """By instructions of its own; no where torch is too old to tell."""
     found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return any(found.get(name, False) for name in BFLOAT16_INSTRUCTIONS)
