@@ -115,7 +115,7 @@ def _distilled(
         try:
             return distil(model, teacher.model(takes), session.family, *text, how, checkpoints)
         except NoRoom:
-            if not teacher.can_leave:
+            if not teacher.would_help(takes):
                 raise
         # Only now, as the exception held on to the frames that hold the teacher.
         teacher.leave(f"distillation does not fit in memory beside the dense model: {READ_AGAIN}")

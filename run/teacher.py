@@ -43,6 +43,10 @@ class Teacher:
                 )
         return self.session.dense() if self._away is None else self._away
 
+    def would_help(self, training: int) -> bool:
+        """Whether training that ran out of memory, of about so many bytes, may fit once the dense model is streamed."""
+        return self.can_leave and all(ranks.gathered(self._room(training).trains_alone, "teacher"))
+
     def leave(self, why: str) -> None:
         """Give its memory back; from now on ``model`` is one whose weights come and go. why: a note."""
         note(why)
@@ -81,6 +85,9 @@ class Room:
     @property
     def gains(self) -> bool:
         """Whether it helps to stream: training fits then, or the dense model alone would not."""
-        return (
-            self.free is not None and not self.holds_both and (self.training <= self.free or self.weights > self.free)
-        )
+        loads = self.free is None or self.weights <= self.free
+        return not self.holds_both and (self.trains_alone or not loads)
+
+    @property
+    def trains_alone(self) -> bool:
+        return self.free is None or self.training <= self.free

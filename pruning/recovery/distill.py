@@ -126,9 +126,11 @@ def training_bytes(small: Any, family: Family, settings: DistilSettings) -> int:
     parameters = list(small.get_submodule(family.layers).parameters())
     count, held = sum(parameter.numel() for parameter in parameters), sum(parameter.nbytes for parameter in parameters)
     copies = held if small.device.type == "cpu" else 0
+    if settings.lora is not None:
+        return copies
     if halves_pay(small, small.device, settings.stored_dtype):
         copies += 2 * count  # as products take them
-    return copies + (4 * (2 + MOMENTS) * count - held if settings.lora is None else 0)
+    return copies + 4 * (2 + MOMENTS) * count - held
 
 
 def _judged_before(small: Any, dense: Any, check: np.ndarray) -> HeldOut:

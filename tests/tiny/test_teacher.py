@@ -97,15 +97,24 @@ def test_it_leaves_where_training_runs_out_of_memory_beside_it(
     assert found == held
 
 
-def test_what_fits_nowhere_is_one_line(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def short_of_memory(*_given: Any) -> Any:
+@pytest.mark.parametrize(("free", "attempts"), [(10**9, {False, True}), (300_000, {False}), (50_000, {True})])
+def test_what_fits_nowhere_is_one_line(
+    free: int, attempts: set[bool], workspace: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nor is it tried without the dense model where training alone takes more than there is."""
+    tried = set()
+
+    def short_of_memory(_small: Any, dense: Any, *_given: Any) -> Any:
+        tried.add(engine_of(dense).streams)
         raise torch.OutOfMemoryError("for the test")
 
+    monkeypatch.setattr(run.teacher, "free_for_one", lambda *_asked: free)
     monkeypatch.setattr(distill, "_trained", short_of_memory)
     arguments = [*workspace.base_arguments(), *RECOVER, "--recover", "distill", "--output", str(tmp_path / "none")]
     code, _, error = call(arguments)
     assert code == 2
     assert "distillation does not fit in memory with a single window: use --recover_lora 16" in error
+    assert tried == attempts
 
 
 def test_the_dense_model_writes_what_is_distilled_on_before_a_repair_changes_it(workspace: Workspace) -> None:
