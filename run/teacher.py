@@ -25,6 +25,7 @@ class Teacher:
         self.session, self._away = session, None
 
     _away: Any  # the streamed model, once it was needed
+    _fits = -1  # bytes of training that were found to fit beside the dense model in memory
 
     @property
     def can_leave(self) -> bool:
@@ -33,7 +34,7 @@ class Teacher:
 
     def model(self, training: int = 0) -> Any:
         """training: bytes that it takes beside the models, but for activations. All processes decide alike."""
-        if self.can_leave:
+        if self.can_leave and training > self._fits:
             rooms = ranks.gathered(self._room(training), "teacher")
             crowded = next((room for room in rooms if not room.holds_both), None)
             if crowded is not None and any(room.gains for room in rooms):
@@ -41,6 +42,7 @@ class Teacher:
                     f"the dense model and what training takes need {gigabytes(crowded.needed)}, and "
                     f"{gigabytes(crowded.free or 0)} are free on {self.session.device}: {READ_AGAIN}"
                 )
+            self._fits = training
         return self.session.dense() if self._away is None else self._away
 
     def would_help(self, training: int) -> bool:

@@ -297,9 +297,7 @@ def _recomputing(small: Any, wanted: bool) -> Iterator[None]:
         if wanted:
             with newer_names_unsaid():
                 small.gradient_checkpointing_disable()
-            if getattr(
-                small, "_require_grads_hooks", None
-            ):  # of the embedding, which is frozen; nobody else removes them
+            if getattr(small, "_require_grads_hooks", None):  # of the frozen embedding; nobody else removes them
                 small.disable_input_require_grads()
 
 

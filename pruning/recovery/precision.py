@@ -1,4 +1,4 @@
-"""In which precision training multiplies. Weights that move are float32 whatever it is, and so is what decides."""
+"""In which precision training multiplies. The weights that move are float32 in any case."""
 
 from typing import Any
 
