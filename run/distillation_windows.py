@@ -16,7 +16,7 @@ Divided = tuple[np.ndarray, np.ndarray]  # int64 (N, T) to train on, (M, T) that
 
 
 def distillation_windows(session: Session, tokens: int) -> Divided:
-    """Windows for so many tokens, fewer where the text has fewer, and some to judge by.
+    """Windows for so many tokens, fewer where a text alone has fewer, and some to judge by.
 
     Texts that exist are drawn from anew, and the dense model writes anew. Raises DataError for a text too short to be
     divided.
@@ -58,6 +58,10 @@ def divided(
             ids = np.tile(ids, (READ_AGAIN, 1))[:count]
         else:
             ids, judge = read(source.name, count, held)
+            if (
+                len(sources) > 1
+            ):  # a text too short for its share is read again, or the others would take more than theirs
+                ids = np.tile(ids, (-(-count // len(ids)), 1))[:count]
         train.append(ids)
         check.append(judge)
     return np.concatenate(train), np.concatenate(check)

@@ -19,11 +19,12 @@ import global_pruning as gp
 import pruning.recovery.distill as distill
 from calibration import training_windows
 from core.errors import DataError
+from core.sources import Source
 from pruning.recovery.distill import DistilSettings, distil
 from pruning.recovery.kl import divergence, held_out
 from pruning.recovery.report import DistilReport
 from pruning.recovery.trainer import Distiller
-from run.distillation_windows import distillation_windows
+from run.distillation_windows import Divided, distillation_windows, divided
 from run.self_windows import written_to_distil
 
 TRAIN, CHECK = IDS.numpy()[:18], IDS.numpy()[18:]
@@ -274,6 +275,21 @@ def test_every_text_that_calibrates_is_distilled_on_by_its_share(workspace: Work
     assert not {tuple(row) for row in train} & {tuple(row) for row in check}
     assert inner.written is not None
     assert not {tuple(row) for row in inner.written.ids} & set(own)
+
+
+def test_a_short_text_keeps_its_share_and_is_read_again() -> None:
+    sources = (Source("short", 0.5), Source("long", 0.5))
+    lengths = {"short": 3, "long": 100}
+
+    def read(name: str, count: int, held: int) -> Divided:
+        first = 1000 * (name == "long")
+        return np.arange(first, first + min(count, lengths[name]))[:, None], np.full((held, 1), -1)
+
+    train, check = divided(sources, 20 * 8, 8, read, lambda count: np.empty((count, 1)))
+    assert train[:, 0].tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, *range(1000, 1010)]
+    assert len(check) == 16
+    alone, _ = divided(sources[:1], 20 * 8, 8, read, lambda count: np.empty((count, 1)))
+    assert alone[:, 0].tolist() == [0, 1, 2]
 
 
 def test_the_model_writes_for_a_distillation_what_calibration_could_not_divide(workspace: Workspace) -> None:
