@@ -58,9 +58,7 @@ def divided(
             ids = np.tile(ids, (READ_AGAIN, 1))[:count]
         else:
             ids, judge = read(source.name, count, held)
-            if (
-                len(sources) > 1
-            ):  # a text too short for its share is read again, or the others would take more than theirs
+            if len(sources) > 1:  # else the others would take more than their share
                 ids = np.tile(ids, (-(-count // len(ids)), 1))[:count]
         train.append(ids)
         check.append(judge)
