@@ -136,9 +136,7 @@ def training_bytes(small: Any, family: Family, settings: DistilSettings) -> int:
 def _judged_before(small: Any, dense: Any, check: np.ndarray) -> HeldOut:
     try:
         return held_out(small, dense, check)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
+    except UsageError as error:
         raise NoRoom("a held-out window does not fit in memory: use a shorter --seq_len") from error
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from core import ranks
 from core.as_found import evaluating
-from core.batching import values_at_once
+from core.batching import for_each_batch, values_at_once
 
 CHUNK_VALUES = 1 << 22  # logits that are float32 at once on a CPU: 16 MiB, twice
 BATCH_VALUES = 1 << 24  # logits of a batch that is judged on a CPU: 64 MiB in float32
@@ -57,18 +57,22 @@ class HeldOut(NamedTuple):
 
 @torch.no_grad()
 def held_out(student: Any, teacher: Any, ids: np.ndarray) -> HeldOut:
-    """ids: int64 (N, T), of which several processes take a share each. Both models are left as found."""
+    """ids: int64 (N, T), of which several processes take a share each. Both models are left as found. UsageError where
+    a single window does not fit in memory."""
     sums = torch.zeros(2, dtype=torch.float64)
     share = ids[ranks.share(len(ids))]
     batch_size = max(1, values_at_once(BATCH_VALUES, student.device) // (ids.shape[1] * student.config.vocab_size))
+
+    def step(batch: np.ndarray) -> None:
+        rows = torch.from_numpy(batch).to(student.device)
+        logits = student(input_ids=rows, use_cache=False).logits
+        kl = divergence(logits, teacher(input_ids=rows, use_cache=False).logits)
+        predicted = logits[:, :-1].flatten(0, 1)
+        nll = F.cross_entropy(predicted.float(), rows[:, 1:].flatten())
+        sums.add_(len(rows) * torch.stack([kl, nll]).to("cpu", torch.float64))
+
     with evaluating(student), evaluating(teacher):
-        for start in range(0, len(share), batch_size):
-            rows = torch.from_numpy(share[start : start + batch_size]).to(student.device)
-            logits = student(input_ids=rows, use_cache=False).logits
-            kl = divergence(logits, teacher(input_ids=rows, use_cache=False).logits)
-            predicted = logits[:, :-1].flatten(0, 1)
-            nll = F.cross_entropy(predicted.float(), rows[:, 1:].flatten())
-            sums += len(rows) * torch.stack([kl, nll]).to("cpu", torch.float64)
+        for_each_batch(share, step, None, "held-out windows", first=batch_size)
     ranks.add_up([sums], "held-out divergence")
     return HeldOut(*(sums / len(ids)).tolist())
 

@@ -20,7 +20,7 @@ import pruning.recovery.distill as distill
 from calibration import training_windows
 from core.errors import DataError
 from core.sources import Source
-from pruning.recovery.distill import DistilSettings, distil
+from pruning.recovery.distill import DistilSettings, NoRoom, distil
 from pruning.recovery.kl import divergence, held_out
 from pruning.recovery.report import DistilReport
 from pruning.recovery.trainer import Distiller
@@ -177,6 +177,28 @@ def test_what_is_tried_again_multiplies_as_before(computed: torch.dtype, monkeyp
         assert report.products == "bfloat16"
     assert "_is_accelerate_prepared" not in vars(small)
     assert not any(module._forward_hooks for module in small.modules() if module is not projection)
+
+
+@pytest.mark.parametrize("most", [2, 0])
+def test_windows_are_judged_by_as_many_at_once_as_fit(most: int) -> None:
+    model = build("llama")
+    small = cut(model, plan_for(model))
+    expected, seen = held_out(small, model, CHECK), []
+
+    def short_of_memory(_module: Any, _inputs: Any, named: dict[str, Any]) -> None:
+        seen.append(len(named["input_ids"]))
+        if seen[-1] > most:
+            raise torch.OutOfMemoryError("for the test")
+
+    small.register_forward_pre_hook(short_of_memory, with_kwargs=True)
+    if most:
+        found = held_out(small, model, CHECK)
+        assert found == pytest.approx(expected, rel=1e-5)
+    else:
+        with pytest.raises(NoRoom, match="a held-out window does not fit in memory: use a shorter --seq_len"):
+            distil(small, model, family(model), TRAIN, CHECK, DistilSettings(700))
+    assert max(seen) > 2
+    assert min(seen) == 1  # 6, 3, 1
 
 
 def test_memory_that_does_not_suffice_means_smaller_passes_and_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
