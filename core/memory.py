@@ -71,6 +71,14 @@ def bytes_of(size: str) -> int:
     return count
 
 
+def shown_bytes(count: int) -> str:
+    """A size as messages name it: ``7.1 GB``, below that whole megabytes or kilobytes, at least one."""
+    if count >= UNITS["GB"]:
+        return f"{count / UNITS['GB']:.1f} GB"
+    unit = "MB" if count >= UNITS["MB"] else "KB"
+    return f"{max(1, round(count / UNITS[unit]))} {unit}"
+
+
 @contextmanager
 def capped(device: "torch.device", most_bytes: int | None) -> Iterator[None]:
     """Inside, tensors of this process take no more than so many bytes of a GPU; what asks for more is out of memory.

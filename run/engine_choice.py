@@ -7,7 +7,7 @@ import torch
 
 from core import ranks
 from core.errors import UsageError
-from core.memory import free_bytes
+from core.memory import free_bytes, shown_bytes
 from models.loading import ModelSource
 from run.settings import Settings
 
@@ -57,7 +57,7 @@ def choose_engine(settings: Settings, source: ModelSource, device: torch.device,
     room = next((room for room in rooms if not room.holds(room.whole)), rooms[0])
     if room.free is None:
         return EngineChoice("resident", "engine: resident, as nothing tells how much memory is free")
-    sizes = f"weights and work need {gigabytes(room.whole)}, {gigabytes(room.free)} are free"
+    sizes = f"weights and work need {shown_bytes(room.whole)}, {shown_bytes(room.free)} are free"
     if room.holds(room.whole):
         return EngineChoice("resident", f"engine: resident ({sizes})")
     needs = (settings.if_streamed or settings).needs_whole_model
@@ -70,8 +70,10 @@ def choose_engine(settings: Settings, source: ModelSource, device: torch.device,
         return EngineChoice("streamed", f"engine: streamed ({sizes})")
     crowded = next((room for room in rooms if not room.holds(room.part)), None)
     if crowded is None:
-        return EngineChoice("sharded", f"engine: sharded ({sizes}; a part and the work {gigabytes(room.part)})")
-    sizes = f"a part of the weights and work need {gigabytes(crowded.part)}, {gigabytes(crowded.free or 0)} are free"
+        return EngineChoice("sharded", f"engine: sharded ({sizes}; a part and the work {shown_bytes(room.part)})")
+    sizes = (
+        f"a part of the weights and work need {shown_bytes(crowded.part)}, {shown_bytes(crowded.free or 0)} are free"
+    )
     return EngineChoice("streamed", f"engine: streamed ({sizes})")
 
 
@@ -112,7 +114,3 @@ def free_for_one(settings: Settings, device: torch.device) -> int | None:
     if free is not None and device.type == "cpu":
         return free // ranks.here().local_count
     return min(free, cap) if free is not None and cap is not None and device.type == "cuda" else free
-
-
-def gigabytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 5e7 else f"{max(1, round(count / 1e6))} MB"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from core.errors import OutputError
 from core.failures import in_one_line
+from core.memory import shown_bytes
 
 GROUP_BYTES = 400  # of one group in plan, groups.parquet and the cache, generously
 OVERHEAD_BYTES = 16_000_000  # tokenizer, code, pictures, reports
@@ -62,7 +63,7 @@ def room_for_the_output(asked: Intent) -> str | None:
         return None
     less = " with --no_save_model or without --export" if asked.gguf else " with --no_save_model"
     raise OutputError(
-        f"--output {asked.output} needs about {_gigabytes(asked.written)} and its disk has {_gigabytes(free)} left: "
+        f"--output {asked.output} needs about {shown_bytes(asked.written)} and its disk has {shown_bytes(free)} left: "
         f"free some, give a folder on another disk, or write less{less if asked.model else ''}"
     )
 
@@ -72,7 +73,7 @@ def room_for_the_cache(asked: Intent) -> str | None:
     free = None if asked.cache is None else free_disk_bytes(asked.cache)
     if free is None or free >= asked.cached:
         return None
-    return f"the cache at {asked.cache} may store nothing of this run: its disk has {_gigabytes(free)} left"
+    return f"the cache at {asked.cache} may store nothing of this run: its disk has {shown_bytes(free)} left"
 
 
 def pictures(asked: Intent) -> str | None:
@@ -102,7 +103,3 @@ def free_disk_bytes(folder: Path) -> int | None:
         return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
     except (OSError, StopIteration):
         return None
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(1, round(count / 1e6))} MB"
