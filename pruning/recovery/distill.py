@@ -4,7 +4,8 @@
 
 What is trained are the decoder layers; embeddings, the last norm and the head, which the cut left whole, stay the dense
 model's. The rate follows the width, RATE / hidden size, as maximal update parametrisation has it for Adam
-(arXiv:2203.03466), so one number serves models of any size. AdamW without decay, a short warm-up, then half a cosine.
+(arXiv:2203.03466), and what there is to make up for: a divergence grows with the square of how far weights are off, so
+below FAR nats the rate falls with its root. AdamW without decay, a short warm-up, then half a cosine.
 Half-precision layers are trained as float32 masters, and a CPU that multiplies bfloat16 does so for what is saved in
 half precision. With LoRA (arXiv:2106.09685) only adapters are trained, then merged.
 
@@ -17,6 +18,7 @@ puts around the model, averages their gradients. Memory is tried by each alone f
 the middle of an exchange would leave the others waiting.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -50,7 +52,8 @@ from pruning.recovery.trainer import (
     surroundings_kept,
 )
 
-RATE, LORA_RATE = 0.12, 0.6  # over the hidden size
+RATE, LORA_RATE = 0.12, 0.6  # over the hidden size, for a model that is at least FAR from the dense one
+FAR = 0.16  # nats per token
 STEPS, STEP_TOKENS = 1000, (1024, 4096)  # steps that a budget is divided into, and what one takes at least and at most
 SHARES = (1.0, 0.75, 0.5, 0.25)  # of the way to the trained weights
 LOOKS = 20  # losses that the report keeps
@@ -101,7 +104,8 @@ def distil(
     with left_as_found(small), left_as_found(dense):
         before = _judged_before(small, dense, check)
         weights = [parameter.detach().to("cpu", copy=True) for parameter in layers.parameters()]
-        watching, steps = _trained_with_what_fits(small, dense, family, weights, train, settings, checkpoints)
+        rate = rate_of(small.config.hidden_size, before.kl, settings.lora)
+        watching, steps = _trained_with_what_fits(small, dense, family, weights, train, settings, rate, checkpoints)
         with torch.no_grad():
             ranks.send(layers.parameters(), 0, "distilled weights")  # equal already, where all machines compute alike
         trained = [parameter.detach().to("cpu", copy=True) for parameter in layers.parameters()]
@@ -117,7 +121,13 @@ def distil(
             share = 0.0
             _set(layers, weights)
     products = half_of(small.device) if halves_pay(small, small.device, settings.stored_dtype) else small.dtype
-    return _report(train, check, settings, steps, share, before, after, watching, products)
+    return _report(train, check, settings, steps, rate, share, before, after, watching, products)
+
+
+def rate_of(width: int, divergence: float, lora: int | None) -> float:
+    """The highest learning rate for a hidden size and a held-out divergence before training, nats per token."""
+    less = min(1.0, math.sqrt(divergence / FAR)) if divergence > 0 else 1.0
+    return less * (RATE if lora is None else LORA_RATE) / width
 
 
 def training_bytes(small: Any, family: Family, settings: DistilSettings) -> int:
@@ -147,6 +157,7 @@ def _trained_with_what_fits(
     weights: list[torch.Tensor],
     train: np.ndarray,
     settings: DistilSettings,
+    rate: float,
     kept: Checkpoints | None,
 ) -> tuple[Watching, int]:
     """Windows a pass are halved, and activations computed again in backward, for as long as memory does not suffice; a
@@ -158,7 +169,7 @@ def _trained_with_what_fits(
         at_once = max(1, min(a_step, TOKENS_A_BATCH // seq_len))
     while True:
         try:
-            return _trained(small, dense, family, train, settings, a_step, at_once, recompute, strict, kept)
+            return _trained(small, dense, family, train, settings, a_step, at_once, recompute, strict, rate, kept)
         except RuntimeError as error:
             if strict and is_refusal(error):
                 strict = False
@@ -188,13 +199,13 @@ def _trained(
     at_once: int,
     recompute: bool,
     strict: bool,
+    rate: float,
     kept: Checkpoints | None,
 ) -> tuple[Watching, int]:
     """Train with passes of ``at_once`` windows, as many as make up this process's share ``a_step`` of a step."""
     passes = max(1, a_step // at_once)
     step_windows = passes * at_once * ranks.count()
     steps = max(1, settings.tokens // (step_windows * train.shape[1]))
-    rate = (RATE if settings.lora is None else LORA_RATE) / small.config.hidden_size
     half = halves_pay(small, small.device, settings.stored_dtype)
     watching = Watching(settings.tokens)
     with (
@@ -322,6 +333,7 @@ def _report(
     check: np.ndarray,
     settings: DistilSettings,
     steps: int,
+    rate: float,
     share: float,
     before: HeldOut,
     after: HeldOut,
@@ -332,6 +344,7 @@ def _report(
         tokens=settings.tokens,
         steps=steps,
         step_tokens=settings.a_step,
+        rate=rate,
         windows=len(train),
         windows_held_out=len(check),
         seq_len=train.shape[1],

@@ -68,15 +68,16 @@ class BlocksReport:
 
 @dataclass(frozen=True)
 class DistilReport:
-    """share: of the way from the weights before to the trained ones, as far as they went; kept: whether anywhere. kl,
-    nll: on windows held out, nats per token, before training and that far, or as far as is best where none is kept.
-    windows: that the text has, read again where tokens ask for more. losses: (step, mean divergence since the one
-    before). products: in which precision they were computed. resumed_from_step: of the checkpoint that an interrupted
-    run had left, None: of none."""
+    """rate: the highest on the way. share: of the way from the weights before to the trained ones, as far as they went;
+    kept: whether anywhere. kl, nll: on windows held out, nats per token, before training and that far, or as far as is
+    best where none is kept. windows: that the text has, read again where tokens ask for more. losses: (step, mean
+    divergence since the one before). products: in which precision they were computed. resumed_from_step: of the
+    checkpoint that an interrupted run had left, None: of none."""
 
     tokens: int
     steps: int
     step_tokens: int
+    rate: float
     windows: int
     windows_held_out: int
     seq_len: int

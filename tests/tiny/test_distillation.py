@@ -20,7 +20,7 @@ import pruning.recovery.distill as distill
 from calibration import training_windows
 from core.errors import DataError
 from core.sources import Source
-from pruning.recovery.distill import DistilSettings, NoRoom, distil
+from pruning.recovery.distill import DistilSettings, NoRoom, distil, rate_of
 from pruning.recovery.kl import divergence, held_out
 from pruning.recovery.report import DistilReport
 from pruning.recovery.trainer import Distiller
@@ -325,6 +325,22 @@ def test_the_model_writes_for_a_distillation_what_calibration_could_not_divide(w
 def test_a_small_budget_takes_many_small_steps(tokens: int, a_step: int) -> None:
     assert DistilSettings(tokens).a_step == a_step
     assert DistilSettings(tokens, step_tokens=7).a_step == 7
+
+
+@pytest.mark.parametrize("lora", [None, 8])
+def test_what_lost_little_is_trained_gently(lora: int | None) -> None:
+    """A quarter of the divergence is half as far away; from FAR on, and where nothing tells, the rate is the whole."""
+    whole = rate_of(64, distill.FAR, lora)
+    assert whole == (distill.RATE if lora is None else distill.LORA_RATE) / 64
+    assert rate_of(64, distill.FAR / 4, lora) == pytest.approx(whole / 2)
+    assert rate_of(128, distill.FAR / 100, lora) == pytest.approx(whole / 20)
+    assert [rate_of(64, kl, lora) for kl in (9.0, 0.0, float("nan"))] == [whole] * 3
+
+
+def test_the_rate_is_that_of_the_divergence_before() -> None:
+    report = distilled("llama", 700)[2]
+    assert report.rate == rate_of(build("llama").config.hidden_size, report.kl_before, None)
+    assert report.kl_before < distill.FAR
 
 
 def test_weights_go_as_far_as_held_out_divergence_falls(monkeypatch: pytest.MonkeyPatch) -> None:
