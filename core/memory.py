@@ -72,11 +72,11 @@ def bytes_of(size: str) -> int:
 
 
 def shown_bytes(count: int) -> str:
-    """A size as messages name it: ``7.1 GB``, below that whole megabytes or kilobytes, at least one."""
+    """A size as messages name it: ``7.1 GB``, below that whole megabytes or kilobytes; a byte is 1 KB."""
     if count >= UNITS["GB"]:
         return f"{count / UNITS['GB']:.1f} GB"
     unit = "MB" if count >= UNITS["MB"] else "KB"
-    return f"{max(1, round(count / UNITS[unit]))} {unit}"
+    return f"{max(min(count, 1), round(count / UNITS[unit]))} {unit}"
 
 
 @contextmanager

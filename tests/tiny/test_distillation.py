@@ -337,8 +337,17 @@ def test_what_lost_little_is_trained_gently(lora: int | None) -> None:
     assert [rate_of(64, kl, lora) for kl in (9.0, 0.0, float("nan"))] == [whole] * 3
 
 
-def test_the_rate_is_that_of_the_divergence_before() -> None:
+def test_the_rate_is_that_of_the_divergence_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+    make = distill.arguments
+
+    def watched(*given: Any, **how: Any) -> Any:
+        asked.append(how["learning_rate"])
+        return make(*given, **how)
+
+    monkeypatch.setattr(distill, "arguments", watched)
     report = distilled("llama", 700)[2]
+    assert asked == [report.rate]
     assert report.rate == rate_of(build("llama").config.hidden_size, report.kl_before, None)
     assert report.kl_before < distill.FAR
 

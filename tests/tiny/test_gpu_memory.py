@@ -54,8 +54,8 @@ def test_sizes_are_read_and_others_refused_in_one_line() -> None:
 
 
 def test_a_size_is_shown_in_a_unit_that_tells_something() -> None:
-    sizes = (7_060_000_000, 1_000_000_000, 999_000_000, 1_600_000, 9_400, 0)
-    assert [shown_bytes(size) for size in sizes] == ["7.1 GB", "1.0 GB", "999 MB", "2 MB", "9 KB", "1 KB"]
+    sizes = (7_060_000_000, 1_000_000_000, 999_000_000, 1_600_000, 9_400, 3, 0)
+    assert [shown_bytes(size) for size in sizes] == ["7.1 GB", "1.0 GB", "999 MB", "2 MB", "9 KB", "1 KB", "0 KB"]
 
 
 def test_a_cap_is_kept_and_what_was_before_is_back_also_after_an_exception(card: Card) -> None:
