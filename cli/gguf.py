@@ -7,7 +7,7 @@ from pathlib import Path
 from cli.one_line_parser import OneLineParser
 from core.console import console
 from core.failures import exit_code
-from core.memory import shown_bytes
+from core.memory import bytes_text
 from core.program import called_as
 from models.gguf import OUTTYPES, export_gguf
 
@@ -33,7 +33,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 
 def export(options: argparse.Namespace) -> None:
     exported = export_gguf(options.folder, options.outfile, options.outtype)
-    size = shown_bytes(exported.size_bytes)
+    size = bytes_text(exported.size_bytes)
     print(f"{exported.path}: {exported.arch}, {exported.tensors} tensors, {options.outtype}, {size}")
     for note in exported.notes:
         print(f"note: {note}")

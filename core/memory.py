@@ -71,12 +71,13 @@ def bytes_of(size: str) -> int:
     return count
 
 
-def shown_bytes(count: int) -> str:
-    """A size as messages name it: ``7.1 GB``, below that whole megabytes or kilobytes; a byte is 1 KB."""
-    if count >= UNITS["GB"]:
-        return f"{count / UNITS['GB']:.1f} GB"
-    unit = "MB" if count >= UNITS["MB"] else "KB"
-    return f"{max(min(count, 1), round(count / UNITS[unit]))} {unit}"
+def bytes_text(count: float) -> str:
+    """Decimal units, as disks and model hubs count: ``11.4 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} TB"
 
 
 @contextmanager

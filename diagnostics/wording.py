@@ -50,12 +50,3 @@ def decimal(value: float) -> str:
 def nats(value: float) -> str:
     """Nats per token, three significant digits: ``0.0213 nats``."""
     return f"{value:#.3g} nats"
-
-
-def bytes_text(count: float) -> str:
-    """Decimal units, as disks and model hubs count: ``11.4 MB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} TB"

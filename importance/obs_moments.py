@@ -28,7 +28,7 @@ from core.errors import UsageError
 from core.families import Family
 from core.groups import ATTENTION, MLP, Architecture, LayerShape
 from core.measured import GRADIENTS_OF_OUTPUTS, GradientStatistics
-from core.memory import RESTING_SHARE, free_gpu_bytes, gpu_capacity, shown_bytes
+from core.memory import RESTING_SHARE, bytes_text, free_gpu_bytes, gpu_capacity
 from core.products import HALF, half_product, multiplies_halves
 from core.progress import tqdm
 from core.windows import TokenWindows
@@ -290,6 +290,6 @@ def enough_memory(architecture: Architecture, layers: range) -> Iterator[None]:
         width = max(max(inputs_of(architecture.layers[layer])) for layer in layers)
         raise UsageError(
             f"obs does not fit in memory: layer {layers.start} has {width:,} inputs, whose moments take "
-            f"{shown_bytes(4 * width**2)} and six times that again while they are solved; "
+            f"{bytes_text(4 * width**2)} and six times that again while they are solved; "
             "try --device cpu or --importance_method fisher"
         ) from None

@@ -7,7 +7,7 @@ import torch
 
 from core import ranks
 from core.errors import UsageError
-from core.memory import free_bytes, shown_bytes
+from core.memory import bytes_text, free_bytes
 from models.loading import ModelSource
 from run.settings import Settings
 
@@ -57,7 +57,7 @@ def choose_engine(settings: Settings, source: ModelSource, device: torch.device,
     room = next((room for room in rooms if not room.holds(room.whole)), rooms[0])
     if room.free is None:
         return EngineChoice("resident", "engine: resident, as nothing tells how much memory is free")
-    sizes = f"weights and work need {shown_bytes(room.whole)}, {shown_bytes(room.free)} are free"
+    sizes = f"weights and work need {bytes_text(room.whole)}, {bytes_text(room.free)} are free"
     if room.holds(room.whole):
         return EngineChoice("resident", f"engine: resident ({sizes})")
     needs = (settings.if_streamed or settings).needs_whole_model
@@ -70,10 +70,8 @@ def choose_engine(settings: Settings, source: ModelSource, device: torch.device,
         return EngineChoice("streamed", f"engine: streamed ({sizes})")
     crowded = next((room for room in rooms if not room.holds(room.part)), None)
     if crowded is None:
-        return EngineChoice("sharded", f"engine: sharded ({sizes}; a part and the work {shown_bytes(room.part)})")
-    sizes = (
-        f"a part of the weights and work need {shown_bytes(crowded.part)}, {shown_bytes(crowded.free or 0)} are free"
-    )
+        return EngineChoice("sharded", f"engine: sharded ({sizes}; a part and the work {bytes_text(room.part)})")
+    sizes = f"a part of the weights and work need {bytes_text(crowded.part)}, {bytes_text(crowded.free or 0)} are free"
     return EngineChoice("streamed", f"engine: streamed ({sizes})")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from core.errors import OutputError
 from core.failures import in_one_line
-from core.memory import shown_bytes
+from core.memory import bytes_text
 
 GROUP_BYTES = 400  # of one group in plan, groups.parquet and the cache, generously
 OVERHEAD_BYTES = 16_000_000  # tokenizer, code, pictures, reports
@@ -63,7 +63,7 @@ def room_for_the_output(asked: Intent) -> str | None:
         return None
     less = " with --no_save_model or without --export" if asked.gguf else " with --no_save_model"
     raise OutputError(
-        f"--output {asked.output} needs about {shown_bytes(asked.written)} and its disk has {shown_bytes(free)} left: "
+        f"--output {asked.output} needs about {bytes_text(asked.written)} and its disk has {bytes_text(free)} left: "
         f"free some, give a folder on another disk, or write less{less if asked.model else ''}"
     )
 
@@ -73,7 +73,7 @@ def room_for_the_cache(asked: Intent) -> str | None:
     free = None if asked.cache is None else free_disk_bytes(asked.cache)
     if free is None or free >= asked.cached:
         return None
-    return f"the cache at {asked.cache} may store nothing of this run: its disk has {shown_bytes(free)} left"
+    return f"the cache at {asked.cache} may store nothing of this run: its disk has {bytes_text(free)} left"
 
 
 def pictures(asked: Intent) -> str | None:

@@ -16,7 +16,7 @@ from core.errors import UsageError
 from core.families import Family
 from core.groups import Architecture
 from core.measured import Importance
-from core.memory import capped, shown_bytes
+from core.memory import bytes_text, capped
 from core.names import SELF
 from core.resting import check_scratch
 from core.say import note
@@ -364,7 +364,7 @@ def check_gpu_memory(settings: Settings, source: ModelSource, device: torch.devi
     weights = source.architecture.total_params * dtype.itemsize
     if most is not None and device.type == "cuda" and most <= weights:
         raise UsageError(
-            f"--gpu_memory {settings.model.gpu_memory} is no more than the weights take, {shown_bytes(weights)} in "
+            f"--gpu_memory {settings.model.gpu_memory} is no more than the weights take, {bytes_text(weights)} in "
             f"{str(dtype).removeprefix('torch.')}: name a larger size, or --device cpu"
         )
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from core import ranks
-from core.memory import shown_bytes
+from core.memory import bytes_text
 from core.say import note
 from run.engine_choice import ACTIVATIONS_BYTES, free_for_one
 from run.session import Session
@@ -40,8 +40,8 @@ class Teacher:
             crowded = next((room for room in rooms if not room.holds_both), None)
             if crowded is not None and any(room.gains for room in rooms):
                 self.leave(
-                    f"the dense model and what training takes need {shown_bytes(crowded.needed)}, and "
-                    f"{shown_bytes(crowded.free or 0)} are free on {self.session.device}: {READ_AGAIN}"
+                    f"the dense model and what training takes need {bytes_text(crowded.needed)}, and "
+                    f"{bytes_text(crowded.free or 0)} are free on {self.session.device}: {READ_AGAIN}"
                 )
             self._fits = training
         return self.session.dense() if self._away is None else self._away

@@ -9,6 +9,7 @@ from typing import Any
 
 from core.arguments import without
 from core.files import write_text
+from core.memory import bytes_text
 from core.program import program_name
 from diagnostics.page.headline import headline
 from diagnostics.page.heat import layers_by_kind
@@ -17,7 +18,7 @@ from diagnostics.page.why import reasons
 from diagnostics.reports.closing import MISSING, metric_rows
 from diagnostics.reports.next_command import beside, next_command, only_remedies
 from diagnostics.run_folder import Run, at, items, number, read_run
-from diagnostics.wording import bytes_text, percent
+from diagnostics.wording import percent
 
 NOT_MEASURED = "not measured"
 NEVER_AGAIN = ("--dry_run", "--output", "--overwrite", "--plan")  # of a command that carries a plan out

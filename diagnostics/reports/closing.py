@@ -9,13 +9,14 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from core.memory import bytes_text
 from core.plan import PruningPlan
 from core.program import program_name
 from diagnostics.findings.diagnosis import Diagnosis
 from diagnostics.findings.finding import Finding
 from diagnostics.reports.analysis import requested
 from diagnostics.reports.next_command import next_command, only_remedies
-from diagnostics.wording import bytes_text, decimal, nats, percent
+from diagnostics.wording import decimal, nats, percent
 
 WIDTH = 100
 MISSING = "-"

@@ -25,7 +25,7 @@ from core import ranks
 from core.errors import reason_of
 from core.failures import warn
 from core.files import plain, write_json
-from core.memory import shown_bytes
+from core.memory import bytes_text
 from core.say import say
 
 EVERY_S = 600.0  # seconds between two of them
@@ -101,8 +101,8 @@ class Checkpoints:
             _remove(path)
             free = shutil.disk_usage(self.folder).free
             if free < (1 + FREE) * tensors_bytes:
-                wanted = shown_bytes(round((1 + FREE) * tensors_bytes))
-                raise OSError(f"{shown_bytes(free)} are free, and {wanted} are wanted")
+                wanted = bytes_text((1 + FREE) * tensors_bytes)
+                raise OSError(f"{bytes_text(free)} are free, and {wanted} are wanted")
         save()
 
     def _believe(self, path: Path, step: int, key: Any) -> None:

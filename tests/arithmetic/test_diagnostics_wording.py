@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from diagnostics_cases import architecture
 
+from core.memory import bytes_text
 from diagnostics.findings.by_layer import block_quantiles, layer_means, layer_quantiles, quantiles
-from diagnostics.wording import bytes_text, name_layers, percent_range, times
+from diagnostics.wording import name_layers, percent_range, times
 
 
 @pytest.mark.parametrize("seed", range(5))

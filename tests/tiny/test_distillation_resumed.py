@@ -131,7 +131,7 @@ def test_a_disk_that_takes_no_checkpoint_does_not_end_training(
     report = distilled(build("llama"), kept)[1]
     assert report.kept
     assert len(kept.warnings) == 1
-    assert "takes no checkpoint of the distillation (10 KB are free" in capsys.readouterr().err
+    assert "takes no checkpoint of the distillation (10.0 kB are free" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

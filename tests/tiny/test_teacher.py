@@ -52,7 +52,7 @@ def test_processes_decide_together(workspace: Workspace, monkeypatch: pytest.Mon
     monkeypatch.setattr(ranks, "gathered", with_a_crowded_one)
     _, notes = recovered(workspace, "together", "--recover", "blocks")
     assert notes == [
-        "note: the dense model and what training takes need 7.1 GB, and 9 KB are free on cpu: " + READ_AGAIN
+        "note: the dense model and what training takes need 7.1 GB, and 9.0 kB are free on cpu: " + READ_AGAIN
     ]
 
 
