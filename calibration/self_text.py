@@ -24,9 +24,9 @@ import torch
 from core.as_found import evaluating
 from core.batching import with_batch_that_fits
 from core.errors import NumericalError, reason_of
-from core.few_queries import few_queries_by_products
 from core.memory import gpu_capacity
 from core.names import SELF
+from core.one_at_a_time import one_at_a_time
 from core.progress import tqdm
 from core.sampling import drawn_tokens
 from core.say import note
@@ -154,7 +154,7 @@ def written_together(model: Any, requests: Sequence[Request], batch_size: int | 
     purposes = " and ".join(request.purpose for request in requests)
     what = f"writing text for {purposes}"
     bar = tqdm(total=len(lengths) * longest, desc=what, unit="token", unit_scale=True, leave=False)
-    with bar, evaluating(model), few_queries_by_products(model):
+    with bar, evaluating(model):
         while done < len(lengths):
             attempt = partial(_next_rows, model, requests[0].begin, numbers[done:], lengths[done:], bar)
             rows, size = with_batch_that_fits(attempt, size, fixed=batch_size is not None)
@@ -191,19 +191,19 @@ def _next_rows(
 
     which, place = chosen(v[0]), torch.zeros(u.shape[1], dtype=torch.int64, device=device)
     written = torch.empty(length, u.shape[1], dtype=torch.int64, device=device)
-    cache, drawn = None, torch.zeros_like(place)
-    for t in range(length):
-        if t:
-            seen = model(input_ids=written[t - 1].clamp(min=0)[:, None], past_key_values=cache, use_cache=True)
-            cache = seen.past_key_values
-            drawn = drawn_tokens(seen.logits[:, -1, : begin.vocabulary], u[t])
-        begins = place < lengths[which]
-        written[t] = torch.where(begins, forced[which, place.clamp(max=forced.shape[1] - 1)], drawn)
-        place += 1
-        ended = ~begins & torch.isin(written[t], ends)
-        which, place = torch.where(ended, chosen(v[t]), which), torch.where(ended, 0, place)
-        if t % 32 == 31 or t == length - 1:
-            bar.update(u.shape[1] * (t % 32 + 1))
+    drawn = torch.zeros_like(place)
+    with one_at_a_time(model, u.shape[1], length) as write:
+        for t in range(length):
+            if t:
+                logits = write(written[t - 1].clamp(min=0))
+                drawn = drawn_tokens(logits[:, : begin.vocabulary], u[t])
+            begins = place < lengths[which]
+            written[t] = torch.where(begins, forced[which, place.clamp(max=forced.shape[1] - 1)], drawn)
+            place += 1
+            ended = ~begins & torch.isin(written[t], ends)
+            which, place = torch.where(ended, chosen(v[t]), which), torch.where(ended, 0, place)
+            if t % 32 == 31 or t == length - 1:
+                bar.update(u.shape[1] * (t % 32 + 1))
     ids = written.T.cpu().numpy()
     if (ids < 0).any():
         raise NumericalError("the model cannot write text for --dataset self: its logits hold NaN or Inf")

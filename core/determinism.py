@@ -43,6 +43,20 @@ def only_deterministic(device: "torch.device", strict: bool = True) -> Iterator[
         yield
 
 
+@contextmanager
+def any_algorithm() -> Iterator[None]:
+    """Inside, torch takes its fastest algorithms, for work whose result does not depend on an order: the deterministic
+    form of a copy to places that are named once copies all the rest too."""
+    import torch
+
+    was = torch.get_deterministic_debug_mode()
+    try:
+        torch.set_deterministic_debug_mode("default")
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(was)
+
+
 def is_refusal(error: RuntimeError) -> bool:
     """Whether an operation was refused for having no deterministic algorithm."""
     return "use_deterministic_algorithms" in str(error)

@@ -12,7 +12,7 @@ two models write differs only where their distributions do.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ import torch
 
 from core.as_found import evaluating
 from core.batching import with_batch_that_fits
-from core.few_queries import few_queries_by_products
+from core.one_at_a_time import Writer, one_at_a_time
 from core.progress import tqdm
 from core.sampling import drawn_tokens
 from core.say import note
@@ -35,6 +35,7 @@ FEWEST = 4  # prompts of a text, however many texts there are
 GRAM = 4
 WAYS = ("greedy", "sampled")
 CHAT = "chat template"  # what stands for a text's name
+Chosen = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # logits (R, V), which new token (R,) -> tokens (R,)
 
 
 def generation_health(
@@ -148,7 +149,7 @@ def _written(
     common = max(lengths, key=lengths.count)
     groups = [[i for i, length in enumerate(lengths) if (length == common) is alike] for alike in (True, False)]
     bar = tqdm(total=len(prompts), desc=f"{label}: writing", unit="text", leave=False)
-    with evaluating(model), few_queries_by_products(model), bar:
+    with evaluating(model), bar:
         for group in groups:
             done, size = 0, min(batch_size or len(group), len(group))
             while done < len(group):
@@ -162,27 +163,53 @@ def _written(
 
 
 def _continued(model: "PreTrainedModel", prompts: Sequence[np.ndarray], chances: np.ndarray, size: int) -> np.ndarray:
-    """int64 (2, B, N) of the first ``size`` prompts, B fewer where fewer are left; both ways share every pass. Shorter
-    rows are padded on the left."""
+    """int64 (2, B, N) of the first ``size`` prompts, B fewer where fewer are left; both ways share every pass."""
     taken = [*prompts[:size]] * 2
-    longest = max(map(len, taken))
-    rows = torch.tensor(np.stack([np.pad(row, (longest - len(row), 0)) for row in taken]), device=model.device)
-    real = torch.tensor([[t >= longest - len(row) for t in range(longest)] for row in taken], device=model.device)
-    padded = any(len(row) < longest for row in taken)
     drawn = torch.from_numpy(chances[:size]).to(model.device)
-    # Without a mask where it would say nothing: kernels are faster, and positions are the model's in either case.
-    output = model(input_ids=rows, attention_mask=real.long() if padded else None, use_cache=True, logits_to_keep=1)
+
+    def chosen(logits: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        """int64 (2 B,): the next token of each row, its ``step``th new one."""
+        greedy, sampled = logits.float().chunk(2)
+        chance = drawn.gather(1, step[len(drawn) :, None])[:, 0]
+        return torch.cat([_most_likely(greedy), drawn_tokens(sampled, chance)])
+
+    new = chances.shape[1]
+    with one_at_a_time(model, len(taken), max(map(len, taken)) + new - 1) as write:
+        follow = _token_by_token if write.captured else _after_all_at_once
+        written = follow(write, taken, new, chosen)
+    return written.cpu().numpy().reshape(2, len(drawn), -1)
+
+
+def _after_all_at_once(write: Writer, rows: Sequence[np.ndarray], new: int, chosen: Chosen) -> torch.Tensor:
+    """int64 (R, N): what follows rows that are read in one pass, shorter ones padded on the left."""
+    device, longest = write.model.device, max(map(len, rows))
+    ids = torch.tensor(np.stack([np.pad(row, (longest - len(row), 0)) for row in rows]), device=device)
+    real = torch.tensor([[t >= longest - len(row) for t in range(longest)] for row in rows], device=device)
+    padded = any(len(row) < longest for row in rows)
+    steps = torch.arange(new, device=device)[:, None].expand(new, len(rows))
     written: list[torch.Tensor] = []
-    for step in range(chances.shape[1]):
-        greedy, sampled = output.logits[:, -1].float().chunk(2)
-        tokens = torch.cat([_most_likely(greedy), drawn_tokens(sampled, drawn[:, step])])
-        written.append(tokens)
-        if step + 1 < chances.shape[1]:
-            known = tokens.clamp(min=0)[:, None]
-            real = torch.cat([real, torch.ones_like(known, dtype=torch.bool)], dim=1)
-            mask = real.long() if padded else None
-            output = model(input_ids=known, attention_mask=mask, past_key_values=output.past_key_values, use_cache=True)
-    return torch.stack(written, dim=1).cpu().numpy().reshape(2, len(drawn), -1)
+    for step in steps:
+        # Without a mask where it would say nothing: kernels are faster, and positions are the model's in either case.
+        logits = write.after(ids, real.long() if padded else None)
+        written.append(chosen(logits, step))
+        ids = written[-1].clamp(min=0)[:, None]
+        real = torch.cat([real, torch.ones_like(ids, dtype=torch.bool)], dim=1)
+    return torch.stack(written, dim=1)
+
+
+def _token_by_token(write: Writer, rows: Sequence[np.ndarray], new: int, chosen: Chosen) -> torch.Tensor:
+    """The same, with a call for each token that is read too: each row goes on as soon as it has been read."""
+    device, longest = write.model.device, max(map(len, rows))
+    given = torch.tensor(np.stack([np.pad(row, (0, longest - len(row))) for row in rows]), device=device)
+    lengths, places = torch.tensor([len(row) for row in rows], device=device), torch.arange(new, device=device)
+    written = torch.zeros(len(rows), new, dtype=torch.int64, device=device)
+    last = written[:, 0]
+    for t in range(longest + new - 1):
+        logits = write(torch.where(t < lengths, given[:, min(t, longest - 1)], last.clamp(min=0)))
+        step = t + 1 - lengths
+        last = chosen(logits, step.clamp(0, new - 1))
+        written = torch.where(places == step[:, None], last[:, None], written)
+    return written
 
 
 def _most_likely(logits: torch.Tensor) -> torch.Tensor:

@@ -6,13 +6,14 @@ has a second part that waits for the first, and the host waits for none. To laun
 so a block of removals is captured as one CUDA graph, which is replayed for every block of an elimination.
 """
 
-from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
+
+from core.graphs import Captured
 
 if TYPE_CHECKING:
     from importance.removals import Room
@@ -48,11 +49,11 @@ class _Block:
         self.places = torch.zeros((2, PROGRAMS), dtype=torch.int64, device=gram.device)
         self.results = room.gone, room.cost, room.pivots, room.s, room.h, room.s.stride(0)
         self.most = len(room.gone)
-        self.graph: torch.cuda.CUDAGraph | None = None
+        self.graph: Captured[None] | None = None
         if gram.is_cuda and n >= 2 * self.most:
             self._launch(n, 1)  # a kernel is loaded when it is first launched, which cannot be captured
             with suppress(RuntimeError):  # then they are launched one by one
-                self.graph = _captured(lambda: self._launch(None, self.most))
+                self.graph = Captured(lambda: self._launch(None, self.most), gram.device)
 
     def serves(self, inverse: torch.Tensor, gram: torch.Tensor) -> bool:
         """Whether these are what is left of the matrices there were."""
@@ -78,18 +79,6 @@ class _Block:
         _begin[self.grid](*matrices, *shared, **self.sizes)
         for step in range(size):
             _remove_one[self.grid](*matrices, *shared, *self.results, step, ROWS=ROWS, **self.sizes)
-
-
-def _captured(launch: Callable[[], None]) -> torch.cuda.CUDAGraph:
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        graph.capture_begin(capture_error_mode="thread_local")
-        try:
-            launch()
-        finally:
-            graph.capture_end()
-    return graph
 
 
 @triton.jit

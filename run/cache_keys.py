@@ -30,7 +30,10 @@ OF_CHECKS = ("core", "models")
 OF_WINDOWS = ("calibration", "core/windows.py", "models/tokenizers.py", "run/windows.py")
 OF_PERPLEXITY = ("core/as_found.py", "evaluation/perplexity.py")
 OF_DISTILLATION = ("models", "pruning")
-OF_SELF_TEXT = ("calibration/self_text.py", "core/few_queries.py", "core/sampling.py")
+OF_SELF_TEXT = (
+    "calibration/self_text.py",
+    *(f"core/{name}.py" for name in ("few_queries", "graphs", "one_at_a_time", "products", "sampling")),
+)
 
 
 def common_key(source: ModelSource, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
