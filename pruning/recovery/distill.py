@@ -236,7 +236,9 @@ def _trained(
         if ranks.count() > 1:
             _try_alone(student, dense, train[:at_once], half=half)
         agrees = {"steps": steps, "step_windows": step_windows, "half": half}
-        Distiller(dense, half, kept, agrees, model=student, args=options, callbacks=[watching], **data).train_on()
+        Distiller(
+            dense, half, recompute, kept, agrees, model=student, args=options, callbacks=[watching], **data
+        ).train_on()
     return watching, steps
 
 

@@ -22,9 +22,12 @@ from safetensors.torch import save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from core import ranks
+from core.determinism import is_refusal
+from core.graphs import launches_are_dear
 from core.progress import tqdm
 from core.say import say
 from pruning.recovery import checkpoints
+from pruning.recovery.captured_step import CapturedStep
 from pruning.recovery.checkpoints import Checkpoints
 from pruning.recovery.kl import divergence
 from pruning.recovery.precision import half_of, products_of
@@ -43,13 +46,25 @@ class Distiller(Trainer):
     """Its loss is the divergence from ``teacher``, which is on the same device.
 
     half: whether products are computed in half precision, as ``args`` has the student do; the teacher's too.
-    kept: where its checkpoints go, None: nowhere. attempt: what one of them has to agree with, beside ``kept.key``.
+    recomputed: whether layers compute their activations again. kept: where its checkpoints go, None: nowhere. attempt:
+    what one of them has to agree with, beside ``kept.key``.
     """
 
     def __init__(
-        self, teacher: Any, half: bool, kept: Checkpoints | None, attempt: dict[str, Any], **given: Any
+        self,
+        teacher: Any,
+        half: bool,
+        recomputed: bool,
+        kept: Checkpoints | None,
+        attempt: dict[str, Any],
+        **given: Any,
     ) -> None:
         super().__init__(**given)
+        device, here = self.args.device, {values.device for values in teacher.parameters()}
+        # What would not be the same every time: weights that come and go, a loss that is scaled as gradients come out,
+        # an exchange; recomputing notes down the state of random numbers.
+        fixed = here == {device} and not self.args.fp16 and ranks.count() == 1 and not recomputed
+        self.capturing, self.captured = fixed and launches_are_dear(device), None
         self.teacher, self.half, self.kept, self.attempt = teacher, half, kept, attempt
         self.model_accepts_loss_kwargs = False  # the loss is a mean over a batch
         self.remove_callback(PrinterCallback)
@@ -62,6 +77,30 @@ class Distiller(Trainer):
             taught = self.teacher(input_ids=ids, use_cache=False).logits
         return divergence(model(input_ids=ids, use_cache=False).logits, taught)
 
+    captured: CapturedStep | None
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        model.train()
+        if self.capturing and self.captured is None:
+            self._capture(model, self._prepare_inputs(inputs)["input_ids"])
+        if self.captured is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        ids = self._prepare_inputs(inputs)["input_ids"]
+        return self.captured(ids, 1 / self.current_gradient_accumulation_steps)
+
+    def _capture(self, model: Any, ids: torch.Tensor) -> None:
+        """Where it cannot be done, or memory does not suffice, steps are launched as they come."""
+        try:
+            self.captured = CapturedStep(
+                lambda ids: self.compute_loss(model, {"input_ids": ids}), [*self.trained.values()], ids
+            )
+        except RuntimeError as error:
+            if is_refusal(error):
+                raise
+            self.capturing = False
+        if not self.capturing and ids.is_cuda:
+            torch.cuda.empty_cache()
+
     @property
     def trained(self) -> dict[str, torch.nn.Parameter]:
         """Parameters that training changes, by name."""
@@ -70,7 +109,10 @@ class Distiller(Trainer):
     def train_on(self) -> Any:
         """``train``, from the last checkpoint on where there is one."""
         latest = self.kept and self.kept.latest(**self.attempt)
-        return self.train(resume_from_checkpoint=str(latest) if latest else None)
+        try:
+            return self.train(resume_from_checkpoint=str(latest) if latest else None)
+        finally:
+            self.captured = None  # and the memory of a graph
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if self.kept is not None:

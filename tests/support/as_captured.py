@@ -27,10 +27,12 @@ class Replayed:
 @pytest.fixture
 def as_captured(monkeypatch: pytest.MonkeyPatch) -> type[Replayed]:
     """Inside, launches are dear."""
-    from core import graphs, one_at_a_time
+    from core import one_at_a_time
+    from pruning.recovery import captured_step, trainer
 
     Replayed.captures = 0
-    for module in (graphs, one_at_a_time):
+    for module in (one_at_a_time, trainer):
         monkeypatch.setattr(module, "launches_are_dear", lambda _device: True)
+    for module in (one_at_a_time, captured_step):
         monkeypatch.setattr(module, "Captured", Replayed)
     return Replayed
