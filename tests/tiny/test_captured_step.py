@@ -34,7 +34,7 @@ def test_a_replayed_step_learns_what_a_launched_one_learns(
 ) -> None:
     """Also where a step has several passes, whose gradients are added up."""
     monkeypatch.setattr(distill, "TOKENS_A_BATCH", at_once)
-    before, small, report = distilled(name)
+    _, small, report = distilled(name)
     assert Replayed.captures == 1
     assert report.kept
     _, expected, other = by_launches(name=name)
