@@ -81,8 +81,10 @@ class CapturedWriter(Writer):
         return self.graph.result
 
     def close(self) -> None:
-        """Give back the memory of graph and cache."""
+        """Give back the memory of graph and cache, which nothing else could use."""
         del self.graph, self.cache
+        if self.tokens.is_cuda:
+            torch.cuda.empty_cache()
 
     def _pass(self) -> torch.Tensor:
         seen = self.model(input_ids=self.tokens, position_ids=self.position, past_key_values=self.cache, use_cache=True)

@@ -112,7 +112,9 @@ class Distiller(Trainer):
         try:
             return self.train(resume_from_checkpoint=str(latest) if latest else None)
         finally:
-            self.captured = None  # and the memory of a graph
+            if self.captured is not None:
+                self.captured = None
+                torch.cuda.empty_cache()  # of the graph, which nothing else could use
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if self.kept is not None:
