@@ -19,13 +19,14 @@ class Captured(Generic[T]):
 
     result: T
 
-    def __init__(self, work: Callable[[], T], device: torch.device) -> None:
-        """Nothing is computed yet. ``work`` must have run before on ``device``, since kernels are loaded when they are
-        first launched, and may not wait for it. RuntimeError where that cannot be captured, or memory does not
-        suffice."""
+    def __init__(self, work: Callable[[], T], device: torch.device, warm_up: Callable[[], object]) -> None:
+        """``warm_up`` runs first: kernels are loaded when they are first launched, and libraries find room to work in.
+        Then ``work`` is captured, which computes nothing yet and may not wait for the device. RuntimeError where that
+        is not possible, or memory does not suffice."""
         self._graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
+            warm_up()
             self._graph.capture_begin(capture_error_mode="thread_local")
             try:
                 self.result = work()

@@ -70,10 +70,7 @@ class CapturedWriter(Writer):
         self.tokens = torch.zeros(rows, 1, dtype=torch.int64, device=model.device)
         self.position = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
         with torch.no_grad(), any_algorithm():
-            self._pass()
-            cache.reset()
-            self.position.zero_()
-            self.graph = Captured(self._pass, model.device)
+            self.graph = Captured(self._pass, model.device, self._warm_up)
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
         self.tokens.copy_(tokens[:, None])
@@ -85,6 +82,11 @@ class CapturedWriter(Writer):
         del self.graph, self.cache
         if self.tokens.is_cuda:
             torch.cuda.empty_cache()
+
+    def _warm_up(self) -> None:
+        self._pass()
+        self.cache.reset()
+        self.position.zero_()
 
     def _pass(self) -> torch.Tensor:
         seen = self.model(input_ids=self.tokens, position_ids=self.position, past_key_values=self.cache, use_cache=True)

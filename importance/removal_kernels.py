@@ -51,9 +51,8 @@ class _Block:
         self.most = len(room.gone)
         self.graph: Captured[None] | None = None
         if gram.is_cuda and n >= 2 * self.most:
-            self._launch(n, 1)  # a kernel is loaded when it is first launched, which cannot be captured
             with suppress(RuntimeError):  # then they are launched one by one
-                self.graph = Captured(lambda: self._launch(None, self.most), gram.device)
+                self.graph = Captured(lambda: self._launch(None, self.most), gram.device, lambda: self._launch(n, 1))
 
     def serves(self, inverse: torch.Tensor, gram: torch.Tensor) -> bool:
         """Whether these are what is left of the matrices there were."""

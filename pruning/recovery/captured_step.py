@@ -24,10 +24,7 @@ class CapturedStep:
         self.gradients = [torch.zeros_like(parameter) for parameter in parameters]
         self._hand_out()
         try:
-            self._work()  # kernels are loaded
-            if ids.is_cuda:
-                torch.cuda.empty_cache()  # activations of the graph have memory of their own
-            self.graph = Captured(self._work, ids.device)
+            self.graph = Captured(self._work, ids.device, self._warm_up)
         finally:
             for parameter in parameters:
                 parameter.grad = None
@@ -41,6 +38,11 @@ class CapturedStep:
         self.weight.fill_(weight)
         self.graph.replay()
         return self.graph.result * self.weight
+
+    def _warm_up(self) -> None:
+        self._work()
+        if self.ids.is_cuda:
+            torch.cuda.empty_cache()  # activations of the graph have memory of their own
 
     def _hand_out(self) -> None:
         for parameter, gradient in zip(self.parameters, self.gradients, strict=True):

@@ -14,7 +14,8 @@ class Replayed:
     captures = 0
     result: Any = None
 
-    def __init__(self, work: Callable[[], Any], device: torch.device) -> None:
+    def __init__(self, work: Callable[[], Any], device: torch.device, warm_up: Callable[[], object]) -> None:
+        warm_up()
         self.work = work
         Replayed.captures += 1
 

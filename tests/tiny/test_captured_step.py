@@ -57,7 +57,7 @@ def test_adapters_too(as_captured: type[Replayed]) -> None:
 def test_what_cannot_be_captured_is_launched(
     as_captured: type[Replayed], monkeypatch: pytest.MonkeyPatch, error: RuntimeError
 ) -> None:
-    def refuse(_work: Any, _device: Any) -> Any:
+    def refuse(_work: Any, _device: Any, _warm_up: Any) -> Any:
         raise error
 
     monkeypatch.setattr(captured_step, "Captured", refuse)

@@ -1,5 +1,7 @@
 """Text on a GPU, where a pass of one token is captured and replayed: what is written is the same."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from test_self_text import rows
 from test_surgery import architecture, pruned
 from tiny_models import CONFIGS, build, random_plan
 
+from core import graphs
 from core import one_at_a_time as module
 from core.one_at_a_time import one_at_a_time
 
@@ -86,7 +89,7 @@ def test_the_same_follows_prompts_of_any_length(as_captured: type[Replayed]) -> 
 def test_where_it_cannot_be_captured_tokens_are_passed(
     as_captured: type[Replayed], monkeypatch: pytest.MonkeyPatch, llama: Any, reason: str
 ) -> None:
-    def refuse(_work: Any, _device: Any) -> Any:
+    def refuse(_work: Any, _device: Any, _warm_up: Any) -> Any:
         raise RuntimeError("operation not permitted when stream is capturing")
 
     ids = torch.from_numpy(np.random.default_rng(0).integers(4, 97, (2, 5)))
@@ -104,10 +107,35 @@ def test_where_it_cannot_be_captured_tokens_are_passed(
 
 
 def test_memory_that_runs_out_is_told(as_captured: type[Replayed], monkeypatch: pytest.MonkeyPatch, llama: Any) -> None:
-    def crowded(_work: Any, _device: Any) -> Any:
+    def crowded(_work: Any, _device: Any, _warm_up: Any) -> Any:
         raise torch.OutOfMemoryError("not that much")
 
     monkeypatch.setattr(module, "Captured", crowded)
     with pytest.raises(torch.OutOfMemoryError), one_at_a_time(llama, 1, 4):
         pass
     assert llama.config._attn_implementation == "sdpa"
+
+
+def test_why_a_capture_failed_is_not_hidden_by_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A capture that was broken off complains when it is ended."""
+
+    class Graph:
+        def capture_begin(self, **_: Any) -> None:
+            steps.append("begin")
+
+        def capture_end(self) -> None:
+            steps.append("end")
+            raise RuntimeError("capture was invalidated")
+
+    def crowded() -> None:
+        raise torch.OutOfMemoryError("not that much")
+
+    steps: list[str] = []
+    stream = SimpleNamespace(wait_stream=lambda _other: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _device: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _stream: nullcontext())
+    with pytest.raises(torch.OutOfMemoryError):
+        graphs.Captured(crowded, torch.device("cpu"), lambda: steps.append("warm up"))
+    assert steps == ["warm up", "begin", "end"]
