@@ -26,8 +26,8 @@ class Writer:
 
     captured = False  # then a token costs next to nothing to launch, and texts may as well be read by such calls
 
-    def __init__(self, model: Any) -> None:
-        self.model, self.cache = model, None
+    def __init__(self, model: Any, cache: Any = None) -> None:
+        self.model, self.cache = model, cache
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
         return self.after(tokens[:, None])
@@ -65,8 +65,7 @@ class CapturedWriter(Writer):
 
     def __init__(self, model: Any, cache: Any, rows: int) -> None:
         """RuntimeError where it cannot be captured, or memory does not suffice."""
-        super().__init__(model)
-        self.cache = cache
+        super().__init__(model, cache)
         self.tokens = torch.zeros(rows, 1, dtype=torch.int64, device=model.device)
         self.position = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
         with torch.no_grad(), any_algorithm():

@@ -27,10 +27,12 @@ from benchmarks.gpu.stages import (
     Subject,
     backward_row,
     criterion_row,
+    distil_row,
     elimination_row,
     gradient_row,
     obs_row,
     repair_row,
+    writing_row,
 )
 from benchmarks.gpu.whole import whole_run_row
 from core.errors import PruningError
@@ -41,7 +43,8 @@ from run.surroundings import surroundings
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured. windows, seq_len: of gradients; text of the repair and of runs."""
+    """How much is measured. windows, seq_len: of gradients. short: windows of the repair and of the small shape. distil:
+    steps and windows of each. text: of runs."""
 
     large: str
     small: str
@@ -50,26 +53,27 @@ class Sizes:
     obs_windows: int
     channels: int
     short: tuple[int, int]
+    distil: tuple[int, int]
     text: tuple[str, ...]
     small_text: tuple[str, ...]
     runs: tuple[float | None, float | None, float | None]
 
 
 ON_A_GPU = Sizes(
-    *("mistral-7b", "smollm2-135m", 8, 2048, 128, 14336, (128, 256)),
+    *("mistral-7b", "smollm2-135m", 8, 2048, 128, 14336, (128, 256), (50, 16)),
     text=("--eval_seq_len", "2048", "--eval_samples", "40"),
     small_text=("--eval_seq_len", "2048", "--eval_samples", "40"),
     runs=(180.0, 40.0, 20.0),
 )
 TINY = Sizes(
-    *("tiny", "tiny", 2, 64, 4, 192, (4, 32)),
+    *("tiny", "tiny", 2, 64, 4, 192, (4, 32), (2, 2)),
     text=("--num_samples", "4", "--seq_len", "32", "--eval_seq_len", "64", "--eval_samples", "2"),
     small_text=("--num_samples", "4", "--seq_len", "32", "--eval_seq_len", "64", "--eval_samples", "2"),
     runs=(None, None, None),
 )
 
 
-STAGES = ("elimination", "gradients", "obs", "repair", "small")
+STAGES = ("elimination", "gradients", "obs", "writing", "repair", "small")
 RUNS = ("run-large", "run-small", "run-embedded")
 
 
@@ -118,7 +122,7 @@ def measured(
     asked = set(options.only)
     if "elimination" in asked:
         yield elimination_row(sizes.channels, device, aim=1.5)
-    if asked & {"gradients", "obs", "repair", "run-large"}:
+    if asked & {"gradients", "obs", "writing", "repair", "run-large"}:
         yield from of_large(sizes, asked, options.layers, device, dtype, folder)
     if asked & {"small", "run-small"}:
         yield from of_small(sizes, asked, device, dtype, folder)
@@ -139,6 +143,8 @@ def of_large(
         yield gradient_row(subject, "taylor", sizes.windows, sizes.seq_len, plain, aim=1.15)
     if "obs" in asked:
         yield obs_row(subject, sizes.obs_windows, sizes.seq_len, aim=90.0)
+    if "writing" in asked:
+        yield writing_row(subject, *sizes.short)
     if "repair" in asked:
         yield repair_row(subject, *sizes.short)
     weights = subject.weight_bytes
@@ -158,6 +164,8 @@ def of_small(sizes: Sizes, asked: set[str], device: torch.device, dtype: torch.d
         yield backward_row(subject, min(8, sizes.short[0]), sizes.short[1])
         yield criterion_row(subject, "taylor", *sizes.short, aim=None)
         yield obs_row(subject, *sizes.short, aim=None)
+        yield writing_row(subject, *sizes.short)
+        yield distil_row(subject, *sizes.distil, sizes.short[1])
     del subject
     free(device)
     if checkpoint is not None:

@@ -1,5 +1,6 @@
 """Stages of a run on a random model, each beside plain backward or the arithmetic it needs."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from benchmarks.gpu.clock import launches_and_waits, timed
 from benchmarks.gpu.rows import Row
+from calibration.self_text import CALIBRATING, Beginnings, written_windows
 from core.families import Family
 from core.groups import Architecture
 from core.plan import PruningPlan
@@ -20,6 +22,7 @@ from importance.measure import measure_importance
 from importance.obs_moments import inputs_of
 from models.architecture import architecture_of
 from models.family_table import family_of
+from pruning.recovery.distill import DistilSettings, distil
 from pruning.repair import RepairSettings, repair
 
 
@@ -178,6 +181,41 @@ def repair_row(subject: Subject, windows: int, seq_len: int) -> Row:
         found.seconds / layers,
         flop=flop,
         bytes=2.0 * subject.weight_bytes / layers,
+        peak_bytes=found.peak_bytes,
+    )
+
+
+def writing_row(subject: Subject, rows: int, length: int) -> Row:
+    """Text that the model writes, rows at once. A token reads all weights, and on average half of the final cache."""
+    config = subject.model.config
+    begin = Beginnings(((config.bos_token_id,),), (), (config.eos_token_id,), config.vocab_size)
+
+    def write(tokens: int) -> None:
+        written_windows(subject.model, begin, rows, tokens, 0, CALIBRATING)
+
+    write(4)
+    found = timed(lambda: write(length), subject.device)
+    kept = sum(2 * layer.num_kv_heads * layer.head_dim for layer in subject.architecture.layers)
+    return Row(
+        f"writing, {subject.name}, {rows} rows of {length}, a token",
+        found.seconds / length,
+        flop=2.0 * subject.architecture.total_params * rows,
+        bytes=subject.weight_bytes + rows * length * kept * subject.model.dtype.itemsize / 2,
+        peak_bytes=found.peak_bytes,
+    )
+
+
+def distil_row(subject: Subject, steps: int, windows: int, seq_len: int) -> Row:
+    """Steps of a distillation of the model's own copy, judging it before and afterwards included."""
+    small, a_step = copy.deepcopy(subject.model), windows * seq_len
+    train, check = subject.windows(2 * windows, seq_len).ids, subject.windows(2, seq_len).ids
+    settings = DistilSettings(steps * a_step, step_tokens=a_step)
+    found = timed(lambda: distil(small, subject.model, subject.family, train, check, settings), subject.device)
+    return Row(
+        f"distil, {subject.name}, a step of {a_step:,} tokens",
+        found.seconds / steps,
+        flop=8.0 * subject.architecture.total_params * a_step,
+        bytes=4.0 * subject.weight_bytes,
         peak_bytes=found.peak_bytes,
     )
 

@@ -15,7 +15,7 @@ from benchmarks.gpu.clock import launches_and_waits
 from benchmarks.gpu.rows import Row, table
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = ("--only", "elimination", "gradients", "obs", "repair")
+STAGES = ("--only", "elimination", "gradients", "obs", "writing", "repair", "small")
 WITHOUT = """
 import sys
 
@@ -60,7 +60,7 @@ def test_the_stages_run_on_a_tiny_shape(
     rows: dict[str, Any] = {row["what"].split(",")[0]: row for row in record["rows"]}
     assert set(rows) == {
         *("elimination of 192 channels (launches and waits: a removal)", "plain backward", "fisher", "taylor", "obs"),
-        "repair",
+        *("writing", "repair", "distil"),
     }
     assert all(row["seconds"] > 0 and row["flop"] > 0 and row["bytes"] > 0 for row in rows.values())
     assert rows["fisher"]["ratio"] > 0
