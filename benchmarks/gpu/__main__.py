@@ -43,8 +43,8 @@ from run.surroundings import surroundings
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured. windows, seq_len: of gradients. short: windows of the repair and of the small shape. distil:
-    steps and windows of each. text: of runs."""
+    """How much is measured. windows, seq_len: of gradients. short: windows of the repair and of the small shape.
+    distil: steps, and windows of each. text: of runs."""
 
     large: str
     small: str
