@@ -197,6 +197,7 @@ def _next_rows(
             if t:
                 logits = write(written[t - 1].clamp(min=0))
                 drawn = drawn_tokens(logits[:, : begin.vocabulary], u[t])
+                del logits  # whose memory is the writer's
             begins = place < lengths[which]
             written[t] = torch.where(begins, forced[which, place.clamp(max=forced.shape[1] - 1)], drawn)
             place += 1

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
+from core.attending import attending, attends_by_torch
 from core.batching import is_out_of_memory
 from core.determinism import any_algorithm
 from core.few_queries import few_queries_by_products
-from core.graphs import Captured, launches_are_dear
+from core.graphs import Captured, worth_capturing
 from core.products import window_products
 
-GROUPED = "grouped_products"  # the name of ``_grouped`` among transformers' kinds of attention
+GROUPED = "grouped_products"
 
 
 class Writer:
@@ -49,7 +50,7 @@ class Writer:
 @contextmanager
 def one_at_a_time(model: Any, rows: int, length: int) -> Iterator[Writer]:
     """Inside, what writes so many rows of at most so many tokens."""
-    captured = _captured(model, rows, length) if launches_are_dear(model.device) else None
+    captured = _captured(model, rows, length) if worth_capturing(model.device) else None
     if captured is None:
         with few_queries_by_products(model):
             yield Writer(model)
@@ -100,33 +101,25 @@ def _captured(model: Any, rows: int, length: int) -> CapturedWriter | None:
     The cache of a layer that attends to a window counts tokens on the host, so the window has to hold the whole text.
     """
     from transformers.cache_utils import StaticCache, StaticLayer, StaticSlidingWindowLayer
+    from transformers.masking_utils import sdpa_mask
 
-    attention = model.config._attn_implementation
-    if attention != "sdpa" or any(parameter.device != model.device for parameter in model.parameters()):
+    if not attends_by_torch(model) or any(parameter.device != model.device for parameter in model.parameters()):
         return None
     cache = StaticCache(config=model.config, max_cache_len=length)
     kinds = (StaticLayer, StaticSlidingWindowLayer)
     if any(type(layer) not in kinds or layer.max_cache_len < length for layer in cache.layers):
         return None
     cache.layers = [StaticLayer(max_cache_len=length) for _ in cache.layers]
-    _make_known()
-    model.set_attn_implementation(GROUPED)
     try:
-        return CapturedWriter(model, cache, rows)
+        with attending(GROUPED, _grouped, sdpa_mask, model):
+            return CapturedWriter(model, cache, rows)
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
-        return None
-    finally:
-        model.set_attn_implementation(attention)
-
-
-def _make_known() -> None:
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    AttentionInterface.register(GROUPED, _grouped)
-    AttentionMaskInterface.register(GROUPED, sdpa_mask)
+    del cache
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return None
 
 
 def _grouped(

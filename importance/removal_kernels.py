@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from core.graphs import Captured
+from core.graphs import Captured, worth_capturing
 
 if TYPE_CHECKING:
     from importance.removals import Room
@@ -50,9 +50,10 @@ class _Block:
         self.results = room.gone, room.cost, room.pivots, room.s, room.h, room.s.stride(0)
         self.most = len(room.gone)
         self.graph: Captured[None] | None = None
-        if gram.is_cuda and n >= 2 * self.most:
+        if worth_capturing(gram.device) and n >= 2 * self.most:
+            block, first = (lambda: self._launch(None, self.most)), (lambda: self._launch(n, 1))
             with suppress(RuntimeError):  # then they are launched one by one
-                self.graph = Captured(lambda: self._launch(None, self.most), gram.device, lambda: self._launch(n, 1))
+                self.graph = Captured(block, gram.device, first, takes_memory=False)
 
     def serves(self, inverse: torch.Tensor, gram: torch.Tensor) -> bool:
         """Whether these are what is left of the matrices there were."""

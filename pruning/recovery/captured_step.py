@@ -2,29 +2,45 @@
 time that it takes to launch them, and training launches the same ones again and again."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
+from core.attending import attending, attends_by_torch
 from core.graphs import Captured
+
+WHOLE = "whole_windows"
+
+
+def can_capture(models: Sequence[Any], device: torch.device) -> bool:
+    """Whether these do the same every time: attend by torch, with weights that stay where they are, on ``device``."""
+    here = {values.device for model in models for values in model.parameters()}
+    return attends_by_torch(*models) and here == {device}
 
 
 class CapturedStep:
-    """loss_of: of ids (B, T), a tensor () with a graph of autograd's. Gradients are added to those there are, as
-    ``backward`` adds them."""
+    """loss_of: of ids (B, T), windows that are not packed, by ``models``; a tensor () with a graph of autograd's.
+
+    Gradients are added to those there are, as ``backward`` adds them.
+    """
 
     def __init__(
         self,
         loss_of: Callable[[torch.Tensor], torch.Tensor],
+        models: Sequence[Any],
         parameters: Sequence[torch.nn.Parameter],
         ids: torch.Tensor,
     ) -> None:
         """RuntimeError where this cannot be captured, or memory does not suffice."""
-        self.loss_of, self.parameters = loss_of, parameters
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        self.loss_of, self.models, self.parameters = loss_of, models, parameters
         self.ids, self.weight = ids.clone(), torch.ones((), device=ids.device)
         self.gradients = [torch.zeros_like(parameter) for parameter in parameters]
         self._hand_out()
         try:
-            self.graph = Captured(self._work, ids.device, self._warm_up)
+            with attending(WHOLE, sdpa_attention_forward, _mask_of_windows, *models):
+                self.graph = Captured(self._work, ids.device, self._work)
         finally:
             for parameter in parameters:
                 parameter.grad = None
@@ -39,11 +55,6 @@ class CapturedStep:
         self.graph.replay()
         return self.graph.result * self.weight
 
-    def _warm_up(self) -> None:
-        self._work()
-        if self.ids.is_cuda:
-            torch.cuda.empty_cache()  # activations of the graph have memory of their own
-
     def _hand_out(self) -> None:
         for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
             parameter.grad = gradient
@@ -52,3 +63,13 @@ class CapturedStep:
         loss = self.loss_of(self.ids)
         loss.backward(self.weight)
         return loss.detach()
+
+
+def _mask_of_windows(**asked: Any) -> torch.Tensor | None:
+    """None, for causal attention, where a layer attends to all of a window. While a stream captures, transformers would
+    make a mask in case windows are packed, with which torch takes slower kernels that need more memory."""
+    from transformers.masking_utils import sdpa_mask
+
+    local = asked.get("local_size")
+    whole = local is None or asked["kv_length"] < local
+    return None if whole else sdpa_mask(**asked)

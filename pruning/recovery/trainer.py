@@ -9,7 +9,7 @@ import os
 import random
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,11 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from core import ranks
 from core.determinism import is_refusal
-from core.graphs import launches_are_dear
+from core.graphs import worth_capturing
 from core.progress import tqdm
 from core.say import say
 from pruning.recovery import checkpoints
-from pruning.recovery.captured_step import CapturedStep
+from pruning.recovery.captured_step import CapturedStep, can_capture
 from pruning.recovery.checkpoints import Checkpoints
 from pruning.recovery.kl import divergence
 from pruning.recovery.precision import half_of, products_of
@@ -60,12 +60,12 @@ class Distiller(Trainer):
         **given: Any,
     ) -> None:
         super().__init__(**given)
-        device, here = self.args.device, {values.device for values in teacher.parameters()}
-        # What would not be the same every time: weights that come and go, a loss that is scaled as gradients come out,
-        # an exchange; recomputing notes down the state of random numbers.
-        fixed = here == {device} and not self.args.fp16 and ranks.count() == 1 and not recomputed
-        self.capturing, self.captured = fixed and launches_are_dear(device), None
         self.teacher, self.half, self.kept, self.attempt = teacher, half, kept, attempt
+        # What is not the same every time: a loss that is scaled as gradients come out, an exchange; recomputing notes
+        # down the state of random numbers.
+        changing = recomputed or self.args.fp16 or ranks.count() > 1
+        self.capturing = not changing and worth_capturing(self.args.device) and can_capture(self.both, self.args.device)
+        self.captured = None
         self.model_accepts_loss_kwargs = False  # the loss is a mean over a batch
         self.remove_callback(PrinterCallback)
 
@@ -90,16 +90,29 @@ class Distiller(Trainer):
 
     def _capture(self, model: Any, ids: torch.Tensor) -> None:
         """Where it cannot be done, or memory does not suffice, steps are launched as they come."""
+        trained, room = [*self.trained.values()], []
         try:
-            self.captured = CapturedStep(
-                lambda ids: self.compute_loss(model, {"input_ids": ids}), [*self.trained.values()], ids
-            )
+            # The optimiser makes its moments in the first step, when the graph has its memory already.
+            to_come = 0 if self.optimizer.state else MOMENTS
+            room += [torch.empty_like(values) for values in trained for _ in range(to_come)]
+            self.captured = CapturedStep(self._loss_of(model), self.both, trained, ids)
         except RuntimeError as error:
             if is_refusal(error):
                 raise
             self.capturing = False
-        if not self.capturing and ids.is_cuda:
+        finally:
+            room.clear()
+        if ids.is_cuda:
             torch.cuda.empty_cache()
+
+    def _loss_of(self, model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda ids: self.compute_loss(model, {"input_ids": ids})
+
+    @property
+    def both(self) -> tuple[Any, Any]:
+        """Student and teacher as transformers made them, without adapters' wrapping."""
+        student = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return student, self.teacher
 
     @property
     def trained(self) -> dict[str, torch.nn.Parameter]:

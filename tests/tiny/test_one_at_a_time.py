@@ -1,7 +1,5 @@
 """Text on a GPU, where a pass of one token is captured and replayed: what is written is the same."""
 
-from contextlib import nullcontext
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,6 @@ from test_self_text import rows
 from test_surgery import architecture, pruned
 from tiny_models import CONFIGS, build, random_plan
 
-from core import graphs
 from core import one_at_a_time as module
 from core.one_at_a_time import one_at_a_time
 
@@ -70,7 +67,7 @@ def test_the_same_text_is_written(as_captured: type[Replayed], llama: Any) -> No
     found = rows(llama, count=5, batch_size=2)
     assert Replayed.captures == 3
     with pytest.MonkeyPatch.context() as context:
-        context.setattr(module, "launches_are_dear", lambda _device: False)
+        context.setattr(module, "worth_capturing", lambda _device: False)
         assert np.array_equal(rows(llama, count=5), found)
     assert Replayed.captures == 3
 
@@ -81,7 +78,7 @@ def test_the_same_follows_prompts_of_any_length(as_captured: type[Replayed]) -> 
     found = health(model, windows, **how)
     assert Replayed.captures > 0
     with pytest.MonkeyPatch.context() as context:
-        context.setattr(module, "launches_are_dear", lambda _device: False)
+        context.setattr(module, "worth_capturing", lambda _device: False)
         assert health(model, windows, **how) == found
 
 
@@ -114,28 +111,3 @@ def test_memory_that_runs_out_is_told(as_captured: type[Replayed], monkeypatch: 
     with pytest.raises(torch.OutOfMemoryError), one_at_a_time(llama, 1, 4):
         pass
     assert llama.config._attn_implementation == "sdpa"
-
-
-def test_why_a_capture_failed_is_not_hidden_by_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A capture that was broken off complains when it is ended."""
-
-    class Graph:
-        def capture_begin(self, **_: Any) -> None:
-            steps.append("begin")
-
-        def capture_end(self) -> None:
-            steps.append("end")
-            raise RuntimeError("capture was invalidated")
-
-    def crowded() -> None:
-        raise torch.OutOfMemoryError("not that much")
-
-    steps: list[str] = []
-    stream = SimpleNamespace(wait_stream=lambda _other: None)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda _device: stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda _stream: nullcontext())
-    with pytest.raises(torch.OutOfMemoryError):
-        graphs.Captured(crowded, torch.device("cpu"), lambda: steps.append("warm up"))
-    assert steps == ["warm up", "begin", "end"]
