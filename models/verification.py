@@ -32,7 +32,7 @@ from core.files import write_json
 from core.groups import LayerShape
 from core.kinds import TABLE
 from models.architecture import decoder_layers
-from models.expected import Blocks, Reference, logits_of, recorded_blocks
+from models.expected import Blocks, Reference, left_padded, logits_of, recorded_blocks, relative_error
 from models.faults import first_line
 from models.loading_afresh import NotHereError, excuse, load_afresh
 from models.module_cache import own_module_cache
@@ -47,6 +47,18 @@ CHECKS = ("head mapping", "load", "logits", "generation", "left padding", "atten
 # and 1.6e-3 (float16) measured with 32 layers. On the embedded model a shifted KV head is an error of 0.24, twice the
 # rope base 0.10, two swapped channels of one layer 0.007: half precision tells the first two, float32 all.
 TOLERANCES = {torch.float32: 3e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+# How far rounding is carried depends on the model: padding alone, which changes the order of sums and nothing else,
+# was an error of 0.059 in bfloat16 on a GPU with 32 layers of Mistral-7B's shape and random weights. So a model may
+# differ by as much as twice what padding changes in the reference itself, and no reference widens the bound by more
+# than four times.
+OF_PADDING, WIDEST = 2, 4
+
+
+def tolerance_of(dtype: torch.dtype, reference: Reference) -> float:
+    """The largest relative error that may be rounding, in computations of ``dtype``."""
+    least = TOLERANCES[dtype]
+    return min(max(least, OF_PADDING * reference.rounding), WIDEST * least)
 
 
 @dataclass(frozen=True)
@@ -99,7 +111,7 @@ class Verification:
             return f"warning: the saved model could not be verified here ({self.unproved}); it was written completely"
         if self.failed:
             first = self.failed[0]
-            found = first.detail or f"error {first.error:.2g}, at most {first.tolerance:.0e} allowed"
+            found = first.detail or f"error {first.error:.2g}, at most {first.tolerance:.2g} allowed"
             return f"verification failed at {first.name}: {found}"
         worst = max(self.checks, key=lambda check: check.error / check.tolerance if check.tolerance else 0.0)
         line = f"verified: {len(self.checks)} checks, largest error {worst.error:.1e} ({worst.name}, {self.dtype})"
@@ -172,7 +184,7 @@ def _verified_loading(
     if model is None:
         result.not_run.update(dict.fromkeys(CHECKS[2:], "the folder does not load"))
         return result
-    compared = partial(_compared, folder, family, TOLERANCES[dtype])
+    compared = partial(_compared, folder, family, tolerance_of(dtype, reference))
     ids = torch.from_numpy(reference.windows).to(device)
     with recorded_blocks(decoder_layers(model, family), family) as blocks:
         logits, alone = _logits(model, ids, reference, compared)
@@ -216,9 +228,8 @@ def surgery_check(model: Any, reference: Reference, dtype: torch.dtype) -> Check
     error = relative_error(
         logits_of(model, torch.from_numpy(reference.windows).to(engine_of(model).device)), reference.logits
     )
-    return Check(
-        "surgery", error, TOLERANCES[dtype], f"its logits differ by {error:.2g}, {TOLERANCES[dtype]:.0e} allowed"
-    )
+    most = tolerance_of(dtype, reference)
+    return Check("surgery", error, most, f"its logits differ by {error:.2g}, {most:.2g} allowed")
 
 
 def insist(verification: Verification, folder: Path) -> None:
@@ -264,25 +275,6 @@ def _generated(model: Any, reference: Reference) -> tuple[torch.Tensor, torch.Te
     return steps[comparable], reference.step_logits[comparable]
 
 
-def left_padded(model: Any, ids: torch.Tensor, alone: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of the windows' real tokens, window i shortened and padded on the left by a different amount, and alone.
-
-    Attention is causal, so what follows a token does not change its logits, and padding must not either. Positions
-    are left to the model (rotary embeddings are relative): given position ids, transformers takes a padded row for
-    packed sequences and separates the padding by itself, so that a mask which is ignored would go unseen.
-    """
-    rows, length = ids.shape
-    padding = torch.arange(rows, device=ids.device) * length // (2 * rows) + 1  # at least 1, at most half
-    position = torch.arange(length, device=ids.device)[None] - padding[:, None]
-    mask = position >= 0
-    position = position.clamp(min=0)
-    padded = ids.gather(1, position) * mask  # the padding token's id is of no importance: 0
-    actual = logits_of(model, padded, attention_mask=mask.long())
-    index = position.cpu()[..., None].expand(-1, -1, alone.shape[-1])
-    real = mask.cpu()
-    return actual[real], alone.gather(1, index)[real]
-
-
 def _compared(
     folder: Path, family: Family, tolerance: float, name: str, pair: Callable[[], tuple[torch.Tensor, torch.Tensor]]
 ) -> Check:
@@ -298,18 +290,12 @@ def _compared(
     return Check(name, relative_error(actual, expected), tolerance)
 
 
-def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """‖actual − expected‖₂ / ‖expected‖₂ in float64; NaN or Inf where either holds one."""
-    difference, scale = (actual.double() - expected.double()).norm(), expected.double().norm()
-    return float(difference / scale) if scale else float(difference)
-
-
 def _first_difference(actual: Blocks, expected: Blocks, tolerance: float) -> str:
     for (layer, kind), output in sorted(expected.items()):
         error = relative_error(actual[layer, kind], output)
         if not error <= tolerance:
             name = TABLE[kind].name
-            return f"layer {layer} {name} is the first block that differs, by {error:.2g} (allowed {tolerance:.0e})"
+            return f"layer {layer} {name} is the first block that differs, by {error:.2g} (allowed {tolerance:.2g})"
     return "no block differs, so look at the final norm and the head"
 
 

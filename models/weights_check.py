@@ -9,7 +9,8 @@ from safetensors import safe_open
 
 from core.families import Family
 from models.architecture import decoder_layers
-from models.verification import Check, relative_error
+from models.expected import relative_error
+from models.verification import Check
 
 NAME = "weights"
 # ‖a − b‖ / ‖b‖ of a tensor whose every value falls on another side of a rounding step is 2^-8 in bfloat16 and 2^-11 in

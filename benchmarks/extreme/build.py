@@ -24,9 +24,9 @@ from calibration import calibration_windows
 from calibration.pydoc import pydoc_corpus
 from importance.measure import measure_importance
 from models.architecture import architecture_of, decoder_layers
+from models.expected import relative_error
 from models.loading import check_model, load_model
 from models.stock import save_stock_checkpoint
-from models.verification import relative_error
 from tools.train_demo import Batches, Training, token_stream
 
 LAYERS = (2, 3, 4)

@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from core.errors import NumericalError, VerificationError
 from core.plan import PruningPlan
 from core.windows import TokenWindows
+from models import expected
 from models.architecture import architecture_of
 from models.expected import NEW_TOKENS, Reference, reference, verification_windows
 from models.family_table import family_of
@@ -50,9 +51,9 @@ class Saved(NamedTuple):
 
 def prune(model: Any, plan: PruningPlan, folder: Path, stored: torch.dtype = torch.float32) -> Saved:
     family = family_of(model.config.model_type)
-    expected = reference(model, family, plan, WINDOWS)
+    wanted = reference(model, family, plan, WINDOWS)
     narrow = operate(model, empty_narrow_model(model, family, plan), family, plan)
-    return Saved(save_checkpoint(narrow, family, tokenizer(), folder, stored), family, expected)
+    return Saved(save_checkpoint(narrow, family, tokenizer(), folder, stored), family, wanted)
 
 
 def plan_of(model: Any, removed_layers: tuple[int, ...] = ()) -> PruningPlan:
@@ -80,6 +81,31 @@ def test_half_precision_proves_itself_within_its_own_bound(tmp_path: Path, dtype
     assert max(check.error for check in result.checks) < {torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]
 
 
+def test_a_model_that_carries_rounding_far_may_differ_by_more(tmp_path: Path) -> None:
+    """By twice what padding changes in the reference, but by no more than four times the bound for others."""
+    model = build("qwen3").bfloat16()
+    saved = prune(model, plan_of(model), tmp_path / "model", torch.bfloat16)
+    usual = saved.verify(torch.bfloat16)
+    padding = next(check for check in usual.checks if check.name == "left padding")
+    assert 0 < saved.reference.rounding < 2e-2
+    assert padding.error == pytest.approx(saved.reference.rounding, rel=0.5)  # the same, with weights that were cut
+    for rounding, tolerance in {0.0: 5e-2, 0.04: 8e-2, 3.0: 0.2}.items():
+        found = saved._replace(reference=replace(saved.reference, rounding=rounding)).verify(torch.bfloat16)
+        assert {check.tolerance for check in found.checks[2:]} == {tolerance}
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("not that much"), TypeError("no attention_mask")])
+def test_a_reference_without_a_padded_batch_is_one_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(expected, "left_padded", fail)
+    model = build("llama")
+    assert reference(model, family_of("llama"), plan_of(model), WINDOWS).rounding == 0.0
+
+
 def test_weights_stored_in_bfloat16_are_compared_in_float32(tmp_path: Path) -> None:
     model = build("llama")
     for parameter in model.parameters():
@@ -96,13 +122,13 @@ def test_a_folder_of_the_familys_own_class_proves_itself_too(name: str, tmp_path
     shape = architecture_of(model, family)
     keep = ~((shape.groups.index < 1) | ((shape.groups.index < 2) & (shape.groups.kind == 1)))
     plan = plan_keeping(shape, keep)
-    expected = reference(model, family, plan, WINDOWS)
+    wanted = reference(model, family, plan, WINDOWS)
     stock, _ = stock_model(operate(model, empty_narrow_model(model, family, plan), family, plan), family)
     folder = save_stock_checkpoint(stock, tokenizer(), tmp_path / "model", torch.float32)
-    result = verify(folder, family, expected, device=CPU, dtype=torch.float32)
+    result = verify(folder, family, wanted, device=CPU, dtype=torch.float32)
     assert result.failed == []
     edit_config(folder, lambda config: config.update(num_key_value_heads=2))
-    assert "head mapping" in [check.name for check in Saved(folder, family, expected).verify().failed]
+    assert "head mapping" in [check.name for check in Saved(folder, family, wanted).verify().failed]
 
 
 @pytest.fixture(scope="module")
