@@ -62,7 +62,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Card]:
 
 def test_work_is_warmed_up_captured_and_replayed(card: Card) -> None:
     graph = Captured(card.step("work"), CARD, card.step("warm up"))
-    assert card.steps == ["warm up", "empty", "begin", "work", "end", "go on"]
+    assert card.steps == ["warm up", "warm up", "empty", "begin", "work", "end", "go on"]
     graph.replay()
     assert card.steps[-1] == "replay"
     assert worth_capturing(CARD)
@@ -75,6 +75,20 @@ def test_work_that_waits_is_not_captured_and_nothing_is_broken(card: Card) -> No
     assert card.steps == ["go on"]
     assert card.mode == 0
     assert worth_capturing(CARD)
+
+
+def test_what_waits_only_the_first_time_is_captured(card: Card) -> None:
+    """transformers sends the length of a cache to the device when the first token comes."""
+    files = iter(["cache_utils.py"])
+
+    def first_waits() -> None:
+        for file in files:
+            warnings.warn_explicit(WAIT, UserWarning, file, 7)
+            return
+
+    with pytest.warns(UserWarning, match=WAIT):
+        Captured(card.step("work"), CARD, first_waits, takes_memory=False)
+    assert card.steps == ["begin", "work", "end", "go on"]
 
 
 def test_what_transformers_does_not_ask_while_capturing_is_no_wait(card: Card) -> None:
