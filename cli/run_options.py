@@ -154,7 +154,7 @@ def recovery_options(group: argparse._ArgumentGroup) -> None:
         "--recover_tokens",
         type=number(int, 1, math.inf),
         metavar="N",
-        help="tokens of calibration text that distillation trains on (default 500000, or 4000000 on a GPU)",
+        help="tokens of calibration text that distillation trains on (default 500000, or 8000000 on a GPU)",
     )
     add(
         "--recover_lora",

@@ -27,7 +27,7 @@ from run.teacher import READ_AGAIN, Teacher
 if TYPE_CHECKING:
     from pruning.recovery.distill import DistilReport, DistilSettings
 
-GPU_TOKENS, CPU_TOKENS = 4_000_000, 500_000  # to distil on, unless told otherwise
+GPU_TOKENS, CPU_TOKENS = 8_000_000, 500_000  # to distil on, unless told otherwise
 
 
 def text_to_distil(session: Session, plan: PruningPlan) -> Divided | None:

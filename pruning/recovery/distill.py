@@ -5,7 +5,8 @@
 What is trained are the decoder layers; embeddings, the last norm and the head, which the cut left whole, stay the dense
 model's. The rate follows the width, RATE / hidden size, as maximal update parametrisation has it for Adam
 (arXiv:2203.03466), and what there is to make up for: a divergence grows with the square of how far weights are off, so
-below FAR nats the rate falls with its root. AdamW without decay, a short warm-up, then half a cosine.
+below FAR nats the rate falls with its root. Steps of more than LARGE_STEP tokens are fewer and have less noise, so the
+rate grows with the root of their size (arXiv:2205.10287). AdamW without decay, a short warm-up, then half a cosine.
 Half-precision layers are trained as float32 masters, and a CPU that multiplies bfloat16 does so for what is saved in
 half precision. With LoRA (arXiv:2106.09685) only adapters are trained, then merged.
 
@@ -54,7 +55,8 @@ from pruning.recovery.trainer import (
 
 RATE, LORA_RATE = 0.12, 0.6  # over the hidden size, for a model that is at least FAR from the dense one
 FAR = 0.16  # nats per token
-STEPS, STEP_TOKENS = 1000, (1024, 4096)  # steps that a budget is divided into, and what one takes at least and at most
+STEPS, STEP_TOKENS = 1000, (1024, 8192)  # steps that a budget is divided into, and what one takes at least and at most
+LARGE_STEP = 4096  # tokens, from which on the rate grows with the root of a step
 SHARES = (1.0, 0.75, 0.5, 0.25)  # of the way to the trained weights
 LOOKS = 20  # losses that the report keeps
 MEMORY = "memory"  # what a process lacks
@@ -104,7 +106,7 @@ def distil(
     with left_as_found(small), left_as_found(dense):
         before = _judged_before(small, dense, check)
         weights = [parameter.detach().to("cpu", copy=True) for parameter in layers.parameters()]
-        rate = rate_of(small.config.hidden_size, before.kl, settings.lora)
+        rate = rate_of(small.config.hidden_size, before.kl, settings.lora, settings.a_step)
         watching, steps = _trained_with_what_fits(small, dense, family, weights, train, settings, rate, checkpoints)
         with torch.no_grad():
             ranks.send(layers.parameters(), 0, "distilled weights")  # equal already, where all machines compute alike
@@ -124,10 +126,12 @@ def distil(
     return _report(train, check, settings, steps, rate, share, before, after, watching, products)
 
 
-def rate_of(width: int, divergence: float, lora: int | None) -> float:
-    """The highest learning rate for a hidden size and a held-out divergence before training, nats per token."""
+def rate_of(width: int, divergence: float, lora: int | None, a_step: int = LARGE_STEP) -> float:
+    """The highest learning rate for a hidden size, a held-out divergence before training (nats per token), and tokens a
+    step."""
     less = min(1.0, math.sqrt(divergence / FAR)) if divergence > 0 else 1.0
-    return less * (RATE if lora is None else LORA_RATE) / width
+    more = math.sqrt(max(1.0, a_step / LARGE_STEP))
+    return less * more * (RATE if lora is None else LORA_RATE) / width
 
 
 def training_bytes(small: Any, family: Family, settings: DistilSettings) -> int:

@@ -321,7 +321,7 @@ def test_the_model_writes_for_a_distillation_what_calibration_could_not_divide(w
     assert (len(train), len(check)) == (6, 16)
 
 
-@pytest.mark.parametrize(("tokens", "a_step"), [(1_000, 1024), (500_000, 1024), (2_000_000, 2000), (10**8, 4096)])
+@pytest.mark.parametrize(("tokens", "a_step"), [(1_000, 1024), (500_000, 1024), (2_000_000, 2000), (10**8, 8192)])
 def test_a_small_budget_takes_many_small_steps(tokens: int, a_step: int) -> None:
     assert DistilSettings(tokens).a_step == a_step
     assert DistilSettings(tokens, step_tokens=7).a_step == 7
@@ -335,6 +335,13 @@ def test_what_lost_little_is_trained_gently(lora: int | None) -> None:
     assert rate_of(64, distill.FAR / 4, lora) == pytest.approx(whole / 2)
     assert rate_of(128, distill.FAR / 100, lora) == pytest.approx(whole / 20)
     assert [rate_of(64, kl, lora) for kl in (9.0, 0.0, float("nan"))] == [whole] * 3
+
+
+def test_large_steps_are_longer_ones() -> None:
+    """Four times the tokens, twice the rate; steps up to LARGE_STEP are all alike."""
+    usual = rate_of(64, 1.0, None)
+    assert [rate_of(64, 1.0, None, tokens) for tokens in (1, 1024, distill.LARGE_STEP)] == [usual] * 3
+    assert rate_of(64, 1.0, None, 4 * distill.LARGE_STEP) == pytest.approx(2 * usual)
 
 
 def test_the_rate_is_that_of_the_divergence_before(monkeypatch: pytest.MonkeyPatch) -> None:
