@@ -4,9 +4,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from core.files import write_json
+from pruning.held_out_errors import how_many, median_change
 
 INPUT, OUTPUT = "input", "output"
 
@@ -52,11 +51,12 @@ class RepairReport:
     @property
     def median_change(self) -> float:
         """Of outputs."""
-        return _median_change(self.of(OUTPUT))
+        return median_change(self.of(OUTPUT))
 
     def line(self) -> str:
         """One line for the console."""
-        said = [_in_numbers(self.of(side), f"{side}s") for side in (OUTPUT, INPUT) if self.of(side)]
+        sides = [(side, self.of(side)) for side in (OUTPUT, INPUT) if self.of(side)]
+        said = [f"{side}s of {how_many(blocks, sum(block.repaired for block in blocks))}" for side, blocks in sides]
         return f"repaired {' and '.join(said)}" if said else "nothing to repair"
 
     def sentence(self) -> str:
@@ -80,18 +80,6 @@ _PURPOSE = {
     "dense": "so that their outputs come close to the dense model's",
     "pruned": "so that their outputs come close to those of the whole blocks on the same inputs",
 }
-
-
-def _median_change(blocks: tuple[RepairedBlock, ...]) -> float:
-    """Median of error_after / error_before - 1; 0.0 where there is none."""
-    changes = [block.error_after / block.error_before - 1 for block in blocks if block.error_before]
-    return float(np.median(changes)) if changes else 0.0
-
-
-def _in_numbers(blocks: tuple[RepairedBlock, ...], what: str) -> str:
-    change = f"{100 * _median_change(blocks):+.0f} %".replace("-", "−")
-    repaired = sum(block.repaired for block in blocks)
-    return f"{what} of {repaired} of {len(blocks)} blocks (held-out error {change}, median)"
 
 
 def write_repair_report(path: Path, report: RepairReport) -> Path:

@@ -4,9 +4,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from core.files import write_json
+from pruning.held_out_errors import how_many, median_change
 
 
 @dataclass(frozen=True)
@@ -42,16 +41,13 @@ class BlocksReport:
 
     @property
     def median_change(self) -> float:
-        """Median of error_after / error_before - 1; 0.0 where there is none."""
-        changes = [block.error_after / block.error_before - 1 for block in self.blocks if block.error_before]
-        return float(np.median(changes)) if changes else 0.0
+        return median_change(self.blocks)
 
     def line(self) -> str:
         """One line for the console."""
         if not self.blocks:
             return "nothing to recover"
-        change = f"{100 * self.median_change:+.0f} %".replace("-", "−")
-        return f"recovered {self.num_recovered} of {len(self.blocks)} blocks (held-out error {change}, median)"
+        return f"recovered {how_many(self.blocks, self.num_recovered)}"
 
     def sentence(self) -> str:
         """For the model card."""
