@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
+import torch
 
 from calibration import training_windows
 from core.names import SELF
@@ -11,7 +12,7 @@ from run.self_windows import written_to_distil
 from run.session import Session
 
 HELD_OUT = 16
-READ_AGAIN = 4  # times that a window of the model's own text is read, since writing takes time as well
+ON_A_CPU = 4  # times that a window of the model's own text is read, since writing takes as long as training there
 Divided = tuple[np.ndarray, np.ndarray]  # int64 (N, T) to train on, (M, T) that share no token with them
 
 
@@ -36,7 +37,13 @@ def distillation_windows(session: Session, tokens: int) -> Divided:
         )
         return train.ids, check.ids
 
-    return divided(text.sources, tokens, text.seq_len, read, lambda count: written_to_distil(session, count))
+    times = times_read(session.device)
+    return divided(text.sources, tokens, text.seq_len, read, lambda count: written_to_distil(session, count), times)
+
+
+def times_read(device: torch.device) -> int:
+    """How often a window of the model's own text is read: new text teaches more, where writing it costs little."""
+    return ON_A_CPU if device.type == "cpu" else 1
 
 
 def divided(
@@ -45,17 +52,18 @@ def divided(
     seq_len: int,
     read: Callable[[str, int, int], Divided],
     write: Callable[[int], np.ndarray],
+    times: int,
 ) -> Divided:
     """The same of any sources. read: (name, windows to train on, windows to judge by) of a text that exists. write: so
-    many windows of the model's own."""
+    many windows of the model's own, each of which is read so many times."""
     wanted, aside = (windows_by_share(sources, count) for count in (max(1, tokens // seq_len), HELD_OUT))
     train, check = [], []
     for source, *counts in zip(sources, wanted, aside, strict=True):
         count, held = (max(1, number) for number in counts)
         if source.name == SELF:
-            different = -(-count // READ_AGAIN)
+            different = -(-count // times)
             ids, judge = np.split(write(different + held), [different])
-            ids = np.tile(ids, (READ_AGAIN, 1))[:count]
+            ids = np.tile(ids, (times, 1))[:count]
         else:
             ids, judge = read(source.name, count, held)
             if len(sources) > 1:  # else the others would take more than their share

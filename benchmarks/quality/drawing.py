@@ -27,7 +27,7 @@ from core.names import SELF
 from core.sources import sources_of
 from core.windows import TokenWindows
 from models.loading import ModelSource, generation_config_of
-from run.distillation_windows import Divided, divided
+from run.distillation_windows import Divided, divided, times_read
 
 
 @dataclass
@@ -69,7 +69,8 @@ class Texts:
         def write(count: int) -> np.ndarray:
             return self.written(count, DISTILLING, seed).ids
 
-        return Training(tokens, *divided(sources_of(dataset), tokens, self.seq_len, read, write))
+        times = times_read(self.model.device)
+        return Training(tokens, *divided(sources_of(dataset), tokens, self.seq_len, read, write, times))
 
     def held_out(self, names: Sequence[str], part: str, count: int) -> dict[str, TokenWindows]:
         """Up to ``count`` windows of one part of each text."""

@@ -24,7 +24,7 @@ from pruning.recovery.distill import DistilSettings, NoRoom, distil, rate_of
 from pruning.recovery.kl import divergence, held_out
 from pruning.recovery.report import DistilReport
 from pruning.recovery.trainer import Distiller
-from run.distillation_windows import Divided, distillation_windows, divided
+from run.distillation_windows import Divided, distillation_windows, divided, times_read
 from run.self_windows import written_to_distil
 
 TRAIN, CHECK = IDS.numpy()[:18], IDS.numpy()[18:]
@@ -307,11 +307,19 @@ def test_a_short_text_keeps_its_share_and_is_read_again() -> None:
         first = 1000 * (name == "long")
         return np.arange(first, first + min(count, lengths[name]))[:, None], np.full((held, 1), -1)
 
-    train, check = divided(sources, 20 * 8, 8, read, lambda count: np.empty((count, 1)))
+    train, check = divided(sources, 20 * 8, 8, read, lambda count: np.empty((count, 1)), 4)
     assert train[:, 0].tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, *range(1000, 1010)]
     assert len(check) == 16
-    alone, _ = divided(sources[:1], 20 * 8, 8, read, lambda count: np.empty((count, 1)))
+    alone, _ = divided(sources[:1], 20 * 8, 8, read, lambda count: np.empty((count, 1)), 4)
     assert alone[:, 0].tolist() == [0, 1, 2]
+
+
+def test_own_text_is_read_once_where_writing_costs_little() -> None:
+    assert [times_read(torch.device(name)) for name in ("cpu", "cuda:1")] == [4, 1]
+    train, check = divided(
+        (Source("self", 1.0),), 40, 8, lambda *_: (np.empty(0), np.empty(0)), lambda count: np.arange(count)[:, None], 1
+    )
+    assert (train[:, 0].tolist(), check[:, 0].tolist()) == ([*range(5)], [*range(5, 21)])
 
 
 def test_the_model_writes_for_a_distillation_what_calibration_could_not_divide(workspace: Workspace) -> None:
