@@ -15,6 +15,7 @@ from benchmarks.gpu.rows import Row
 from calibration.self_text import CALIBRATING, Beginnings, written_windows
 from core.families import Family
 from core.groups import Architecture
+from core.one_at_a_time import one_at_a_time
 from core.plan import PruningPlan
 from core.windows import TokenWindows
 from importance.elimination import eliminate
@@ -186,7 +187,8 @@ def repair_row(subject: Subject, windows: int, seq_len: int) -> Row:
 
 
 def writing_row(subject: Subject, rows: int, length: int) -> Row:
-    """Text that the model writes, rows at once. A token reads all weights, and on average half of the final cache."""
+    """Text that the model writes, rows at once, by passes that are captured as a graph or launched. A token reads all
+    weights, and on average half of the final cache."""
     config = subject.model.config
     begin = Beginnings(((config.bos_token_id,),), (), (config.eos_token_id,), config.vocab_size)
 
@@ -195,9 +197,11 @@ def writing_row(subject: Subject, rows: int, length: int) -> Row:
 
     write(4)
     found = timed(lambda: write(length), subject.device)
+    with one_at_a_time(subject.model, rows, length) as writer, torch.no_grad():
+        how = "captured" if writer.captured else "launched"
     kept = sum(2 * layer.num_kv_heads * layer.head_dim for layer in subject.architecture.layers)
     return Row(
-        f"writing, {subject.name}, {rows} rows of {length}, a token",
+        f"writing, {subject.name}, {rows} rows of {length}, a token, {how}",
         found.seconds / length,
         flop=2.0 * subject.architecture.total_params * rows,
         bytes=subject.weight_bytes + rows * length * kept * subject.model.dtype.itemsize / 2,
