@@ -37,15 +37,17 @@ class Captured(Generic[T]):
     def __init__(
         self, work: Callable[[], T], device: torch.device, warm_up: Callable[[], object], *, takes_memory: bool = True
     ) -> None:
-        """``warm_up`` does what ``work`` does, and runs twice before. The first time kernels are loaded and libraries
-        find room to work in; a cache, too, may wait for the device while it is made. Then ``work`` is captured, which
-        computes nothing yet. takes_memory: whether it makes tensors. RuntimeError where it cannot be captured, or
-        memory does not suffice."""
+        """``warm_up`` launches what ``work`` launches, and runs twice before. The first time kernels are loaded and
+        libraries find room to work in; a cache, too, may wait for the device while it is made. Then ``work`` is
+        captured, which computes nothing yet. takes_memory: whether it makes tensors. RuntimeError where it cannot be
+        captured, or memory does not suffice."""
         self._graph, stream, current = torch.cuda.CUDAGraph(), _stream(device), torch.cuda.current_stream(device)
         stream.wait_stream(current)
         try:
             with torch.cuda.stream(stream):
-                warm_up()
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # said again by what follows, where it is said at all
+                    warm_up()
                 with _waits_found() as waits:
                     warm_up()
                 if waits:

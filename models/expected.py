@@ -23,6 +23,7 @@ from core.windows import TokenWindows
 from models.architecture import architecture_of, decoder_layers
 
 NUM_WINDOWS, SEQ_LEN, PROMPTS, NEW_TOKENS = 4, 64, 2, 8
+SHIFT = 17  # positions
 FEW_TOKENS = 2  # of a model whose weights are read again for each
 
 LeaveOut = Callable[[Any, Family, LayerShape, int, np.ndarray], AbstractContextManager[None]]
@@ -36,7 +37,7 @@ class Reference:
     windows: int64 (n, T). logits: (n, T, V). continuation: int64 (m, new tokens), greedy after the first half of the
     first m windows; step_logits: (m, new tokens, V), the logits each was chosen from. blocks: see ``Blocks``.
     layers: widths that the plan leaves, one LayerShape a remaining layer. rounding: relative error of its own logits
-    where windows are padded, which changes nothing but the order of sums; 0 where that could not be measured.
+    where all positions are SHIFT further on, which rotary embeddings take for the same; 0 where that could not be told.
     """
 
     windows: np.ndarray
@@ -61,9 +62,7 @@ def verification_windows(windows: TokenWindows | None, vocab_size: int, context:
 
 
 @torch.no_grad()
-def reference(
-    model: Any, family: Family, plan: PruningPlan, windows: np.ndarray, new_tokens: int = NEW_TOKENS
-) -> Reference:
+def reference(model: Any, family: Family, plan: PruningPlan, windows: np.ndarray) -> Reference:
     """Run the dense model as if ``plan`` had been carried out; it is left as found.
 
     Raises NumericalError when its logits are not finite: nothing could be compared with them.
@@ -71,7 +70,7 @@ def reference(
     layers = decoder_layers(model, family)
     with without_removed_groups(layers, family, plan):
         remaining = [layers[index] for index in plan.remaining_layers]
-        return _recorded(model, family, windows, remaining, plan.pruned_architecture.layers, new_tokens)
+        return _recorded(model, family, windows, remaining, plan.pruned_architecture.layers)
 
 
 @torch.no_grad()
@@ -87,9 +86,9 @@ def _recorded(
     windows: np.ndarray,
     layers: list[Any],
     shapes: tuple[LayerShape, ...],
-    new_tokens: int = NEW_TOKENS,
 ) -> Reference:
-    ids = torch.from_numpy(windows).to(engine_of(model).device)
+    engine = engine_of(model)
+    ids, new_tokens = torch.from_numpy(windows).to(engine.device), FEW_TOKENS if engine.streams else NEW_TOKENS
     with recorded_blocks(layers, family) as blocks:
         logits = logits_of(model, ids)
     continuation, step_logits = _greedy_without_cache(model, _prompts(ids), new_tokens)
@@ -101,31 +100,14 @@ def _recorded(
     return Reference(windows, logits, continuation, step_logits, blocks, shapes, _rounding(model, ids, logits))
 
 
-def _rounding(model: Any, ids: torch.Tensor, alone: torch.Tensor) -> float:
+def _rounding(model: Any, ids: torch.Tensor, logits: torch.Tensor) -> float:
+    """A mask takes no part, so a model that does not heed masks is not excused for it."""
+    positions = torch.arange(SHIFT, SHIFT + ids.shape[1], device=ids.device)[None]
     try:
-        error = relative_error(*left_padded(model, ids, alone))
+        error = relative_error(logits_of(model, ids, position_ids=positions), logits)
     except Exception:  # of a model's own code, or for want of memory: the folder is proved all the same
         return 0.0
     return error if math.isfinite(error) else 0.0
-
-
-def left_padded(model: Any, ids: torch.Tensor, alone: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of the windows' real tokens, window i shortened and padded on the left by a different amount, and alone.
-
-    Attention is causal, so what follows a token does not change its logits, and padding must not either. Positions
-    are left to the model (rotary embeddings are relative): given position ids, transformers takes a padded row for
-    packed sequences and separates the padding by itself, so that a mask which is ignored would go unseen.
-    """
-    rows, length = ids.shape
-    padding = torch.arange(rows, device=ids.device) * length // (2 * rows) + 1  # at least 1, at most half
-    position = torch.arange(length, device=ids.device)[None] - padding[:, None]
-    mask = position >= 0
-    position = position.clamp(min=0)
-    padded = ids.gather(1, position) * mask  # the padding token's id is of no importance: 0
-    actual = logits_of(model, padded, attention_mask=mask.long())
-    index = position.cpu()[..., None].expand(-1, -1, alone.shape[-1])
-    real = mask.cpu()
-    return actual[real], alone.gather(1, index)[real]
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from core.files import write_text
 from core.plan import PruningPlan
 from core.say import note, say
 from models.card import inherited_metadata, model_card
-from models.expected import FEW_TOKENS, NEW_TOKENS, Reference, reference, verification_windows
+from models.expected import Reference, reference, verification_windows
 from models.gguf import export_gguf
 from models.loading_afresh import places_on_disk
 from models.narrow import empty_narrow_model
@@ -98,9 +98,7 @@ def expected_of(session: Session, model: Any, plan: PruningPlan) -> Reference | 
     config, seed = session.source.config, session.settings.calibration.seed
     windows = verification_windows(session.calibration, config.vocab_size, session.source.context, seed)
     try:
-        return reference(
-            model, session.family, plan, windows, new_tokens=FEW_TOKENS if session.streamed else NEW_TOKENS
-        )
+        return reference(model, session.family, plan, windows)
     except (torch.OutOfMemoryError, MemoryError) as error:
         return not_verified(reason_of(error))
 

@@ -69,7 +69,7 @@ class Texts:
         def write(count: int) -> np.ndarray:
             return self.written(count, DISTILLING, seed).ids
 
-        times = times_read(self.model.device)
+        times = times_read(self.model.device, self.model.num_parameters())
         return Training(tokens, *divided(sources_of(dataset), tokens, self.seq_len, read, write, times))
 
     def held_out(self, names: Sequence[str], part: str, count: int) -> dict[str, TokenWindows]:

@@ -17,7 +17,7 @@ from transformers import PrinterCallback, Trainer
 
 from core.batching import TOKENS_A_BATCH
 from core.families import Family
-from pruning.recovery.distill import DistilSettings
+from pruning.recovery.distill import DistilSettings, of_large_steps
 from pruning.recovery.trainer import Windows, arguments, collate, newer_names_unsaid, surroundings_kept
 
 RANK, ALPHA, DROPOUT = 8, 16, 0.05
@@ -45,7 +45,7 @@ def train_lora(model: Any, family: Family, tokens: int, text: np.ndarray, seed: 
             max_steps=steps,
             per_device_train_batch_size=at_once,
             gradient_accumulation_steps=passes,
-            learning_rate=RATE / model.config.hidden_size,
+            learning_rate=of_large_steps(a_step * seq_len) * RATE / model.config.hidden_size,
             lr_scheduler_type="cosine",
             warmup_steps=steps // 20,
             weight_decay=0.0,

@@ -56,7 +56,7 @@ from pruning.recovery.trainer import (
 RATE, LORA_RATE = 0.12, 0.6  # over the hidden size, for a model that is at least FAR from the dense one
 FAR = 0.16  # nats per token
 STEPS, STEP_TOKENS = 1000, (1024, 8192)  # steps that a budget is divided into, and what one takes at least and at most
-LARGE_STEP = 4096  # tokens, from which on the rate grows with the root of a step
+LARGE_STEP = 4096  # tokens, from which on the rate grows with the root of a step, up to the largest
 SHARES = (1.0, 0.75, 0.5, 0.25)  # of the way to the trained weights
 LOOKS = 20  # losses that the report keeps
 MEMORY = "memory"  # what a process lacks
@@ -106,8 +106,12 @@ def distil(
     with left_as_found(small), left_as_found(dense):
         before = _judged_before(small, dense, check)
         weights = [parameter.detach().to("cpu", copy=True) for parameter in layers.parameters()]
-        rate = rate_of(small.config.hidden_size, before.kl, settings.lora, settings.a_step)
-        watching, steps = _trained_with_what_fits(small, dense, family, weights, train, settings, rate, checkpoints)
+        share_of_step = _windows_a_step(train, settings)
+        step_tokens = share_of_step * ranks.count() * train.shape[1]
+        rate = rate_of(small.config.hidden_size, before.kl, settings.lora, step_tokens)
+        watching, steps = _trained_with_what_fits(
+            small, dense, family, weights, train, settings, share_of_step, rate, checkpoints
+        )
         with torch.no_grad():
             ranks.send(layers.parameters(), 0, "distilled weights")  # equal already, where all machines compute alike
         trained = [parameter.detach().to("cpu", copy=True) for parameter in layers.parameters()]
@@ -123,15 +127,24 @@ def distil(
             share = 0.0
             _set(layers, weights)
     products = half_of(small.device) if halves_pay(small, small.device, settings.stored_dtype) else small.dtype
-    return _report(train, check, settings, steps, rate, share, before, after, watching, products)
+    return _report(train, check, settings, steps, step_tokens, rate, share, before, after, watching, products)
 
 
 def rate_of(width: int, divergence: float, lora: int | None, a_step: int = LARGE_STEP) -> float:
     """The highest learning rate for a hidden size, a held-out divergence before training (nats per token), and tokens a
     step."""
     less = min(1.0, math.sqrt(divergence / FAR)) if divergence > 0 else 1.0
-    more = math.sqrt(max(1.0, a_step / LARGE_STEP))
-    return less * more * (RATE if lora is None else LORA_RATE) / width
+    return less * of_large_steps(a_step) * (RATE if lora is None else LORA_RATE) / width
+
+
+def of_large_steps(a_step: int) -> float:
+    """What a rate is multiplied by for so many tokens a step."""
+    return math.sqrt(min(max(a_step, LARGE_STEP), STEP_TOKENS[1]) / LARGE_STEP)
+
+
+def _windows_a_step(train: np.ndarray, settings: DistilSettings) -> int:
+    """Of this process: its share of a step."""
+    return max(1, min(round(settings.a_step / train.shape[1]), len(train)) // ranks.count())
 
 
 def training_bytes(small: Any, family: Family, settings: DistilSettings) -> int:
@@ -161,13 +174,14 @@ def _trained_with_what_fits(
     weights: list[torch.Tensor],
     train: np.ndarray,
     settings: DistilSettings,
+    a_step: int,
     rate: float,
     kept: Checkpoints | None,
 ) -> tuple[Watching, int]:
-    """Windows a pass are halved, and activations computed again in backward, for as long as memory does not suffice; a
-    step stays as large as it is. Each attempt begins with the weights there were."""
+    """Windows a pass are halved down to LARGE_STEP tokens, then activations computed again in backward, then windows
+    halved, for as long as memory does not suffice; a step stays as large as it is. Each attempt begins with the weights
+    there were."""
     seq_len = train.shape[1]
-    a_step = max(1, min(round(settings.a_step / seq_len), len(train)) // ranks.count())
     at_once, recompute, strict = a_step, False, True
     if small.device.type == "cpu":
         at_once = max(1, min(a_step, TOKENS_A_BATCH // seq_len))
@@ -186,8 +200,10 @@ def _trained_with_what_fits(
                     "distillation does not fit in memory with a single window: use --recover_lora 16, a shorter "
                     "--seq_len, or --recover blocks"
                 ) from error
+            elif recompute or at_once * seq_len > LARGE_STEP:
+                at_once = max(1, at_once // 2)
             else:
-                at_once, recompute = (max(1, at_once // 2), True) if recompute else (at_once, True)
+                recompute = True
         _set(small.get_submodule(family.layers), weights)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -339,6 +355,7 @@ def _report(
     check: np.ndarray,
     settings: DistilSettings,
     steps: int,
+    step_tokens: int,
     rate: float,
     share: float,
     before: HeldOut,
@@ -349,7 +366,7 @@ def _report(
     return DistilReport(
         tokens=settings.tokens,
         steps=steps,
-        step_tokens=settings.a_step,
+        step_tokens=step_tokens,
         rate=rate,
         windows=len(train),
         windows_held_out=len(check),

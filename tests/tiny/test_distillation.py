@@ -1,6 +1,7 @@
 """Recovery by distillation: its loss, what it trains, what it leaves, and what a run and the API make of it."""
 
 import json
+import math
 import os
 import random
 from pathlib import Path
@@ -201,7 +202,18 @@ def test_windows_are_judged_by_as_many_at_once_as_fit(most: int) -> None:
     assert min(seen) == 1  # 6, 3, 1
 
 
-def test_memory_that_does_not_suffice_means_smaller_passes_and_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("large", "attempts"),
+    [
+        (distill.LARGE_STEP, [(16, False), (16, True), (8, True), (4, True)]),
+        (8 * TRAIN.shape[1], [(16, False), (8, False), (8, True), (4, True)]),
+    ],
+)
+def test_memory_that_does_not_suffice_means_smaller_passes_and_the_same_step(
+    monkeypatch: pytest.MonkeyPatch, large: int, attempts: list[tuple[int, bool]]
+) -> None:
+    """Where steps are large, smaller passes come before activations that are computed again, which costs a pass."""
+    monkeypatch.setattr(distill, "LARGE_STEP", large)
     whole = distilled("llama", 700)[1]
     tried: list[tuple[int, bool]] = []
     trained = distill._trained
@@ -216,7 +228,7 @@ def test_memory_that_does_not_suffice_means_smaller_passes_and_the_same_step(mon
 
     monkeypatch.setattr(distill, "_trained", short_of_memory)
     small = distilled("llama", 700)[1]
-    assert tried == [(16, False), (16, True), (8, True), (4, True)]
+    assert tried == attempts
     assert all(torch.allclose(tensor, state(whole)[name], atol=1e-4) for name, tensor in small.state_dict().items())
 
 
@@ -314,8 +326,25 @@ def test_a_short_text_keeps_its_share_and_is_read_again() -> None:
     assert alone[:, 0].tolist() == [0, 1, 2]
 
 
+def test_own_text_fills_up_what_a_short_text_cannot_give() -> None:
+    """It is read for four times at most, and the rest of its share is written."""
+    sources = tuple(Source(name, 1 / 3) for name in ("short", "self", "long"))
+
+    def read(name: str, count: int, held: int) -> Divided:
+        first = 1000 * (name == "long")
+        return np.arange(first, first + min(count, 100 if first else 3))[:, None], np.full((held, 1), -1)
+
+    train, check = divided(sources, 60 * 8, 8, read, lambda count: np.arange(2000, 2000 + count)[:, None], 4)
+    short, own, long = np.split(train[:, 0], [12, 40])
+    assert (short.tolist(), long.tolist()) == ([0, 1, 2] * 4, [*range(1000, 1020)])
+    assert own.tolist() == [*range(2000, 2007)] * 4  # 20 of its own share, 8 of the other's
+    assert not set(own) & set(check[:, 0])
+    assert len(check) == 16
+
+
 def test_own_text_is_read_once_where_writing_costs_little() -> None:
-    assert [times_read(torch.device(name)) for name in ("cpu", "cuda:1")] == [4, 1]
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 1)
+    assert [times_read(cpu, 10**8), times_read(gpu, 10**8), times_read(gpu, 7 * 10**9)] == [4, 1, 4]
     train, check = divided(
         (Source("self", 1.0),), 40, 8, lambda *_: (np.empty(0), np.empty(0)), lambda count: np.arange(count)[:, None], 1
     )
@@ -346,10 +375,25 @@ def test_what_lost_little_is_trained_gently(lora: int | None) -> None:
 
 
 def test_large_steps_are_longer_ones() -> None:
-    """Four times the tokens, twice the rate; steps up to LARGE_STEP are all alike."""
+    """Twice the tokens, √2 of the rate; steps up to LARGE_STEP are all alike, and so are those beyond the largest."""
     usual = rate_of(64, 1.0, None)
     assert [rate_of(64, 1.0, None, tokens) for tokens in (1, 1024, distill.LARGE_STEP)] == [usual] * 3
-    assert rate_of(64, 1.0, None, 4 * distill.LARGE_STEP) == pytest.approx(2 * usual)
+    assert rate_of(64, 1.0, None, 2 * distill.LARGE_STEP) == pytest.approx(math.sqrt(2) * usual)
+    assert rate_of(64, 1.0, None, 9 * distill.LARGE_STEP) == rate_of(64, 1.0, None, distill.STEP_TOKENS[1])
+
+
+def test_the_rate_is_that_of_the_step_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is smaller than the one asked for where the text has no more windows."""
+    monkeypatch.setattr(distill, "LARGE_STEP", 2 * TRAIN.shape[1])
+    monkeypatch.setattr(distill, "STEP_TOKENS", (1, 10**6))
+    model = build("llama")
+    for windows, asked in ((3, 8), (16, 8)):
+        settings = DistilSettings(700, step_tokens=asked * TRAIN.shape[1])
+        report = distil(cut(model, plan_for(model)), model, family(model), TRAIN[:windows], CHECK, settings)
+        taken = min(windows, asked) * TRAIN.shape[1]
+        assert report.step_tokens == taken
+        usual = rate_of(model.config.hidden_size, report.kl_before, None, distill.LARGE_STEP)
+        assert report.rate == pytest.approx(usual * math.sqrt(taken / distill.LARGE_STEP))
 
 
 def test_the_rate_is_that_of_the_divergence_before(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,8 +22,9 @@ from core.plan import PruningPlan
 from core.windows import TokenWindows
 from models import expected
 from models.architecture import architecture_of
-from models.expected import NEW_TOKENS, Reference, reference, verification_windows
+from models.expected import NEW_TOKENS, Reference, reference, reference_of, verification_windows
 from models.family_table import family_of
+from models.loading_afresh import load_afresh
 from models.narrow import empty_narrow_model
 from models.saving import save_checkpoint
 from models.stock import save_stock_checkpoint, stock_model
@@ -82,28 +83,44 @@ def test_half_precision_proves_itself_within_its_own_bound(tmp_path: Path, dtype
 
 
 def test_a_model_that_carries_rounding_far_may_differ_by_more(tmp_path: Path) -> None:
-    """By twice what padding changes in the reference, but by no more than four times the bound for others."""
+    """By twice what other positions change in the reference, but by no more than four times the bound for others."""
     model = build("qwen3").bfloat16()
     saved = prune(model, plan_of(model), tmp_path / "model", torch.bfloat16)
     usual = saved.verify(torch.bfloat16)
     padding = next(check for check in usual.checks if check.name == "left padding")
     assert 0 < saved.reference.rounding < 2e-2
-    assert padding.error == pytest.approx(saved.reference.rounding, rel=0.5)  # the same, with weights that were cut
+    assert padding.error == pytest.approx(saved.reference.rounding, rel=0.5)
+    assert usual.to_json()["rounding"] == saved.reference.rounding
     for rounding, tolerance in {0.0: 5e-2, 0.04: 8e-2, 3.0: 0.2}.items():
         found = saved._replace(reference=replace(saved.reference, rounding=rounding)).verify(torch.bfloat16)
         assert {check.tolerance for check in found.checks[2:]} == {tolerance}
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("not that much"), TypeError("no attention_mask")])
-def test_a_reference_without_a_padded_batch_is_one_all_the_same(
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("not that much"), TypeError("no position_ids")])
+def test_a_reference_without_other_positions_is_one_all_the_same(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def fail(*_: Any) -> None:
-        raise error
+    compute = expected.logits_of
 
-    monkeypatch.setattr(expected, "left_padded", fail)
+    def fail(model: Any, ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
+        if inputs:
+            raise error
+        return compute(model, ids)
+
+    monkeypatch.setattr(expected, "logits_of", fail)
     model = build("llama")
     assert reference(model, family_of("llama"), plan_of(model), WINDOWS).rounding == 0.0
+
+
+def test_a_reference_that_is_deaf_to_masks_excuses_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of a trained model, which is compared with itself."""
+    model = build("llama", std=0.15).bfloat16()
+    saved = prune(model, plan_of(model), tmp_path / "model", torch.bfloat16)
+    deaf_to_masks(saved.folder)
+    folder = load_afresh(saved.folder, saved.family, CPU, torch.bfloat16, None)[0]
+    itself = saved._replace(reference=reference_of(folder, saved.family, WINDOWS)).verify(torch.bfloat16)
+    assert [check.name for check in itself.failed] == ["left padding"]
+    assert itself.failed[0].tolerance == 5e-2
 
 
 def test_weights_stored_in_bfloat16_are_compared_in_float32(tmp_path: Path) -> None:
