@@ -23,7 +23,8 @@ def median_change(blocks: Sequence[Judged]) -> float:
 
 
 def how_many(blocks: Sequence[Judged], changed: int) -> str:
-    """ "5 of 12 blocks (held-out error −4 %, median)", with a decimal below one percent."""
+    """As in "5 of 12 blocks (held-out error −4 %, median)", with a decimal below one percent."""
     percent = 100 * median_change(blocks)
-    change = f"{percent:+.{0 if abs(percent) >= 1 else 1}f} %".replace("-", "−")
-    return f"{changed} of {len(blocks)} blocks (held-out error {change}, median)"
+    tenths = round(percent, 1)
+    change = f"{percent:+.0f} %" if abs(tenths) >= 1 else f"{tenths:+.1f} %" if tenths else "0 %"
+    return f"{changed} of {len(blocks)} blocks (held-out error {change.replace('-', '−')}, median)"

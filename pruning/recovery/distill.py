@@ -200,8 +200,8 @@ def _trained_with_what_fits(
                     "distillation does not fit in memory with a single window: use --recover_lora 16, a shorter "
                     "--seq_len, or --recover blocks"
                 ) from error
-            elif recompute or at_once * seq_len > LARGE_STEP:
-                at_once = max(1, at_once // 2)
+            elif at_once > 1 and (recompute or at_once * seq_len > LARGE_STEP):
+                at_once //= 2
             else:
                 recompute = True
         _set(small.get_submodule(family.layers), weights)

@@ -207,6 +207,7 @@ def test_windows_are_judged_by_as_many_at_once_as_fit(most: int) -> None:
     [
         (distill.LARGE_STEP, [(16, False), (16, True), (8, True), (4, True)]),
         (8 * TRAIN.shape[1], [(16, False), (8, False), (8, True), (4, True)]),
+        (4 * TRAIN.shape[1], [(16, False), (8, False), (4, False)]),
     ],
 )
 def test_memory_that_does_not_suffice_means_smaller_passes_and_the_same_step(
@@ -230,6 +231,23 @@ def test_memory_that_does_not_suffice_means_smaller_passes_and_the_same_step(
     small = distilled("llama", 700)[1]
     assert tried == attempts
     assert all(torch.allclose(tensor, state(whole)[name], atol=1e-4) for name, tensor in small.state_dict().items())
+
+
+@pytest.mark.parametrize("large", [1, distill.LARGE_STEP])
+def test_a_window_that_does_not_fit_ends_the_attempts(monkeypatch: pytest.MonkeyPatch, large: int) -> None:
+    tried: list[tuple[int, bool]] = []
+
+    def short_of_memory(*given: Any) -> Any:
+        tried.append(given[6:8])
+        raise torch.OutOfMemoryError("for the test")
+
+    monkeypatch.setattr(distill, "LARGE_STEP", large)
+    monkeypatch.setattr(distill, "_trained", short_of_memory)
+    with pytest.raises(NoRoom, match="with a single window"):
+        distilled("llama", 700)
+    assert tried[0] == (16, False)
+    assert tried[-1] == (1, True)
+    assert len(tried) == 6
 
 
 def test_training_windows_share_no_token_with_those_that_judge(workspace: Workspace) -> None:
