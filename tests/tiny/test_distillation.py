@@ -1,7 +1,8 @@
-"""Recovery by distillation: its loss, what it trains, what it leaves, and what a run and the API make of it."""
+"""Recovery by distillation: its loss, what it trains, what it leaves, and what a run and the API make of it.
+
+Its steps are in ``test_distillation_steps.py``, its text in ``test_distillation_text.py``."""
 
 import json
-import math
 import os
 import random
 from pathlib import Path
@@ -18,15 +19,10 @@ from workspace import Workspace, call
 
 import global_pruning as gp
 import pruning.recovery.distill as distill
-from calibration import training_windows
-from core.errors import DataError
-from core.sources import Source
-from pruning.recovery.distill import DistilSettings, NoRoom, distil, rate_of
+from pruning.recovery.distill import DistilSettings, distil
 from pruning.recovery.kl import divergence, held_out
 from pruning.recovery.report import DistilReport
 from pruning.recovery.trainer import Distiller
-from run.distillation_windows import Divided, distillation_windows, divided, times_read
-from run.self_windows import written_to_distil
 
 TRAIN, CHECK = IDS.numpy()[:18], IDS.numpy()[18:]
 QUICK = ("--recover", "distill", "--recover_tokens", "2000", "--num_samples", "8")
@@ -180,96 +176,6 @@ def test_what_is_tried_again_multiplies_as_before(computed: torch.dtype, monkeyp
     assert not any(module._forward_hooks for module in small.modules() if module is not projection)
 
 
-@pytest.mark.parametrize("most", [2, 0])
-def test_windows_are_judged_by_as_many_at_once_as_fit(most: int) -> None:
-    model = build("llama")
-    small = cut(model, plan_for(model))
-    expected, seen = held_out(small, model, CHECK), []
-
-    def short_of_memory(_module: Any, _inputs: Any, named: dict[str, Any]) -> None:
-        seen.append(len(named["input_ids"]))
-        if seen[-1] > most:
-            raise torch.OutOfMemoryError("for the test")
-
-    small.register_forward_pre_hook(short_of_memory, with_kwargs=True)
-    if most:
-        found = held_out(small, model, CHECK)
-        assert found == pytest.approx(expected, rel=1e-5)
-    else:
-        with pytest.raises(NoRoom, match="a held-out window does not fit in memory: use a shorter --seq_len"):
-            distil(small, model, family(model), TRAIN, CHECK, DistilSettings(700))
-    assert max(seen) > 2
-    assert min(seen) == 1  # 6, 3, 1
-
-
-@pytest.mark.parametrize(
-    ("large", "attempts"),
-    [
-        (distill.LARGE_STEP, [(16, False), (16, True), (8, True), (4, True)]),
-        (8 * TRAIN.shape[1], [(16, False), (8, False), (8, True), (4, True)]),
-        (4 * TRAIN.shape[1], [(16, False), (8, False), (4, False)]),
-    ],
-)
-def test_memory_that_does_not_suffice_means_smaller_passes_and_the_same_step(
-    monkeypatch: pytest.MonkeyPatch, large: int, attempts: list[tuple[int, bool]]
-) -> None:
-    """Where steps are large, smaller passes come before activations that are computed again, which costs a pass."""
-    monkeypatch.setattr(distill, "LARGE_STEP", large)
-    whole = distilled("llama", 700)[1]
-    tried: list[tuple[int, bool]] = []
-    trained = distill._trained
-
-    def short_of_memory(*given: Any) -> Any:
-        at_once, recompute = given[6:8]
-        tried.append((at_once, recompute))
-        if at_once > 4:
-            given[0].model.layers[0].mlp.down_proj.weight.zero_()  # what an attempt leaves is put back
-            raise torch.OutOfMemoryError("for the test")
-        return trained(*given)
-
-    monkeypatch.setattr(distill, "_trained", short_of_memory)
-    small = distilled("llama", 700)[1]
-    assert tried == attempts
-    assert all(torch.allclose(tensor, state(whole)[name], atol=1e-4) for name, tensor in small.state_dict().items())
-
-
-@pytest.mark.parametrize("large", [1, distill.LARGE_STEP])
-def test_a_window_that_does_not_fit_ends_the_attempts(monkeypatch: pytest.MonkeyPatch, large: int) -> None:
-    tried: list[tuple[int, bool]] = []
-
-    def short_of_memory(*given: Any) -> Any:
-        tried.append(given[6:8])
-        raise torch.OutOfMemoryError("for the test")
-
-    monkeypatch.setattr(distill, "LARGE_STEP", large)
-    monkeypatch.setattr(distill, "_trained", short_of_memory)
-    with pytest.raises(NoRoom, match="with a single window"):
-        distilled("llama", 700)
-    assert tried[0] == (16, False)
-    assert tried[-1] == (1, True)
-    assert len(tried) == 6
-
-
-def test_training_windows_share_no_token_with_those_that_judge(workspace: Workspace) -> None:
-    tokenizer = build_tokenizer(workspace)
-    train, check = training_windows(str(workspace.text), tokenizer, 1000, 16, 16, 0)
-    assert len(check) == 16
-    assert 100 < len(train) < 1000
-    rows = {tuple(row) for row in train.ids}
-    assert len(rows) == len(train)
-    assert not rows & {tuple(row) for row in check.ids}
-    few, held = training_windows(str(workspace.text), tokenizer, 5, 16, 16, 0)
-    assert (len(few), len(held)) == (5, 16)
-    with pytest.raises(DataError, match="training needs two windows of 2000 tokens"):
-        training_windows(str(workspace.text), tokenizer, 5, 16, 2000, 0)
-
-
-def build_tokenizer(workspace: Workspace) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(workspace.model)
-
-
 def test_a_run_tells_what_it_distilled(workspace: Workspace) -> None:
     output = workspace.root / "run"
     code, _, error = call([*workspace.base_arguments(), *QUICK, "--output", str(output)])
@@ -312,129 +218,3 @@ def test_what_is_missing_is_said_before_anything_is_measured(
     assert code == 2
     assert error.splitlines()[-1].startswith(f"error: {words}")
     assert not Path(output).exists()
-
-
-def test_every_text_that_calibrates_is_distilled_on_by_its_share(workspace: Workspace) -> None:
-    """The model writes anew what it is to learn from and be judged by, and each of its windows is read four times."""
-    session = gp.open(workspace.model, dataset=f"{workspace.text},self", num_samples=16, seq_len=16, say=gp.silent)
-    session.score("taylor")
-    inner = session._inner
-    train, check = distillation_windows(inner, 16 * 60)
-    own = [tuple(row) for row in written_to_distil(inner, 8 + 8)]
-    assert [tuple(row) for row in train[-30:]] == (own[:8] * 4)[:30]
-    assert [tuple(row) for row in check[-8:]] == own[8:]
-    assert len(check) == 16
-    assert not {tuple(row) for row in train} & {tuple(row) for row in check}
-    assert inner.written is not None
-    assert not {tuple(row) for row in inner.written.ids} & set(own)
-
-
-def test_a_short_text_keeps_its_share_and_is_read_again() -> None:
-    sources = (Source("short", 0.5), Source("long", 0.5))
-    lengths = {"short": 3, "long": 100}
-
-    def read(name: str, count: int, held: int) -> Divided:
-        first = 1000 * (name == "long")
-        return np.arange(first, first + min(count, lengths[name]))[:, None], np.full((held, 1), -1)
-
-    train, check = divided(sources, 20 * 8, 8, read, lambda count: np.empty((count, 1)), 4)
-    assert train[:, 0].tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, *range(1000, 1010)]
-    assert len(check) == 16
-    alone, _ = divided(sources[:1], 20 * 8, 8, read, lambda count: np.empty((count, 1)), 4)
-    assert alone[:, 0].tolist() == [0, 1, 2]
-
-
-def test_own_text_fills_up_what_a_short_text_cannot_give() -> None:
-    """It is read for four times at most, and the rest of its share is written."""
-    sources = tuple(Source(name, 1 / 3) for name in ("short", "self", "long"))
-
-    def read(name: str, count: int, held: int) -> Divided:
-        first = 1000 * (name == "long")
-        return np.arange(first, first + min(count, 100 if first else 3))[:, None], np.full((held, 1), -1)
-
-    train, check = divided(sources, 60 * 8, 8, read, lambda count: np.arange(2000, 2000 + count)[:, None], 4)
-    short, own, long = np.split(train[:, 0], [12, 40])
-    assert (short.tolist(), long.tolist()) == ([0, 1, 2] * 4, [*range(1000, 1020)])
-    assert own.tolist() == [*range(2000, 2007)] * 4  # 20 of its own share, 8 of the other's
-    assert not set(own) & set(check[:, 0])
-    assert len(check) == 16
-
-
-def test_own_text_is_read_once_where_writing_costs_little() -> None:
-    cpu, gpu = torch.device("cpu"), torch.device("cuda", 1)
-    assert [times_read(cpu, 10**8), times_read(gpu, 10**8), times_read(gpu, 7 * 10**9)] == [4, 1, 4]
-    train, check = divided(
-        (Source("self", 1.0),), 40, 8, lambda *_: (np.empty(0), np.empty(0)), lambda count: np.arange(count)[:, None], 1
-    )
-    assert (train[:, 0].tolist(), check[:, 0].tolist()) == ([*range(5)], [*range(5, 21)])
-
-
-def test_the_model_writes_for_a_distillation_what_calibration_could_not_divide(workspace: Workspace) -> None:
-    session = gp.open(workspace.model, dataset="self", num_samples=1, seq_len=16, say=gp.silent)
-    session.score("taylor")
-    train, check = distillation_windows(session._inner, 16 * 6)
-    assert (len(train), len(check)) == (6, 16)
-
-
-@pytest.mark.parametrize(("tokens", "a_step"), [(1_000, 1024), (500_000, 1024), (2_000_000, 2000), (10**8, 8192)])
-def test_a_small_budget_takes_many_small_steps(tokens: int, a_step: int) -> None:
-    assert DistilSettings(tokens).a_step == a_step
-    assert DistilSettings(tokens, step_tokens=7).a_step == 7
-
-
-@pytest.mark.parametrize("lora", [None, 8])
-def test_what_lost_little_is_trained_gently(lora: int | None) -> None:
-    """A quarter of the divergence is half as far away; from FAR on, and where nothing tells, the rate is the whole."""
-    whole = rate_of(64, distill.FAR, lora)
-    assert whole == (distill.RATE if lora is None else distill.LORA_RATE) / 64
-    assert rate_of(64, distill.FAR / 4, lora) == pytest.approx(whole / 2)
-    assert rate_of(128, distill.FAR / 100, lora) == pytest.approx(whole / 20)
-    assert [rate_of(64, kl, lora) for kl in (9.0, 0.0, float("nan"))] == [whole] * 3
-
-
-def test_large_steps_are_longer_ones() -> None:
-    """Twice the tokens, √2 of the rate; steps up to LARGE_STEP are all alike, and so are those beyond the largest."""
-    usual = rate_of(64, 1.0, None)
-    assert [rate_of(64, 1.0, None, tokens) for tokens in (1, 1024, distill.LARGE_STEP)] == [usual] * 3
-    assert rate_of(64, 1.0, None, 2 * distill.LARGE_STEP) == pytest.approx(math.sqrt(2) * usual)
-    assert rate_of(64, 1.0, None, 9 * distill.LARGE_STEP) == rate_of(64, 1.0, None, distill.STEP_TOKENS[1])
-
-
-def test_the_rate_is_that_of_the_step_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which is smaller than the one asked for where the text has no more windows."""
-    monkeypatch.setattr(distill, "LARGE_STEP", 2 * TRAIN.shape[1])
-    monkeypatch.setattr(distill, "STEP_TOKENS", (1, 10**6))
-    model = build("llama")
-    for windows, asked in ((3, 8), (16, 8)):
-        settings = DistilSettings(700, step_tokens=asked * TRAIN.shape[1])
-        report = distil(cut(model, plan_for(model)), model, family(model), TRAIN[:windows], CHECK, settings)
-        taken = min(windows, asked) * TRAIN.shape[1]
-        assert report.step_tokens == taken
-        usual = rate_of(model.config.hidden_size, report.kl_before, None, distill.LARGE_STEP)
-        assert report.rate == pytest.approx(usual * math.sqrt(taken / distill.LARGE_STEP))
-
-
-def test_the_rate_is_that_of_the_divergence_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[float] = []
-    make = distill.arguments
-
-    def watched(*given: Any, **how: Any) -> Any:
-        asked.append(how["learning_rate"])
-        return make(*given, **how)
-
-    monkeypatch.setattr(distill, "arguments", watched)
-    report = distilled("llama", 700)[2]
-    assert asked == [report.rate]
-    assert report.rate == rate_of(build("llama").config.hidden_size, report.kl_before, None)
-    assert report.kl_before < distill.FAR
-
-
-def test_weights_go_as_far_as_held_out_divergence_falls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At a rate under which the whole way is too far, part of it is kept, and it is the part that is told."""
-    monkeypatch.setattr(distill, "RATE", 1.0)
-    model = build("llama")
-    before, small = cut(model, plan_for(model)), cut(model, plan_for(model))
-    report = distil(small, model, family(model), TRAIN, CHECK, DistilSettings(3000, step_tokens=224))
-    assert (report.kept, 0 < report.share < 1) == (True, True)
-    assert report.kl_after < report.kl_before == held_out(before, model, CHECK).kl
-    assert report.kl_after == held_out(small, model, CHECK).kl
