@@ -32,7 +32,7 @@ OF_PERPLEXITY = ("core/as_found.py", "evaluation/perplexity.py")
 OF_DISTILLATION = ("models", "pruning")
 OF_SELF_TEXT = (
     "calibration/self_text.py",
-    *(f"core/{name}.py" for name in ("few_queries", "graphs", "one_at_a_time", "products", "sampling")),
+    *(f"core/{name}.py" for name in ("attending", "few_queries", "graphs", "one_at_a_time", "products", "sampling")),
 )
 
 
