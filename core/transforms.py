@@ -87,6 +87,9 @@ class Remedy:
     dataset: str | None = None
     eval_datasets: tuple[str, ...] | None = None
     eval_elsewhere: str | None = None
+    reconstruct: str | None = None
+    recover: str | None = None
+    recover_tokens: int | None = None
 
     def __or__(self, other: "Remedy") -> "Remedy":
         """Both; where both change a thing, the second does."""
@@ -134,6 +137,12 @@ class Remedy:
             words += ["--eval_datasets", shlex.quote(",".join(self.eval_datasets))]
         if self.eval_elsewhere is not None:
             words += ["--eval_elsewhere", shlex.quote(self.eval_elsewhere)]
+        if self.reconstruct is not None:
+            words += ["--reconstruct", self.reconstruct]
+        if self.recover is not None:
+            words += ["--recover", self.recover]
+        if self.recover_tokens is not None:
+            words += ["--recover_tokens", str(self.recover_tokens)]
         return " ".join(words)
 
 

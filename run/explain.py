@@ -21,6 +21,7 @@ from pruning.budget import budget_params
 from pruning.limits import Limits, frozen_groups, smallest_removal_params
 from pruning.plan_file import write_plan
 from run.decision import Decision, Ranked, Replayed
+from run.lose_less import ways_to_lose_less
 from run.option_rules import refusal
 from run.self_windows import SAMPLE, write_sample
 from run.session import Session
@@ -55,6 +56,7 @@ def with_cost(session: Session, decision: Decision, diagnosis: Diagnosis, evalua
         evaluation,
         home=[source.name for source in session.settings.calibration.sources],
         texts=Remedy(eval_datasets=asked.eval_datasets, eval_elsewhere=elsewhere),
+        to_lose_less=ways_to_lose_less(session, decision),
         refusal=partial(_refusal, session, decision),
     )
     judged = diagnosis.with_findings(cost_findings(cost))

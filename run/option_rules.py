@@ -122,12 +122,8 @@ def refusal(settings: Settings, remedy: Remedy) -> str | None:
 
 def remedied(settings: Settings, remedy: Remedy) -> Settings:
     """The settings with a remedy. UsageError where its values cannot work at all."""
-    scores, limits, refinement, calibration = (
-        settings.scores,
-        settings.limits,
-        settings.refinement,
-        settings.calibration,
-    )
+    scores, limits, refinement = settings.scores, settings.limits, settings.refinement
+    calibration, repair, recovery = settings.calibration, settings.repair, settings.recovery
     acting = remedy.applied_to(scores.transforms)
     return replace(
         settings,
@@ -148,6 +144,12 @@ def remedied(settings: Settings, remedy: Remedy) -> Settings:
             calibration,
             num_samples=remedy.num_samples or calibration.num_samples,
             dataset=remedy.dataset or calibration.dataset,
+        ),
+        repair=replace(repair, reconstruct=remedy.reconstruct or repair.reconstruct),
+        recovery=replace(
+            recovery,
+            recover=tuple(remedy.recover.split(",")) if remedy.recover else recovery.recover,
+            recover_tokens=remedy.recover_tokens or recovery.recover_tokens,
         ),
     )
 

@@ -27,15 +27,13 @@ from run.teacher import READ_AGAIN, Teacher
 if TYPE_CHECKING:
     from pruning.recovery.distill import DistilReport, DistilSettings
 
-GPU_TOKENS, CPU_TOKENS = 8_000_000, 500_000  # to distil on, unless told otherwise
-
 
 def text_to_distil(session: Session, plan: PruningPlan) -> Divided | None:
     """What the run will distil on, None where it will not. The dense model writes its own text as it is, so this comes
     before a repair. DataError for a text too short."""
     if plan.keep.all() or not (session.settings.recovers and session.settings.recovery.distills):
         return None
-    return distillation_windows(session, _tokens(session, session.settings.recovery))
+    return distillation_windows(session, session.settings.recovery.tokens_on(session.device.type))
 
 
 def recover(session: Session, small: Cut, text: Divided | None = None) -> tuple[Cut, RecoveryReport | None]:
@@ -73,7 +71,7 @@ def recover_model(
     same run can go on where it was killed.
     """
     if text is None and asked.distills:
-        text = distillation_windows(session, _tokens(session, asked))
+        text = distillation_windows(session, asked.tokens_on(session.device.type))
     for ids in text or ():
         ranks.insist_on_same(ids.tobytes(), "text to distil on", "give all of them the same")
     teacher = Teacher(session)
@@ -135,15 +133,11 @@ def _distillation_takes(session: Session, model: Any, how: "DistilSettings") -> 
     return training_bytes(model, session.family, how)
 
 
-def _tokens(session: Session, asked: RecoverySettings) -> int:
-    return asked.recover_tokens or (CPU_TOKENS if session.device.type == "cpu" else GPU_TOKENS)
-
-
 def _distil_settings(session: Session, asked: RecoverySettings) -> "DistilSettings":
     from pruning.recovery.distill import DistilSettings
 
     return DistilSettings(
-        tokens=_tokens(session, asked),
+        tokens=asked.tokens_on(session.device.type),
         lora=asked.recover_lora,
         stored_dtype=session.saved_dtype,
         seed=session.settings.calibration.seed,

@@ -18,6 +18,7 @@ from core.transforms import Transforms
 
 READ_TEXT = "wikitext2"
 DEFAULT_TEXT = f"{READ_TEXT},{SELF}"
+GPU_TOKENS, CPU_TOKENS = 8_000_000, 500_000  # to distil on, unless told otherwise
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,10 @@ class RecoverySettings:
     @property
     def distills(self) -> bool:
         return "distill" in self.recover
+
+    def tokens_on(self, device_type: str) -> int:
+        """To distil on. device_type: as torch names it, ``cpu`` or another."""
+        return self.recover_tokens or (CPU_TOKENS if device_type == "cpu" else GPU_TOKENS)
 
     @property
     def named(self) -> str:

@@ -1,14 +1,14 @@
 """Rules on what a pruned model lost, once it has been measured: elsewhere, in tasks, in what it writes."""
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from core.names import SELF
 from core.transforms import Remedy
 from diagnostics.findings.finding import SEVERITIES, Finding
-from diagnostics.findings.remedies import ADVICE_ONLY, nothing_refused
+from diagnostics.findings.remedies import ADVICE_ONLY, Advice, nothing_refused
 from diagnostics.wording import percent
 
 FAR_NATS, FAR_TIMES = 0.1, 2  # loss elsewhere above loss at home; docs/judging.md says what they were chosen by
@@ -20,12 +20,14 @@ HIGHER_IS_BETTER = ("acc", "exact_match", "em", "f1", "mcc")
 @dataclass(frozen=True)
 class Cost:
     """results: the content of evaluation_results.json, both halves measured. home: the texts that calibrate.
-    texts: options that evaluate another run on the same texts, as a remedy. refusal: why the program would refuse this
+    texts: options that evaluate another run on the same texts, as a remedy. to_lose_less: what this run did not do,
+    what gains most first. refusal: why the program would refuse this
     run with that remedy on it, None where it would not."""
 
     results: Mapping[str, Any]
     home: Collection[str]
     texts: Remedy = field(default_factory=Remedy)
+    to_lose_less: Sequence[Advice] = ()
     refusal: Callable[[Remedy], str | None] = nothing_refused
 
     @property
@@ -73,6 +75,18 @@ def loss_elsewhere(cost: Cost) -> Finding | None:
     return Finding("loss_elsewhere", "medium", description, text, remedy)
 
 
+def much_is_lost(cost: Cost) -> Finding | None:
+    """A tenth of perplexity or more, on whatever text."""
+    name, loss = max(cost.losses.items(), key=lambda item: item[1], default=("", 0.0))
+    if math.expm1(loss) < SUFFERS:
+        return None
+    description = f"The pruned model loses {loss:.3f} nats per token on {name} (perplexity {_rise(loss)})."
+    for way in cost.to_lose_less:
+        if way.remedy is not None and cost.refusal(way.remedy) is None:
+            return Finding("much_is_lost", "medium", description, f"{way.recommendation} {ADVICE_ONLY}", way.remedy)
+    return Finding("much_is_lost", "medium", description, "Remove less, or calibrate on more text.")
+
+
 def tasks_suffer(cost: Cost) -> Finding | None:
     """A task that lost more than a tenth of its accuracy while perplexity says little."""
     worst = max(_task_losses(cost.results), default=None)
@@ -93,7 +107,7 @@ def writing_suffers(cost: Cost) -> Finding | None:
     return Finding("writing_suffers", "medium", description + _unshown(cost), _REMOVE_LESS)
 
 
-RULES: tuple[Callable[[Cost], Finding | None], ...] = (loss_elsewhere, tasks_suffer, writing_suffers)
+RULES: tuple[Callable[[Cost], Finding | None], ...] = (loss_elsewhere, much_is_lost, tasks_suffer, writing_suffers)
 _REMOVE_LESS = "Judge further runs by this as well, and remove less, or calibrate on text like that of its use."
 _WRITTEN = {"repeated_4grams": "Repeated 4-grams in {} text", "ended": "{} texts that come to an end"}
 

@@ -16,6 +16,10 @@ SHORT = {
     "--clip_percentile_high": "high",
     "--pruning_ratio": "",
     "--ratio_of": "of_",
+    "--importance_method": "",
+    "--reconstruct": "",
+    "--recover": "",
+    "--recover_tokens": "tokens",
 }
 SWITCHES = {"--enable_grad_norm": "", "--enable_grad_clip": "clip"}
 UNNAMED = ("--eval_datasets", "--eval_elsewhere")  # where a run is judged is no part of its folder's name
@@ -24,6 +28,10 @@ NO_REMEDY = (
     "--num_samples",
     "--protect",
     "--dataset",
+    "--importance_method",
+    "--reconstruct",
+    "--recover",
+    "--recover_tokens",
 )  # flags that findings name beside those of remedies
 STALE = ("--output", "--overwrite", "--plan")  # the next run writes elsewhere and makes a plan of its own
 
@@ -63,5 +71,5 @@ def folder_suffix(flags: Sequence[str]) -> str:
         if token.startswith("--"):
             parts.append(SWITCHES.get(token, SHORT.get(token, token.removeprefix("--"))))
         else:
-            parts[-1] += token
+            parts[-1] += token.replace(",", "_")
     return "_".join(part for part in parts if part)

@@ -10,6 +10,8 @@ import pytest
 from diagnostics_cases import judge
 
 from core.transforms import Remedy
+from diagnostics.findings.finding import Finding
+from diagnostics.findings.remedies import Advice
 from diagnostics.findings.rules_of_the_cost import Cost, cost_findings
 from diagnostics.reports.next_command import next_command, only_remedies
 
@@ -33,7 +35,14 @@ def results(
 
 
 def issues(found: dict[str, Any], home: str = "notes.txt", **options: Any) -> list[str]:
-    return [finding.issue for finding in cost_findings(Cost(found, (home,), **options))]
+    """Those but ``much_is_lost``, which has tests of its own."""
+    told = [finding.issue for finding in cost_findings(Cost(found, (home,), **options))]
+    return [issue for issue in told if issue != "much_is_lost"]
+
+
+def the(issue: str, cost: Cost) -> Finding:
+    (found,) = (finding for finding in cost_findings(cost) if finding.issue == issue)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -57,7 +66,7 @@ def test_loss_elsewhere_is_a_tenth_of_a_nat_and_twice_the_loss_at_home(
 def test_its_remedy_is_text_of_the_models_own_judged_on_the_same_texts() -> None:
     texts = Remedy(eval_datasets=("my notes.txt",), eval_elsewhere="pydoc")
     found = results({"my notes.txt": 0.015, "pydoc": 0.333})
-    (finding,) = cost_findings(Cost(found, ("my notes.txt",), texts))
+    finding = the("loss_elsewhere", Cost(found, ("my notes.txt",), texts))
     assert finding.flags == "--dataset self --eval_datasets 'my notes.txt' --eval_elsewhere pydoc"
     assert "0.333 nats per token on pydoc (perplexity +39.5 %), and 0.015" in finding.description
     command = next_command("prog", ["--dataset", "my notes.txt", "--seed", "1"], finding.flags, Path("results/run"))
@@ -66,10 +75,37 @@ def test_its_remedy_is_text_of_the_models_own_judged_on_the_same_texts() -> None
         "--output results/run_datasetself"
     )
     assert not only_remedies(finding.flags)
-    (refused,) = cost_findings(Cost(found, ("my notes.txt",), texts, refusal=lambda remedy: "no"))
+    refused = the("loss_elsewhere", Cost(found, ("my notes.txt",), texts, refusal=lambda remedy: "no"))
     assert refused.remedy is None
-    (own,) = cost_findings(Cost(results({"self": 0.015, "pydoc": 0.333}), ("self",)))
+    own = the("loss_elsewhere", Cost(results({"self": 0.015, "pydoc": 0.333}), ("self",)))
     assert own.remedy is None
+
+
+def test_much_is_lost_from_a_tenth_of_perplexity_on_and_names_what_was_not_done() -> None:
+    ways = (
+        Advice("Try the repair, which was off.", Remedy(reconstruct="least_squares")),
+        Advice("Try to train.", Remedy(recover="blocks,distill")),
+        Advice("Try more.", Remedy(recover_tokens=2_000_000)),
+    )
+    below, above = (results({"notes.txt": -0.01, "pydoc": loss}) for loss in (math.log(1.099), math.log(1.101)))
+    assert "much_is_lost" not in [finding.issue for finding in cost_findings(Cost(below, ("notes.txt",)))]
+    found = the("much_is_lost", Cost(above, ("notes.txt",), to_lose_less=ways))
+    assert found.description == "The pruned model loses 0.096 nats per token on pydoc (perplexity +10.1 %)."
+    assert found.flags == "--reconstruct least_squares"
+    assert found.recommendation.startswith("Try the repair, which was off. This is advice")
+
+    def refusal(remedy: Remedy) -> str | None:
+        return "no" if remedy.reconstruct else None
+
+    trains = the("much_is_lost", Cost(above, ("notes.txt",), to_lose_less=ways, refusal=refusal))
+    assert trains.flags == "--recover blocks,distill"
+    command = next_command("prog", ["--recover", "blocks", "--seed", "1"], trains.flags, Path("results/run"))
+    assert command == "prog --seed 1 --recover blocks,distill --output results/run_blocks_distill"
+    longer = the("much_is_lost", Cost(above, ("notes.txt",), to_lose_less=ways[2:]))
+    assert longer.flags == "--recover_tokens 2000000"
+    assert not any(only_remedies(finding.flags or "") for finding in (found, trains, longer))
+    none_left = the("much_is_lost", Cost(above, ("notes.txt",)))
+    assert (none_left.flags, none_left.recommendation) == (None, "Remove less, or calibrate on more text.")
 
 
 def test_a_task_suffers_by_a_tenth_beyond_its_error_where_perplexity_shows_less() -> None:

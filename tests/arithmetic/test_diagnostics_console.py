@@ -171,7 +171,9 @@ def test_a_replayed_plan_is_not_replayed_with_a_remedy() -> None:
         ("--enable_grad_norm --norm_method log --enable_grad_clip", "log_clip"),
         ("--max_block_ratio 0.5", "cap0.5"),
         ("--clip_percentile_low 1 --clip_percentile_high 99", "low1_high99"),
-        ("--importance_method fisher", "importance_methodfisher"),
+        ("--importance_method fisher", "fisher"),
+        ("--recover blocks,distill", "blocks_distill"),
+        ("--recover_tokens 2000000", "tokens2000000"),
     ],
 )
 def test_folder_suffix(flags: str, suffix: str) -> None:
