@@ -76,10 +76,11 @@ def loss_elsewhere(cost: Cost) -> Finding | None:
 
 
 def much_is_lost(cost: Cost) -> Finding | None:
-    """A tenth of perplexity or more, on whatever text."""
-    name, loss = max(cost.losses.items(), key=lambda item: item[1], default=("", 0.0))
-    if math.expm1(loss) < SUFFERS:
+    """A tenth of perplexity or more: on text like the calibration's, else on whatever text loses most."""
+    found = {name: loss for name, loss in cost.losses.items() if math.expm1(loss) >= SUFFERS}
+    if not found:
         return None
+    name, loss = max(found.items(), key=lambda item: (item[0] in cost.home, item[1]))
     description = f"The pruned model loses {loss:.3f} nats per token on {name} (perplexity {_rise(loss)})."
     for way in cost.to_lose_less:
         if way.remedy is not None and cost.refusal(way.remedy) is None:

@@ -92,6 +92,8 @@ def test_much_is_lost_from_a_tenth_of_perplexity_on_and_names_what_was_not_done(
     found = the("much_is_lost", Cost(above, ("notes.txt",), to_lose_less=ways))
     assert found.description == "The pruned model loses 0.096 nats per token on pydoc (perplexity +10.1 %)."
     assert found.flags == "--reconstruct least_squares"
+    at_home = results({"notes.txt": math.log(1.2), "pydoc": 0.9})
+    assert "nats per token on notes.txt" in the("much_is_lost", Cost(at_home, ("notes.txt",))).description
     assert found.recommendation.startswith("Try the repair, which was off. This is advice")
 
     def refusal(remedy: Remedy) -> str | None:
