@@ -135,8 +135,8 @@ def repair_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--reconstruct_text",
         choices=REPAIR_TEXTS,
-        help="mixed: also refit on shuffled tokens, which generalises better to other text; calibration: use the "
-        "calibration windows only (default mixed)",
+        help="mixed: also refit on shuffled tokens where the text is short, which generalises better to other text; "
+        "calibration: use the calibration windows only (default mixed)",
     )
 
 

@@ -122,7 +122,7 @@ class LayerwiseRepair:
         self, model: Any, family: Family, plan: PruningPlan, windows: TokenWindows, settings: RepairSettings
     ) -> None:
         self.plan, self.settings, self.target = plan, settings, TARGETS[settings.target]
-        self.text = RepairWindows.of(windows.ids, settings.text)
+        self.text = RepairWindows.of(windows.ids, settings.text, plan.architecture)
         self.windows = self.text.shared_out()
         self.runner = LayerRunner(model, family, self.windows.ids, settings.batch_size)
         self.pruned = self.runner.embed(copies=2 if self.target.needs_dense else 1)

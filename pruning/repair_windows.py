@@ -1,7 +1,9 @@
 """The text of a repair: windows that are fitted, the same tokens shuffled, and windows that no refit sees.
 
-The dense model is the teacher, so any tokens make an example. Text ``mixed`` adds to the windows that are fitted twice
-as many with the same tokens in random order: inputs that the calibration text alone never shows, which other text may.
+The dense model is the teacher, so any tokens make an example. Text ``mixed`` adds to the windows that are fitted up to
+twice as many with the same tokens in random order: inputs that the calibration text alone never shows, which other text
+may. Text that is long enough shows them itself, and teaches more: shuffled windows fill up to ``ENOUGH_TOKENS``, or for
+wide modules to ``TOKENS_AN_INPUT`` for each of their inputs, and no further.
 """
 
 from dataclasses import dataclass
@@ -9,9 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from core import ranks
+from core.groups import Architecture
 
 CHECK_EVERY = 4
 SHUFFLES = 2
+# docs/calibration.md, How much text, says what these were chosen by.
+ENOUGH_TOKENS, TOKENS_AN_INPUT = 73_728, 48
 
 
 @dataclass(frozen=True)
@@ -23,11 +28,13 @@ class RepairWindows:
     num_shuffled: int
 
     @staticmethod
-    def of(ids: np.ndarray, text: str) -> "RepairWindows":
-        """ids: int64 (N, T), the calibration windows. text: ``mixed``, or ``calibration`` for nothing shuffled."""
+    def of(ids: np.ndarray, text: str, architecture: Architecture) -> "RepairWindows":
+        """ids: int64 (N, T), the calibration windows. text: ``mixed``, or ``calibration`` for nothing shuffled.
+        architecture: of the model whose modules are refitted."""
         check = check_windows(len(ids))
         fitted = ids[~check]
-        shuffled = shuffled_tokens(fitted) if text == "mixed" else fitted[:0]
+        wanted = shuffled_windows(len(fitted), fitted.shape[1], architecture) if text == "mixed" else 0
+        shuffled = shuffled_tokens(fitted)[:wanted] if wanted else fitted[:0]
         return RepairWindows(np.concatenate([fitted, shuffled, ids[check]]), len(fitted), len(shuffled))
 
     def shared_out(self) -> "RepairWindows":
@@ -44,6 +51,13 @@ class RepairWindows:
     def check(self) -> range:
         """Windows that decide how strongly, and whether at all."""
         return range(self.num_fitted + self.num_shuffled, len(self.ids))
+
+
+def shuffled_windows(fitted: int, seq_len: int, architecture: Architecture) -> int:
+    """How many windows of shuffled tokens go with so many that are fitted."""
+    widest = max(max(shape.intermediate_size, shape.num_heads * shape.head_dim) for shape in architecture.layers)
+    room = max(ENOUGH_TOKENS, TOKENS_AN_INPUT * widest) // seq_len - fitted
+    return min(SHUFFLES * fitted, max(0, room))
 
 
 def check_windows(num_windows: int) -> np.ndarray:

@@ -106,7 +106,7 @@ class BlockwiseRecovery:
         settings: BlockSettings,
     ) -> None:
         self.plan, self.settings = plan, settings
-        self.text = RepairWindows.of(windows.ids, settings.text)
+        self.text = RepairWindows.of(windows.ids, settings.text, plan.architecture)
         self.windows = self.text.shared_out()
         self.small, self.dense = (
             LayerRunner(model, family, self.windows.ids, settings.batch_size) for model in (small, dense)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from repairs import IDS, WINDOWS, family, plan_for, repaired
+from tables import architecture
 from tiny_models import build, plan_keeping, windows_of
 
 from core.errors import NumericalError, UsageError
@@ -19,7 +20,7 @@ from models.narrow import empty_narrow_model
 from pruning.refit import choose
 from pruning.repair import RepairSettings, repair, repaired_for_now
 from pruning.repair_report import OUTPUT, write_repair_report
-from pruning.repair_windows import check_windows, shuffled_tokens
+from pruning.repair_windows import check_windows, shuffled_tokens, shuffled_windows
 from pruning.streams import LayerRunner
 from pruning.surgery import operate
 
@@ -243,6 +244,24 @@ def test_shuffled_windows_hold_the_same_tokens_and_begin_alike() -> None:
     assert not np.array_equal(first, second)
     assert np.array_equal(mixed, shuffled_tokens(ids))
     assert np.array_equal(ids, np.arange(40).reshape(4, 10))
+
+
+@pytest.mark.parametrize(
+    ("fitted", "seq_len", "widest", "shuffled"),
+    [
+        (96, 256, 1536, 192),  # the default: twice as many
+        (48, 512, 1536, 96),
+        (192, 256, 1536, 96),  # up to 73,728 tokens in all
+        (144, 512, 1536, 0),
+        (384, 256, 1536, 0),
+        (144, 512, 14336, 288),  # 48 tokens for each input of a wide module
+        (1000, 512, 14336, 344),
+    ],
+)
+def test_shuffled_windows_fill_up_what_the_text_is_short_of(
+    fitted: int, seq_len: int, widest: int, shuffled: int
+) -> None:
+    assert shuffled_windows(fitted, seq_len, architecture((2, 8), (2, widest))) == shuffled
 
 
 def test_text_says_what_is_fitted_beside_the_windows(llama: Any) -> None:
