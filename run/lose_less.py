@@ -12,7 +12,7 @@ MORE_TOKENS = 4  # times those distilled on
 
 
 def ways_to_lose_less(session: Session, decision: Decision) -> tuple[Advice, ...]:
-    """In the order in which to try them: what costs nothing first, then training, then more of it.
+    """In the order in which to try them: what costs little first, then training, then more of it.
 
     docs/recovery.md and docs/benchmarks.md have what each of them gained.
     """

@@ -20,9 +20,9 @@ HIGHER_IS_BETTER = ("acc", "exact_match", "em", "f1", "mcc")
 @dataclass(frozen=True)
 class Cost:
     """results: the content of evaluation_results.json, both halves measured. home: the texts that calibrate.
-    texts: options that evaluate another run on the same texts, as a remedy. to_lose_less: what this run did not do,
-    what gains most first. refusal: why the program would refuse this
-    run with that remedy on it, None where it would not."""
+    texts: options that evaluate another run on the same texts, as a remedy. to_lose_less: what this run did not do, in
+    the order in which to try it. refusal: why the program would refuse this run with that remedy on it, None where it
+    would not."""
 
     results: Mapping[str, Any]
     home: Collection[str]
@@ -76,11 +76,13 @@ def loss_elsewhere(cost: Cost) -> Finding | None:
 
 
 def much_is_lost(cost: Cost) -> Finding | None:
-    """A tenth of perplexity or more: on text like the calibration's, else on whatever text loses most."""
-    found = {name: loss for name, loss in cost.losses.items() if math.expm1(loss) >= SUFFERS}
-    if not found:
+    """A tenth of perplexity or more on text like the calibration's; where that was not measured, on any text.
+
+    What is lost elsewhere alone is another finding's: to fit such a text even better makes it worse.
+    """
+    name, loss = max(cost.losses.items(), key=lambda item: (item[0] in cost.home, item[1]), default=("", 0.0))
+    if math.expm1(loss) < SUFFERS:
         return None
-    name, loss = max(found.items(), key=lambda item: (item[0] in cost.home, item[1]))
     description = f"The pruned model loses {loss:.3f} nats per token on {name} (perplexity {_rise(loss)})."
     for way in cost.to_lose_less:
         if way.remedy is not None and cost.refusal(way.remedy) is None:

@@ -87,13 +87,15 @@ def test_much_is_lost_from_a_tenth_of_perplexity_on_and_names_what_was_not_done(
         Advice("Try to train.", Remedy(recover="blocks,distill")),
         Advice("Try more.", Remedy(recover_tokens=2_000_000)),
     )
-    below, above = (results({"notes.txt": -0.01, "pydoc": loss}) for loss in (math.log(1.099), math.log(1.101)))
+    below, above = (results({"notes.txt": loss, "pydoc": 0.9}) for loss in (math.log(1.099), math.log(1.101)))
     assert "much_is_lost" not in [finding.issue for finding in cost_findings(Cost(below, ("notes.txt",)))]
     found = the("much_is_lost", Cost(above, ("notes.txt",), to_lose_less=ways))
-    assert found.description == "The pruned model loses 0.096 nats per token on pydoc (perplexity +10.1 %)."
+    assert found.description == "The pruned model loses 0.096 nats per token on notes.txt (perplexity +10.1 %)."
     assert found.flags == "--reconstruct least_squares"
-    at_home = results({"notes.txt": math.log(1.2), "pydoc": 0.9})
-    assert "nats per token on notes.txt" in the("much_is_lost", Cost(at_home, ("notes.txt",))).description
+    assert (
+        "0.900 nats per token on pydoc"
+        in the("much_is_lost", Cost(results({"pydoc": 0.9}), ("notes.txt",))).description
+    )
     assert found.recommendation.startswith("Try the repair, which was off. This is advice")
 
     def refusal(remedy: Remedy) -> str | None:
