@@ -1,15 +1,19 @@
 """``self``: text that the dense model writes. It needs no data set, no network and no licence, and is of every kind
 that the model knows, where a user's text is of one.
 
-A window is one row of tokens. It begins with the tokenizer's BOS where there is one, and each further token x is drawn
+A window is one row of tokens. It begins with the tokenizer's BOS, mostly (below), and each further token x is drawn
 from what the model expects, at temperature 1 and from the whole vocabulary:
 
     x = the first token with  Σ_{y ≤ x} p(y | tokens before)  >  u,    u uniform in [0, 1)
 
 The numbers u belong to the row, so neither the batch size nor how many rows are written changes a row by more than
-rounding. Where the model ends a text, the row goes on with the beginning of another: BOS, a usual first token where
-there is no BOS, or, for a model with a chat template, half of the time a short instruction in that template, which the
-model then answers. So the turns and end-of-text tokens occur that such a model meets in use.
+rounding. Where the model ends a text, the row goes on with the beginning of another: BOS, or, for a model with a chat
+template, half of the time a short instruction in that template, which the model then answers. So the turns and
+end-of-text tokens occur that such a model meets in use.
+
+A BOS that also begins turns in the template says nothing of other texts: what a model writes after it is prose like an
+answer's, never a program. Then, as where there is no BOS, texts begin with what stood between two texts in pretraining,
+and where the vocabulary has no such token, with a usual first one.
 """
 
 import re
@@ -36,8 +40,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CALIBRATING, EVALUATING, JUDGING, DISTILLING = PURPOSES = ("calibration", "evaluation", "judging", "distillation")
+BETWEEN_TEXTS = ("<|endoftext|>", "<|end_of_text|>")  # names of the token that pretraining puts between two texts
 USUAL_BEGINNINGS = 256  # capitalised words of the vocabulary that begin a text where there is no BOS
-ROWS_AT_ONCE, ROWS_ON_A_GPU = 64, 2048  # there a token of many rows takes hardly longer than one of a few
+ROWS_AT_ONCE, ROWS_ON_A_GPU = 192, 2048  # there a token of many rows takes hardly longer than one of a few
 CACHE_BYTES = 2**31  # keys and values of the first batch that is tried take at most this much
 PROBABILITY_BYTES = 26  # on a GPU, of every token of the vocabulary while one is drawn: logits, and three times float64
 SHARE_OF_GPU = 8  # or this part of what a GPU has beside the weights
@@ -105,11 +110,10 @@ class Beginnings(NamedTuple):
 def beginnings(tokenizer: "PreTrainedTokenizerBase", ends: int | Sequence[int] | None, vocab_rows: int) -> Beginnings:
     """ends: ids at which the model's generation settings stop, beside the tokenizer's. vocab_rows: of the embedding."""
     vocabulary = min(len(tokenizer), vocab_rows)
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    plain = ((int(bos),),) if bos is not None else _usual_first_tokens(tokenizer, vocabulary)
+    eos, turns = tokenizer.eos_token_id, _turns(tokenizer, vocabulary, INSTRUCTIONS)
     stops = [ends] if isinstance(ends, int) else [*(ends or ())]
     found = {int(end) for end in (*stops, eos) if end is not None and end < vocabulary}
-    return Beginnings(plain, _turns(tokenizer, vocabulary, INSTRUCTIONS), tuple(sorted(found)), vocabulary)
+    return Beginnings(_plain(tokenizer, vocabulary, turns), turns, tuple(sorted(found)), vocabulary)
 
 
 def answerable(tokenizer: "PreTrainedTokenizerBase", vocab_rows: int) -> tuple[tuple[int, ...], ...]:
@@ -232,6 +236,18 @@ def _first_rows(model: Any, seq_len: int) -> int:
     a_row += PROBABILITY_BYTES * config.vocab_size
     room -= sum(parameter.nbytes for parameter in model.parameters())
     return int(min(ROWS_ON_A_GPU, max(1, max(CACHE_BYTES, room // SHARE_OF_GPU) // a_row)))
+
+
+def _plain(
+    tokenizer: "PreTrainedTokenizerBase", vocabulary: int, turns: Sequence[Sequence[int]]
+) -> tuple[tuple[int, ...], ...]:
+    """How ordinary texts begin: a BOS that begins no turn, else what stands between texts, else a usual first token."""
+    bos = tokenizer.bos_token_id
+    if bos is not None and not any(bos in turn[1:] for turn in turns):
+        return ((int(bos),),)
+    special = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
+    between = tuple((number,) for token, number in special if token in BETWEEN_TEXTS and number < vocabulary)
+    return between or _usual_first_tokens(tokenizer, vocabulary)
 
 
 def _usual_first_tokens(tokenizer: "PreTrainedTokenizerBase", vocabulary: int) -> tuple[tuple[int, ...], ...]:

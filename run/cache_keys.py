@@ -32,7 +32,8 @@ OF_PERPLEXITY = ("core/as_found.py", "evaluation/perplexity.py")
 OF_DISTILLATION = ("models", "pruning")
 OF_SELF_TEXT = (
     "calibration/self_text.py",
-    *(f"core/{name}.py" for name in ("attending", "few_queries", "graphs", "one_at_a_time", "products", "sampling")),
+    *(f"core/{name}.py" for name in ("attending", "few_queries", "graphs", "one_at_a_time", "precision")),
+    *(f"core/{name}.py" for name in ("products", "sampling")),
 )
 
 
@@ -106,9 +107,10 @@ def perplexity_key(windows: TokenWindows) -> dict[str, Any]:
     }
 
 
-def self_text_key(begin: Beginnings, count: int, seq_len: int, seed: int, purpose: str) -> dict[str, Any]:
-    """Of text that the dense model writes."""
+def self_text_key(begin: Beginnings, count: int, seq_len: int, seed: int, purpose: str, halves: bool) -> dict[str, Any]:
+    """Of text that the dense model writes. halves: whether it is float32 and may write in bfloat16."""
     return {
+        "halves": halves,
         "purpose": purpose,
         "shape": (count, seq_len),
         "seed": seed,

@@ -24,6 +24,7 @@ from calibration.splits import CALIBRATION, EVALUATION
 from core.cache import Entry
 from core.files import write_text
 from core.names import SELF
+from core.precision import bfloat16_pays, in_bfloat16
 from core.say import note
 from core.windows import TokenWindows
 from models.loading import generation_config_of
@@ -117,7 +118,8 @@ def _written(session: "Session", requests: Sequence[Request]) -> Iterator[TokenW
         if request not in done:
             at_once = [later for later in requests[number:] if later.begin == request.begin]
             at_once = at_once if all_at_once(session.device) else [request]
-        key = self_text_key(request.begin, request.count, request.seq_len, request.seed, request.purpose)
+        halves = _writes_in_bfloat16(session)
+        key = self_text_key(request.begin, request.count, request.seq_len, request.seed, request.purpose, halves)
         ids = session.cache.recall(f"text for {request.purpose}", key, partial(_entry, session, at_once, request, done))
         split = EVALUATION if request.purpose == EVALUATING else CALIBRATION
         yield windows_of(ids.arrays["ids"].astype(np.int64), split, request.seed)
@@ -132,9 +134,15 @@ def _entry(session: "Session", at_once: Sequence[Request], request: Request, don
     """Of one of the requests; the others' rows are left in ``done``."""
     if request not in done:
         dense, size = session.dense(), session.batch_size
-        with session.stages("text for " + " and ".join(written.purpose for written in at_once)):
+        stage = session.stages("text for " + " and ".join(written.purpose for written in at_once))
+        with stage, in_bfloat16(dense, _writes_in_bfloat16(session)):
             done.update(zip(at_once, written_together(dense, at_once, size), strict=True))
     return Entry({"ids": done[request].astype(np.int32)}, {})
+
+
+def _writes_in_bfloat16(session: "Session") -> bool:
+    """Where the weights are stored so, and computed in float32 only because this is a CPU, which is slower at that."""
+    return bfloat16_pays(session.dtype, session.architecture.hidden_size, session.device, session.saved_dtype)
 
 
 def write_sample(path: Path, windows: TokenWindows, tokenizer: Any) -> Path:

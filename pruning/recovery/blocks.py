@@ -31,10 +31,10 @@ from core.errors import NumericalError, UsageError, reason_of
 from core.families import Family
 from core.kinds import TABLE
 from core.plan import PruningPlan
+from core.precision import half_of, name_of, pay_on_this_cpu, products_of
 from core.progress import tqdm
 from core.say import note
 from core.windows import TokenWindows
-from pruning.recovery.precision import half_of, name_of, pay_on_this_cpu, products_of
 from pruning.recovery.report import BlocksReport, RecoveredBlock
 from pruning.repair_targets import one_over_mean_square
 from pruning.repair_windows import RepairWindows

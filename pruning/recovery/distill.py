@@ -36,10 +36,10 @@ from core.batching import TOKENS_A_BATCH, is_out_of_memory
 from core.determinism import is_refusal, only_deterministic
 from core.errors import UsageError, reason_of
 from core.families import Family
+from core.precision import half_of, halves_pay, name_of, products_of
 from core.say import note
 from pruning.recovery.checkpoints import Checkpoints
 from pruning.recovery.kl import HeldOut, divergence, held_out
-from pruning.recovery.precision import half_of, halves_pay, name_of, products_of
 from pruning.recovery.report import DistilReport
 from pruning.recovery.trainer import (
     MOMENTS,

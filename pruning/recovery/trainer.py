@@ -24,13 +24,13 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from core import ranks
 from core.determinism import is_refusal
 from core.graphs import worth_capturing
+from core.precision import half_of, products_of
 from core.progress import tqdm
 from core.say import say
 from pruning.recovery import checkpoints
 from pruning.recovery.captured_step import CapturedStep, can_capture
 from pruning.recovery.checkpoints import Checkpoints
 from pruning.recovery.kl import divergence
-from pruning.recovery.precision import half_of, products_of
 
 TIMED_STEPS = 3  # after which the whole is told; the first is slower than the rest and does not count
 WEIGHTS = "model.safetensors"

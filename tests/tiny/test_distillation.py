@@ -130,7 +130,7 @@ def test_a_cpu_multiplies_bfloat16_where_it_can_and_float32_is_not_asked_for(
     instruction: str, stored: torch.dtype, wide: int, halves: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {instruction: True}, raising=False)
-    monkeypatch.setattr("pruning.recovery.precision.WIDE", wide)
+    monkeypatch.setattr("core.precision.WIDE", wide)
     model = build("llama")
     small = cut(model, plan_for(model))
     seen: dict[str, set[torch.dtype]] = {"student": set(), "teacher": set()}
@@ -149,7 +149,7 @@ def test_a_cpu_multiplies_bfloat16_where_it_can_and_float32_is_not_asked_for(
 def test_what_is_tried_again_multiplies_as_before(computed: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """accelerate wraps a model once, and leaves a mark on it."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
-    monkeypatch.setattr("pruning.recovery.precision.WIDE", 32)
+    monkeypatch.setattr("core.precision.WIDE", 32)
     loss, attempts = Distiller.compute_loss, []
 
     def short_of_memory_once(self: Any, model: Any, *given: Any, **how: Any) -> Any:

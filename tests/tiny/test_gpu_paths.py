@@ -196,7 +196,7 @@ def test_a_gpu_writes_many_rows_at_once_as_far_as_keys_and_values_have_room(
     heads, width = llama.config.num_key_value_heads, llama.config.head_dim
     assert 2 * 3 * heads * width * 100 * 4 == 76_800
     weights = sum(parameter.nbytes for parameter in llama.parameters())
-    assert self_text._first_rows(llama, 100) == 64
+    assert self_text._first_rows(llama, 100) == 192
     row = 76_800 + 26 * 97
     monkeypatch.setattr(self_text, "CACHE_BYTES", row)
     for capacity, rows in ((weights, 1), (weights + 8 * row * 3, 3), (10**12, 2048)):

@@ -116,7 +116,7 @@ def test_a_cpu_takes_gradients_in_bfloat16_where_that_pays_and_judges_in_float32
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
-    monkeypatch.setattr("pruning.recovery.precision.WIDE", 32)
+    monkeypatch.setattr("core.precision.WIDE", 32)
     model = build("llama")
     plan = plan_for(model)
     before, small = cut(model, plan), cut(model, plan)

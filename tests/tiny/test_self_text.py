@@ -22,6 +22,7 @@ from calibration.self_text import (
     written_windows,
 )
 from core.errors import NumericalError
+from core.precision import in_bfloat16
 from core.say import heard_notes
 from run import self_windows
 
@@ -94,6 +95,7 @@ def test_a_tokenizer_says_how_texts_begin() -> None:
     begin = beginnings(tokenizer, None, 97)
     assert set(begin.turns) == {(BOS, 4, 3)}
     assert begin.within(6) == begin
+    assert begin.plain == ((BOS,),)
     with heard_notes() as notes:
         assert begin.within(5) == begin._replace(turns=())
     assert "takes 3 tokens or more, over half of a window of 5" in notes[0]
@@ -109,6 +111,25 @@ def test_a_tokenizer_says_how_texts_begin() -> None:
     words = [english.decode(ids).strip() for ids in beginnings(english, None, 4096).plain]
     assert {"The", "A", "This"} <= set(words)
     assert all(word.istitle() for word in words)
+
+
+def test_a_bos_that_begins_turns_begins_no_other_text() -> None:
+    """Then what stood between two texts in pretraining does, or a usual first token."""
+    tokenizer = word_tokenizer()
+    template = "{% for m in messages %}<s> ba {{ m.role }} {% endfor %}{{ '<s>' if add_generation_prompt }}"
+    tokenizer.chat_template = template
+    usual = beginnings(tokenizer, None, 97)
+    assert set(usual.turns) == {(BOS, 4, 3, BOS)}
+    assert (BOS,) not in usual.plain
+    assert len(usual.plain) > 1
+    tokenizer.add_special_tokens({"pad_token": "<|endoftext|>"})
+    between = (tokenizer.pad_token_id,)
+    assert beginnings(tokenizer, None, 97).plain == (between,)
+    assert between not in beginnings(tokenizer, None, between[0]).plain  # the embedding has no row for it
+    tokenizer.chat_template = None
+    assert beginnings(tokenizer, None, 97).plain == ((BOS,),)
+    tokenizer.bos_token = None
+    assert beginnings(tokenizer, None, 97).plain == (between,)
 
 
 def test_logits_that_are_no_numbers_are_refused(llama: Any) -> None:
@@ -138,6 +159,42 @@ def test_a_run_on_a_mixture(workspace: Workspace, tmp_path: Path) -> None:
     card = (runs[0] / "model" / "README.md").read_text(encoding="utf-8")
     assert "windows: text that the dense model wrote itself" in card
     assert str(workspace.root) not in card
+
+
+@pytest.mark.parametrize(("wide", "written_in"), [(32, torch.bfloat16), (4096, torch.float32)])
+def test_a_model_stored_in_half_precision_writes_in_it_where_the_cpu_is_faster_so(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, wide: int, written_in: torch.dtype
+) -> None:
+    """Measured is in float32 all the same, with the weights that there were."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    monkeypatch.setattr("core.precision.WIDE", wide)
+    session = gp.open(str(workspace.model), dataset="self", num_samples=3, seq_len=16, device="cpu", cache_dir=None)
+    before = {name: values.clone() for name, values in session.model.state_dict().items()}
+    seen: list[torch.dtype] = []
+    session.model.lm_head.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
+    session.score("magnitude")
+    session._inner.write_windows()
+    assert seen[0] == written_in
+    after = session.model.state_dict()
+    assert all(
+        torch.equal(after[name], values) and after[name].dtype == values.dtype for name, values in before.items()
+    )
+
+
+def test_weights_of_more_digits_than_half_precision_has_stay_as_they_are(llama: Any) -> None:
+    with in_bfloat16(llama, True):
+        assert llama.dtype == torch.float32
+    for values in llama.parameters():
+        values.data = values.data.bfloat16().float()
+    with in_bfloat16(llama, False):
+        assert llama.dtype == torch.float32
+    llama.lm_head.weight[5] = torch.nan
+    with in_bfloat16(llama, True):
+        assert llama.dtype == torch.float32
+    llama.lm_head.weight[5] = 0.5
+    with in_bfloat16(llama, True):
+        assert {values.dtype for values in llama.parameters()} == {torch.bfloat16}
+    assert {values.dtype for values in llama.parameters()} == {torch.float32}
 
 
 def test_evaluation_on_what_the_model_writes_does_not_depend_on_the_seed(workspace: Workspace) -> None:
